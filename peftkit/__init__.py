@@ -1,0 +1,51 @@
+"""Parameter-efficient tuning for people with one small GPU.
+
+The public surface, and nothing else. Names are imported when they are first used, so that ``import peftkit`` is quick.
+"""
+
+import importlib
+import logging
+from typing import Any
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "AdaLoraConfig": "peft",
+    "LoraConfig": "peft",
+    "attach": "peftkit.adapter",
+    "detach": "peftkit.adapter",
+    "load": "peftkit.adapter",
+    "load_backbone": "peftkit.backbone",
+    "load_tokenizer": "peftkit.backbone",
+    "merge": "peftkit.merging",
+    "record": "peftkit.recording",
+    "save": "peftkit.adapter",
+}
+
+__all__ = [  # noqa: F822  (resolved by __getattr__; a test compares it with _HOME)
+    "AdaLoraConfig",
+    "LoraConfig",
+    "attach",
+    "detach",
+    "load",
+    "load_backbone",
+    "load_tokenizer",
+    "merge",
+    "record",
+    "save",
+]
+
+# bitsandbytes warns at import that an optional package is missing; peftkit does not use that package.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'peftkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,186 @@
+"""Files and adapter directories: checked before they are read, written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from peftkit.errors import AdapterFileError, NonFiniteError, PeftkitError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_JSON_LIMIT_BYTES = 16 * 2**20
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_umask = os.umask(0)
+os.umask(_umask)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_file(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:
+    """Read one JSON object; `error` names the path where it is missing, too large, cut, or has a key twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+        return dict(pairs)
+
+    try:
+        if path.stat().st_size > _JSON_LIMIT_BYTES:
+            raise ValueError(f"it is larger than {_JSON_LIMIT_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"cannot read {path}: {problem}") from problem
+    return value
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `path` when the block ends without an error.
+
+    Files that stand in `path` already and that the block does not write are carried over. A crash leaves the old directory
+    or the new one; between the two renames of a replacement, `recover` finds the old one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
+    stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield stage
+        for entry in path.iterdir() if path.exists() else ():
+            if not (stage / entry.name).exists():
+                copy = shutil.copytree if entry.is_dir() else shutil.copy2
+                copy(entry, stage / entry.name)
+        for file in stage.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask)
+        stage.chmod(0o777 & ~_umask)
+        sync_directory(stage)
+        if path.exists():
+            path.rename(_aside(path))
+        stage.rename(path)
+        shutil.rmtree(_aside(path), ignore_errors=True)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Put back a directory that a crash left set aside in the middle of a replacement."""
+    if _aside(path).exists():
+        if path.exists():
+            shutil.rmtree(_aside(path))
+        else:
+            _aside(path).rename(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names, dtypes, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, with a digest of its contents in the header.
+
+    Raises:
+        NonFiniteError: a tensor holds a NaN or an infinity. Nothing is written.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{name} holds values that are not finite; {path} is not written")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(path, serialize(plain, {"format": "pt", "sha256": digest(plain), **(metadata or {})}))
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Return metadata and shapes of a safetensors file without reading a weight.
+
+    Raises:
+        AdapterFileError: the file is missing, cut or not safetensors, or a tensor is not a float.
+    """
+    if not path.is_file():
+        raise AdapterFileError(f"{path} is missing; an adapter directory holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            kinds = {name: piece.get_dtype() for name, piece in slices.items()}
+            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as problem:
+        raise AdapterFileError(f"{path} is damaged: {problem}") from problem
+    for name, kind in kinds.items():
+        if kind not in ("F32", "BF16", "F16"):
+            raise AdapterFileError(f"{path}: {name} is stored as {kind}; adapter weights are F32, BF16 or F16")
+    return metadata, shapes
+
+
+def read_tensors(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Tensor]:
+    """Read a safetensors file and check it against the digest in its header, if it has one.
+
+    Raises:
+        AdapterFileError: (or `error`) the file is damaged.
+        NonFiniteError: a tensor holds a NaN or an infinity.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as problem:
+        raise error(f"{path} is damaged: {problem}") from problem
+    if expected is not None and digest(tensors) != expected:
+        raise error(f"{path} is damaged: its contents do not have the digest that its header names")
+    for name, tensor in tensors.items():
+        if tensor.dtype in _FLOATS and not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{path}: {name} holds values that are not finite")
+    return tensors

@@ -1,0 +1,155 @@
+"""Fold an adapter into the weights and return a plain 16- or 32-bit transformers model."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from peftkit.errors import ConfigError, NonFiniteError
+from peftkit.quantization import dequantized_weight, quantization_of
+from peftkit.recording import note
+
+
+def merge(
+    model: PeftModel, dtype: torch.dtype = torch.bfloat16, *, probe: Mapping[str, Tensor] | None = None
+) -> PreTrainedModel:
+    """Return a new, plain transformers model that computes what the adapted model computes; `model` stays as it is.
+
+    Each adapted weight is dequantised, gets its update in float32 and is rounded once, to `dtype`: W' = W + (alpha / r) B A
+    for LoRA (arXiv:2106.09685, section 4.1), and what PEFT defines for its variants. Nothing is ever merged into a 4- or
+    8-bit weight, which would erase most of a small update.
+
+    ``record(merged)["merge"]`` holds the largest absolute difference between the two models' outputs on the probe batch
+    ("largest_logit_difference"), and the largest absolute output beside it.
+
+    Args:
+        model: What `attach` or `load` returned, with one active LoRA adapter.
+        dtype: torch.bfloat16, torch.float16 or torch.float32.
+        probe: Keyword arguments of one forward call, each of shape (batch, ...); by default 2 x 16 tokens drawn at random.
+
+    Raises:
+        ConfigError: the model has no adapter that can be merged, or `dtype` is another.
+        NonFiniteError: a merged weight is NaN or infinite.
+    """
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
+    if not isinstance(model, PeftModel) or not isinstance(model.peft_config.get(model.active_adapter), LoraConfig):
+        raise ConfigError(f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has")
+    backbone: PreTrainedModel = model.get_base_model()
+    config = copy.deepcopy(backbone.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = dtype
+    with init_empty_weights(include_buffers=False):
+        merged: PreTrainedModel = type(backbone)(config)
+    with torch.no_grad():
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in _merged_parameters(backbone, model.peft_config[model.active_adapter], model.active_adapter)
+        }
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
+    merged.load_state_dict(state, strict=False, assign=True)
+    merged.tie_weights()
+    merged.generation_config = copy.deepcopy(backbone.generation_config)
+    _copy_buffers(backbone, merged, dtype)
+    missing = [name for name, parameter in merged.named_parameters() if parameter.is_meta]
+    assert not missing, f"no weight for {missing[:3]}"
+    merged.requires_grad_(False)
+    merged.eval()
+    note(merged, "merge", {"dtype": str(dtype), **_largest_difference(model, merged, probe)})
+    return merged
+
+
+def _merged_parameters(module: nn.Module, config: LoraConfig, adapter: str, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield names and values of the parameters of the plain model: dequantised, merged, trained heads in their places."""
+    if isinstance(module, ParamWrapper):
+        raise ConfigError(f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet")
+    if isinstance(module, BaseTunerLayer):
+        layer: nn.Module = module.get_base_layer()
+        if adapter in getattr(module, "lora_A", {}) or adapter in getattr(module, "lora_embedding_A", {}):
+            layer = _merged_layer(module, config, adapter)
+        module = layer
+    if isinstance(module, ModulesToSaveWrapper):
+        module = module.modules_to_save[adapter] if adapter in module.modules_to_save else module.original_module
+    if quantization_of(module) is not None:
+        yield f"{prefix}weight", dequantized_weight(module)
+    for name, tensor in module.named_parameters(recurse=False):
+        if not (name == "weight" and quantization_of(module) is not None):
+            yield prefix + name, tensor.detach()
+    for name, child in module.named_children():
+        yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
+
+
+def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Module:
+    """Merge one layer in float32: its adapter is put on a float copy of its base, where PEFT merges it, variants and all."""
+    alone = nn.Module()
+    alone.layer = _float_copy(layer.get_base_layer())
+    single = copy.deepcopy(config)
+    single.target_modules, single.modules_to_save, single.target_parameters = ["layer"], None, None
+    single.layers_to_transform = single.layer_replication = single.exclude_modules = None
+    single.rank_pattern, single.alpha_pattern = {}, {}
+    single.r, single.lora_alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    single.init_lora_weights = True
+    single.lora_dropout, single.task_type, single.inference_mode = 0.0, None, True
+    wrapped = get_peft_model(alone, single, adapter_name=adapter)
+    copied: nn.Module = alone.layer
+    for key in layer.adapter_layer_names:
+        weights = {name: value.float() for name, value in getattr(layer, key).state_dict().items()}
+        getattr(copied, key).load_state_dict(weights)
+    merged: nn.Module = wrapped.merge_and_unload(safe_merge=True).layer
+    return merged
+
+
+def _float_copy(base: nn.Module) -> nn.Module:
+    """Return a float32 copy of a layer: a dequantised ``nn.Linear`` for a quantised one."""
+    if quantization_of(base) is None:
+        return copy.deepcopy(base).float()
+    weight = dequantized_weight(base).float()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if isinstance(base.bias, Tensor):
+        linear.bias = nn.Parameter(base.bias.detach().float(), requires_grad=False)
+    return linear
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module, dtype: torch.dtype) -> None:
+    buffers = dict(target.named_buffers())
+    for name, buffer in source.named_buffers():
+        if name in buffers:
+            buffers[name].copy_(buffer)
+    device = next(source.parameters()).device
+    target.to(device)
+
+
+def _largest_difference(
+    adapted: PeftModel, merged: PreTrainedModel, probe: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    if probe is None:
+        if merged.main_input_name != "input_ids":
+            return {"largest_logit_difference": None, "why": "no probe batch was given for a model that does not read tokens"}
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(merged.config.get_text_config().vocab_size, (2, 16), generator=generator)
+        probe = {"input_ids": ids}
+        if merged.config.is_encoder_decoder:
+            probe["decoder_input_ids"] = ids
+    on_device = {name: value.to(merged.device) for name, value in probe.items()}
+    training = adapted.training
+    with torch.no_grad():
+        expected = adapted.eval()(**on_device).logits.float()
+        found = merged(**on_device).logits.float()
+    adapted.train(training)
+    return {
+        "largest_logit_difference": float((expected - found).abs().max()),
+        "largest_logit": float(expected.abs().max()),
+    }

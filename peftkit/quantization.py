@@ -1,0 +1,77 @@
+"""Quantised layers: what they are, how their weight is read, and how it keeps its layout. The one file that knows bitsandbytes."""
+
+from typing import Literal
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpack_for_cpu
+from bitsandbytes.functional import dequantize_4bit
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+Quantization = Literal["int8", "nf4", "fp4"]
+
+
+def quantization_of(module: nn.Module) -> Quantization | None:
+    """Return how the weight of this one layer is stored, or None for a layer that is not quantised."""
+    if isinstance(module, bnb.nn.Linear4bit):
+        kind: Quantization = module.weight.quant_type
+        return kind
+    return "int8" if isinstance(module, bnb.nn.Linear8bitLt) else None
+
+
+def model_quantization(model: nn.Module) -> Quantization | None:
+    """Return the quantisation of the first quantised layer of `model`, or None where there is none."""
+    return next((kind for kind in map(quantization_of, model.modules()) if kind), None)
+
+
+def bitsandbytes_config(kind: Quantization, dtype: torch.dtype, double: bool) -> BitsAndBytesConfig:
+    """Return the transformers config that stores linear layers as `kind` and computes in `dtype`."""
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Keep 4-bit weights in the layout that has a backward pass.
+
+    On CPUs with AVX512-BF16, the first evaluation forward of a ``Linear4bit`` re-packs its weight for an inference kernel
+    that has no backward: later training steps lose the gradient that flows through the layer, and merging reads garbage
+    (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward). This switches the re-packing off, and unpacks weights that an
+    earlier evaluation has re-packed already. Re-packing rounds the block scales to bfloat16; an unpacked weight keeps the
+    rounded scales, so that the layer computes what it computed before.
+    """
+    for module in model.modules():
+        if not isinstance(module, bnb.nn.Linear4bit):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        state = getattr(module.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            scales = state.absmax.T.reshape(-1).float()
+            state.original_nested = False  # the scales stay as they are: quantising them a second time would lose more
+            module.weight.data, state = unpack_for_cpu(module.weight.data, state)
+            state.absmax = scales
+            module.weight.quant_state = state
+
+
+def dequantized_weight(module: nn.Module) -> Tensor:
+    """Return the weight, shape (out, in), that a linear layer computes with, in 16 or 32 bits.
+
+    4-bit weights come in the layer's compute dtype, int8 weights in float32: the values that the forward pass uses.
+    """
+    weight = module.weight
+    if isinstance(module, bnb.nn.Linear4bit):
+        dequantized: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return dequantized
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        codes = module.state.CB if module.state.CB is not None else weight.data
+        scales = module.state.SCB if module.state.SCB is not None else weight.SCB
+        return codes.float() * (scales.float().unsqueeze(1) / 127.0)
+    assert isinstance(weight, Tensor)
+    return weight.data
