@@ -35,8 +35,10 @@ __all__ = [  # noqa: F822  (resolved by __getattr__; a test compares it with _HO
     "save",
 ]
 
-# bitsandbytes warns at import that an optional package is missing; peftkit does not use that package.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# bitsandbytes warns at import that an optional package is missing, which peftkit does not use, and at every int8 layer of
+# every forward pass that bfloat16 inputs are quantised by way of float16.
+for _noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,9 @@ def _attach(model: PreTrainedModel, config: PeftConfig, name: str, *, on_meta: b
         _train_saved_modules_in_float32(adapted)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, NotImplementedError) as problem:
         snapshot.restore()
-        raise TargetError(f"{type(config).__name__} cannot be attached to {type(model).__name__}: {problem}") from problem
+        raise TargetError(
+            f"{type(config).__name__} cannot be attached to {type(model).__name__}: {problem}"
+        ) from problem
     except BaseException:
         snapshot.restore()
         raise
@@ -86,9 +88,13 @@ def detach(model: PeftModel) -> PreTrainedModel:
     """
     snapshot = vars(model).get(_SNAPSHOT)
     if snapshot is None:
-        raise ConfigError("peftkit did not attach an adapter to this model; an adapter of PEFT's own goes with model.unload()")
+        raise ConfigError(
+            "peftkit did not attach an adapter to this model; an adapter of PEFT's own goes with model.unload()"
+        )
     if any(isinstance(module, BaseTunerLayer) and getattr(module, "merged", False) for module in model.modules()):
-        raise ConfigError("the adapter is merged into the weights; call model.unmerge_adapter() before peftkit.detach(model)")
+        raise ConfigError(
+            "the adapter is merged into the weights; call model.unmerge_adapter() before peftkit.detach(model)"
+        )
     snapshot.restore()
     backbone: PreTrainedModel = snapshot.model
     return backbone

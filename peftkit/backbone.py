@@ -22,7 +22,12 @@ from peftkit.recording import note
 logger = logging.getLogger(__name__)
 
 Task = Literal[
-    "causal-lm", "seq2seq-lm", "sequence-classification", "token-classification", "image-classification", "speech-seq2seq"
+    "causal-lm",
+    "seq2seq-lm",
+    "sequence-classification",
+    "token-classification",
+    "image-classification",
+    "speech-seq2seq",
 ]
 _AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -161,7 +166,9 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
         return str(path)
     is_path = isinstance(source, Path) or text.startswith((".", "/", "~", _PACKAGE)) or text.count("/") > 1
     if is_path:
-        raise BackboneError(f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file")
+        raise BackboneError(
+            f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file"
+        )
     return text
 
 

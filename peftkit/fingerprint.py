@@ -37,7 +37,9 @@ def check(metadata: str, model: nn.Module, path: Path) -> None:
     here = of(model)
     for key in _WIDTHS:
         if saved.get(key) != here[key]:
-            raise BaseMismatchError(f"{path} was trained on a backbone with {key} {saved.get(key)}; this one has {here[key]}")
+            raise BaseMismatchError(
+                f"{path} was trained on a backbone with {key} {saved.get(key)}; this one has {here[key]}"
+            )
     pairs = list(zip(saved["samples"], here["samples"], strict=True))
     scale = max((abs(a) for a, _ in pairs), default=0.0)
     if any(not math.isclose(a, b, rel_tol=_RELATIVE_TOLERANCE, abs_tol=_RELATIVE_TOLERANCE * scale) for a, b in pairs):

@@ -43,7 +43,9 @@ def merge(
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
     if not isinstance(model, PeftModel) or not isinstance(model.peft_config.get(model.active_adapter), LoraConfig):
-        raise ConfigError(f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has")
+        raise ConfigError(
+            f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has"
+        )
     backbone: PreTrainedModel = model.get_base_model()
     config = copy.deepcopy(backbone.config)
     if hasattr(config, "quantization_config"):
@@ -54,7 +56,9 @@ def merge(
     with torch.no_grad():
         state = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in _merged_parameters(backbone, model.peft_config[model.active_adapter], model.active_adapter)
+            for name, tensor in _merged_parameters(
+                backbone, model.peft_config[model.active_adapter], model.active_adapter
+            )
         }
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -62,7 +66,7 @@ def merge(
     merged.load_state_dict(state, strict=False, assign=True)
     merged.tie_weights()
     merged.generation_config = copy.deepcopy(backbone.generation_config)
-    _copy_buffers(backbone, merged, dtype)
+    _copy_buffers(backbone, merged)
     missing = [name for name, parameter in merged.named_parameters() if parameter.is_meta]
     assert not missing, f"no weight for {missing[:3]}"
     merged.requires_grad_(False)
@@ -71,7 +75,9 @@ def merge(
     return merged
 
 
-def _merged_parameters(module: nn.Module, config: LoraConfig, adapter: str, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _merged_parameters(
+    module: nn.Module, config: LoraConfig, adapter: str, prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
     """Yield names and values of the parameters of the plain model: dequantised, merged, trained heads in their places."""
     if isinstance(module, ParamWrapper):
         raise ConfigError(f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet")
@@ -102,6 +108,7 @@ def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Modu
     single.r, single.lora_alpha = layer.r[adapter], layer.lora_alpha[adapter]
     single.init_lora_weights = True
     single.lora_dropout, single.task_type, single.inference_mode = 0.0, None, True
+    single.base_model_name_or_path = None
     wrapped = get_peft_model(alone, single, adapter_name=adapter)
     copied: nn.Module = alone.layer
     for key in layer.adapter_layer_names:
@@ -123,13 +130,13 @@ def _float_copy(base: nn.Module) -> nn.Module:
     return linear
 
 
-def _copy_buffers(source: nn.Module, target: nn.Module, dtype: torch.dtype) -> None:
-    buffers = dict(target.named_buffers())
-    for name, buffer in source.named_buffers():
-        if name in buffers:
-            buffers[name].copy_(buffer)
-    device = next(source.parameters()).device
-    target.to(device)
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Copy what is neither weight nor config, such as rotary frequencies that were stretched after loading."""
+    target.to(next(source.parameters()).device)
+    values = dict(source.named_buffers())
+    for name, buffer in target.named_buffers():
+        if name in values:
+            buffer.copy_(values[name])
 
 
 def _largest_difference(
@@ -137,7 +144,10 @@ def _largest_difference(
 ) -> dict[str, Any]:
     if probe is None:
         if merged.main_input_name != "input_ids":
-            return {"largest_logit_difference": None, "why": "no probe batch was given for a model that does not read tokens"}
+            return {
+                "largest_logit_difference": None,
+                "why": "no probe batch was given for a model that does not read tokens",
+            }
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(merged.config.get_text_config().vocab_size, (2, 16), generator=generator)
         probe = {"input_ids": ids}

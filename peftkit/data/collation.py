@@ -1,0 +1,35 @@
+"""Put examples of unequal length into one batch."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from peftkit.data.rendering import IGNORED, Example
+
+
+@dataclasses.dataclass(frozen=True)
+class PadRight:
+    """Pad a batch at the right, to a multiple of `multiple` tokens.
+
+    The attention mask tells what is padding, never the padding token, which may be the end-of-sequence token.
+
+    Shapes: ``input_ids``, ``attention_mask``, ``labels``: (batch, longest example).
+    """
+
+    pad_token_id: int
+    multiple: int = 8
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        longest = max(len(example.input_ids) for example in examples)
+        width = -(-longest // self.multiple) * self.multiple
+
+        def padded(values: list[int], filler: int) -> list[int]:
+            return values + [filler] * (width - len(values))
+
+        return {
+            "input_ids": torch.tensor([padded(example.input_ids, self.pad_token_id) for example in examples]),
+            "attention_mask": torch.tensor([padded([1] * len(example.input_ids), 0) for example in examples]),
+            "labels": torch.tensor([padded(example.labels, IGNORED) for example in examples]),
+        }

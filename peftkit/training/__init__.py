@@ -1,0 +1,1 @@
+"""The training loop on Accelerate, its checkpoints, its metrics and its report."""

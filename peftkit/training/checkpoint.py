@@ -1,0 +1,196 @@
+"""Resumable checkpoints: a new directory each, which exists once its manifest does. Tensors in safetensors, the rest JSON."""
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from peftkit.adapter import save
+from peftkit.errors import CheckpointError
+from peftkit.files import read_json, read_tensors, write_json, write_tensors
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass
+class Trained:
+    """Everything that a step changes."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step-000120/`` with weights, optimiser, schedule, random states and progress.
+
+    ``adapter/`` in each is a PEFT directory. A directory without a manifest, or with a file that its manifest does not
+    describe, does not count.
+    """
+
+    def __init__(self, directory: Path, accelerator: Accelerator) -> None:
+        self._directory = directory
+        self._accelerator = accelerator
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of a step is, or would be."""
+        return self._directory / f"step-{step:06d}"
+
+    def save(self, step: int, trained: Trained, progress: dict[str, Any]) -> None:
+        """Write the checkpoint of a step; every process takes part, and the first writes the manifest, last."""
+        path = self.path(step)
+        main, rank = self._accelerator.is_main_process, self._accelerator.process_index
+        if main:
+            shutil.rmtree(path, ignore_errors=True)  # what a killed run left half-written
+            path.mkdir(parents=True)
+        self._accelerator.wait_for_everyone()
+        tensors, scalars = _random_state()
+        write_tensors(path / f"random-{rank}.safetensors", tensors)
+        write_json(path / f"random-{rank}.json", scalars)
+        if main:
+            write_tensors(path / "trainable.safetensors", trained.parameters())
+            moments, rest = _flat_optimizer(trained.optimizer)
+            write_tensors(path / "optimizer.safetensors", moments)
+            scaler = self._accelerator.scaler
+            state = {
+                "step": step,
+                "progress": progress,
+                "processes": self._accelerator.num_processes,
+                "optimizer": rest,
+                "scheduler": {k: v for k, v in trained.scheduler.state_dict().items() if k != "lr_lambdas"},
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            write_json(path / "state.json", state)
+            if isinstance(trained.model, PeftModel):
+                save(trained.model, path / "adapter")
+        self._accelerator.wait_for_everyone()
+        if main:
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            write_json(path / _MANIFEST, {str(file.relative_to(path)): _sha256(file) for file in files})
+        self._accelerator.wait_for_everyone()
+
+    def latest(self) -> Path | None:
+        """Return the newest whole checkpoint, or None."""
+        found = sorted(self._directory.glob("step-*"), reverse=True)
+        return next((path for path in found if _is_whole(path)), None)
+
+    def keep(self, steps: set[int]) -> None:
+        """Delete all checkpoints but those of `steps`, once the newest of these is known to be whole."""
+        if self._accelerator.is_main_process and _is_whole(self.path(max(steps))):
+            for path in self._directory.glob("step-*"):
+                if path not in {self.path(step) for step in steps}:
+                    shutil.rmtree(path)
+
+    def restore(self, path: Path, trained: Trained) -> dict[str, Any]:
+        """Put a checkpoint's state back, and return the progress that was saved with it.
+
+        Raises:
+            CheckpointError: it is not whole, or belongs to another model or number of processes.
+        """
+        if not _is_whole(path):
+            raise CheckpointError(
+                f"{path} is not a whole checkpoint: its manifest is missing or does not describe its files"
+            )
+        state = read_json(path / "state.json", CheckpointError)
+        if state["processes"] != self._accelerator.num_processes:
+            raise CheckpointError(
+                f"{path} was written by {state['processes']} process(es), this run has {self._accelerator.num_processes}: "
+                "start as many, or use another run_dir"
+            )
+        self.restore_weights(path, trained.model)
+        moments = read_tensors(path / "optimizer.safetensors", CheckpointError)
+        trained.optimizer.load_state_dict(_nested_optimizer(moments, state["optimizer"]))
+        trained.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        rank = self._accelerator.process_index
+        _set_random_state(
+            read_tensors(path / f"random-{rank}.safetensors", CheckpointError),
+            read_json(path / f"random-{rank}.json", CheckpointError),
+        )
+        progress: dict[str, Any] = state["progress"]
+        return progress
+
+    def restore_weights(self, path: Path, model: nn.Module) -> None:
+        """Put back the trained weights alone.
+
+        Raises:
+            CheckpointError: they are not those that `model` trains.
+        """
+        saved = read_tensors(path / "trainable.safetensors", CheckpointError)
+        here = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        differing = sorted(saved.keys() ^ here.keys())
+        differing += [name for name in saved.keys() & here.keys() if saved[name].shape != here[name].shape]
+        if differing:
+            raise CheckpointError(
+                f"{path} holds {len(saved)} trained weights, this model has {len(here)}; they differ in {differing[0]}"
+            )
+        with torch.no_grad():
+            for name, parameter in here.items():
+                parameter.copy_(saved[name])
+
+
+def _is_whole(path: Path) -> bool:
+    with contextlib.suppress(CheckpointError, OSError):
+        manifest = read_json(path / _MANIFEST, CheckpointError)
+        return all(_sha256(path / name) == digest for name, digest in manifest.items())
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flat_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate an optimiser's state into tensors, named "parameter.key", and plain values."""
+    state = optimizer.state_dict()
+    entries = {f"{number}.{key}": value for number, each in state["state"].items() for key, value in each.items()}
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
+    return tensors, {"values": plain, "param_groups": json.loads(json.dumps(state["param_groups"]))}
+
+
+def _nested_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **rest["values"]}.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = value
+    return {"state": state, "param_groups": rest["param_groups"]}
+
+
+def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the states of all generators that a step may draw from, on this process."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002  (the legacy generator is the one that libraries draw from)
+    numpy_state = [name, [int(key) for key in keys], *(float(value) for value in rest)]  # type: ignore[arg-type]
+    return tensors, {"python": [version, list(numbers), gauss], "numpy": numpy_state}
+
+
+def _set_random_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    version, numbers, gauss = scalars["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = scalars["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached))  # noqa: NPY002

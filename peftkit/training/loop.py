@@ -1,0 +1,329 @@
+"""The training loop: any model with trained parameters, on any number of processes, through Accelerate's public API."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
+from peftkit.training.checkpoint import Checkpoints, Trained
+from peftkit.training.interruption import Interruption
+from peftkit.training.metrics import MetricsLog, ProgressLine
+from peftkit.training.objective import IGNORED, Batch, CausalLanguageModel, Objective
+from peftkit.training.order import Order
+from peftkit.training.settings import TrainSettings
+
+_SKIPPED_STEPS_LIMIT = 20  # float16 scales its loss down after an overflow; so many in a row are not an overflow
+
+
+class Example(Protocol):
+    """What the loop asks of an example: its tokens, to know its length."""
+
+    input_ids: list[int]
+
+
+@dataclasses.dataclass
+class Hooks:
+    """Where a method or a task joins the loop.
+
+    `after_step(step, total_steps)` runs after the optimiser's step, while the gradients are still there (AdaLoRA's budget).
+    `evaluate()` returns further metrics for each evaluation, on every process.
+    """
+
+    after_step: Callable[[int, int], None] | None = None
+    evaluate: Callable[[], dict[str, float]] | None = None
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run ended: at which step of how many, where its best evaluation was, and the signal that stopped it, if one did."""
+
+    step: int
+    total_steps: int
+    best_step: int | None
+    best_loss: float | None
+    interrupted: int | None
+    checkpoint: Path
+
+
+@dataclasses.dataclass
+class _Progress:
+    step: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+def fit(
+    model: nn.Module,
+    examples: Sequence[Any],
+    collate: Callable[[Sequence[Any]], Batch],
+    settings: TrainSettings,
+    run_dir: Path,
+    accelerator: Accelerator,
+    *,
+    evaluation: Sequence[Any] = (),
+    objective: Objective | None = None,
+    hooks: Hooks | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Train the parameters of `model` that require a gradient; go on from the newest checkpoint in `run_dir` if there is one.
+
+    Each step minimises the mean loss over all supervised items of all its micro-batches on all processes, so how a batch
+    is cut does not matter. A loss or gradient that is not finite ends the run before it reaches a weight.
+
+    Args:
+        model: A model from `attach`, or any module; it is trained in place.
+        examples: The training examples; each has ``input_ids``.
+        collate: Makes a batch of tensors from a list of examples.
+        settings: How to train.
+        run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
+        accelerator: From `accelerator_for`, or one's own.
+        evaluation: Held-out examples.
+        objective: The loss; None is next-token cross-entropy.
+        hooks: Where a method or a task joins.
+        seed: Seed of the order of the examples.
+
+    Raises:
+        ConfigError: nothing can be trained, or an evaluation is asked for without examples.
+        CheckpointError: the checkpoint to go on from is damaged or belongs to another run.
+        NonFiniteError: a loss or gradient is not finite.
+    """
+    return _Run(model, examples, collate, settings, run_dir, accelerator, evaluation, objective, hooks, seed).train()
+
+
+def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
+    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
+    precision = auto if settings.precision == "auto" else settings.precision
+    return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Sequence[Any],
+    collate: Callable[[Sequence[Any]], Batch],
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 8,
+    objective: Objective | None = None,
+) -> dict[str, float]:
+    """Return loss per supervised item (nats) and perplexity over all examples, exact whatever the batch size.
+
+    Memory does not grow with the number of examples. The model is left in the mode in which it came.
+    """
+    objective = objective or CausalLanguageModel()
+    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
+    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), accelerator.autocast():
+        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
+            batch = _to(accelerator.device, collate([examples[i] for i in numbers]))
+            totals += torch.stack(
+                [objective.loss(model, batch).double(), torch.tensor(float(objective.count(batch))).to(totals)]
+            )
+    model.train(training)
+    loss, count = accelerator.reduce(totals).tolist()
+    return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 700.0))}
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Sequence[Any],
+        collate: Callable[[Sequence[Any]], Batch],
+        settings: TrainSettings,
+        run_dir: Path,
+        accelerator: Accelerator,
+        evaluation: Sequence[Any],
+        objective: Objective | None,
+        hooks: Hooks | None,
+        seed: int,
+    ) -> None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(
+                "the model has no parameter that requires a gradient; peftkit.attach gives it an adapter to train"
+            )
+        if not examples or (settings.evaluate_every is not None and not evaluation):
+            raise ConfigError(
+                "train.evaluate_every needs held-out rows: set data.evaluation" if examples else "there are no examples"
+            )
+        self.model, self.examples, self.collate, self.settings = model, examples, collate, settings
+        self.accelerator, self.evaluation = accelerator, evaluation
+        self.objective, self.hooks = objective or CausalLanguageModel(), hooks or Hooks()
+        lengths = [len(example.input_ids) for example in examples]
+        processes = accelerator.num_processes
+        self.order = Order(lengths, settings.batch_size, settings.accumulate, processes, seed, settings.group_by_length)
+        per_epoch = self.order.steps_per_epoch
+        wanted = max(1, round(settings.epochs * per_epoch))
+        self.total_steps = min(wanted, settings.max_steps or wanted)
+        self.evaluation_interval = self._interval(settings.evaluate_every)
+        self.save_interval = self._interval(settings.save_every)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.to(accelerator.device)
+        optimizer = _optimizer(model, settings)
+        self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
+        # The loop does its own autocast; Accelerate's, on the model's forward, would cast all logits to float32.
+        accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        scheduler = get_scheduler(
+            "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+            optimizer,
+            round(settings.warmup * self.total_steps if settings.warmup < 1 else settings.warmup),
+            self.total_steps,
+        )
+        self.trained = Trained(model, optimizer, scheduler)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", accelerator)
+        self.log = MetricsLog(run_dir / "metrics.jsonl", accelerator)
+        self.line = ProgressLine(self.total_steps, accelerator.is_main_process)
+        self.progress = _Progress()
+        self.skipped = 0
+
+    def _interval(self, every: float | None) -> int | None:
+        if every is None:
+            return None
+        return max(1, round(every * self.order.steps_per_epoch) if every <= 1 else round(every))
+
+    def train(self) -> Outcome:
+        self._resume()
+        self.log.start(self.progress.step)
+        progress, received = self.progress, None
+        with Interruption() as interruption:
+            self.model.train()
+            while progress.step < self.total_steps and received is None and not self._is_stopped_early():
+                started = time.monotonic()
+                entry, received = self._step(interruption)
+                progress.seconds += time.monotonic() - started
+                self.log.write(progress.step, "train", entry | {"seconds": progress.seconds})
+                self.line.show(progress.step, entry, progress.seconds)
+                self._evaluate_and_save(stopping=received is not None)
+        self.line.close()
+        if received is None and self.settings.restore_best and progress.best_step not in (None, progress.step):
+            self.checkpoints.restore_weights(self.checkpoints.path(progress.best_step), self.model)
+        last = self.checkpoints.path(progress.step)
+        return Outcome(progress.step, self.total_steps, progress.best_step, progress.best_loss, received, last)
+
+    def _step(self, interruption: Interruption) -> tuple[dict[str, float], int | None]:
+        """Make one optimiser step; return what to log, and the signal that any process has received."""
+        progress, accelerator = self.progress, self.accelerator
+        batches = list(self._batches(progress.step))
+        count = sum(map(self.objective.count, batches))
+        items = float(accelerator.reduce(torch.tensor(float(count), device=accelerator.device)))
+        loss = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared), accelerator.autocast():
+                summed = self.objective.loss(self.prepared, batch)
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared):
+                accelerator.backward(summed * (accelerator.num_processes / items))
+            loss += summed.detach()
+        stop = torch.tensor(float(interruption.received or 0), device=accelerator.device)
+        total, received = accelerator.reduce(torch.stack([loss, stop])).tolist()
+        mean_loss = total / items
+        norm = float(
+            accelerator.clip_grad_norm_(self.trained.parameters().values(), self.settings.clip_norm or math.inf)
+        )
+        self._check_finite(mean_loss, norm)
+        rate = self.trained.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        if self.hooks.after_step is not None:
+            self.hooks.after_step(progress.step, self.total_steps)
+        self.optimizer.zero_grad()
+        self.trained.scheduler.step()
+        progress.step += 1
+        progress.tokens += round(items)
+        return {"loss": mean_loss, "gradient_norm": norm, "learning_rate": rate, "items": items}, round(
+            received
+        ) or None
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        scaling = self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled()
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if math.isfinite(loss) and (math.isfinite(norm) or (scaling and self.skipped < _SKIPPED_STEPS_LIMIT)):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        raise NonFiniteError(
+            f"{what} at step {self.progress.step + 1}; no weight was changed by it and the last checkpoint stands. "
+            "Try a lower train.learning_rate, or train.precision=no"
+        )
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        for numbers in self.order.micro_batches(step, self.accelerator.process_index):
+            batch = _to(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
+            if not numbers:  # nothing is left for this process: it takes part with a batch that counts for nothing
+                batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+            yield batch
+
+    def _evaluate_and_save(self, stopping: bool) -> None:
+        """Evaluate and save where the settings say so, at the end, and before stopping."""
+        progress = self.progress
+        at_end = progress.step == self.total_steps
+        due = self.evaluation_interval is not None and (at_end or progress.step % self.evaluation_interval == 0)
+        if due:
+            metrics = self._evaluated()
+            self.log.write(progress.step, "evaluation", metrics)
+            self.line.message(
+                f"evaluation at step {progress.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+            )
+            if progress.best_loss is None or metrics["loss"] < progress.best_loss:
+                progress.best_loss, progress.best_step, progress.evaluations_since_best = (
+                    metrics["loss"],
+                    progress.step,
+                    0,
+                )
+            else:
+                progress.evaluations_since_best += 1
+        save_due = self.save_interval is not None and progress.step % self.save_interval == 0
+        if due or save_due or at_end or stopping:
+            self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress))
+            self.checkpoints.keep({progress.step, progress.best_step or progress.step})
+
+    def _evaluated(self) -> dict[str, float]:
+        size = self.settings.evaluation_batch_size or self.settings.batch_size
+        metrics = evaluate(
+            self.model, self.evaluation, self.collate, self.accelerator, batch_size=size, objective=self.objective
+        )
+        return metrics | (self.hooks.evaluate() if self.hooks.evaluate is not None else {})
+
+    def _is_stopped_early(self) -> bool:
+        patience = self.settings.early_stopping
+        return patience is not None and self.progress.evaluations_since_best >= patience
+
+    def _resume(self) -> None:
+        """Go on from a checkpoint, where the settings want it and there is one."""
+        wanted = self.settings.resume
+        path = self.checkpoints.latest() if wanted == "auto" else None if wanted == "never" else Path(wanted)
+        if path is not None:
+            if not path.is_dir():
+                raise CheckpointError(f"train.resume is {wanted!r}: there is no checkpoint directory of that name")
+            self.progress = _Progress(**self.checkpoints.restore(path, self.trained))
+            self.line.message(f"resumed at step {self.progress.step} from {path}")
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return AdamW (arXiv:1711.05101) over the trained parameters, with weight decay on matrices only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
+
+
+def _to(device: torch.device, batch: Batch) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

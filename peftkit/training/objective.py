@@ -1,0 +1,55 @@
+"""What is minimised: a sum over supervised items, so that a step can be normalised by all of its items at once."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+Batch = dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """A loss as a sum, and how many items it sums over."""
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of supervised items of a batch."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the sum of the losses of the supervised items, a scalar."""
+
+
+class CausalLanguageModel:
+    """Cross-entropy of each supervised token given those before it, in nats, summed.
+
+    Only supervised positions are cast to float32: the softmax over the vocabulary is not computed for the others.
+    """
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of labels that are not -100, except the first of each row, which nothing predicts."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summed cross-entropy. `batch`: ``input_ids``, ``attention_mask``, ``labels``, each (batch, tokens)."""
+        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        supervised = targets != IGNORED
+        return F.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")
+
+
+class ModelLoss:
+    """The loss that a transformers model computes itself from ``labels``: its mean, times the supervised items."""
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of labels that are not -100."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return mean loss x items; a batch without a supervised item gives a zero that has a gradient."""
+        output = model(**batch)
+        if self.count(batch) == 0:
+            return torch.nan_to_num(output.logits).sum() * 0.0
+        loss: Tensor = output.loss.float() * self.count(batch)
+        return loss
