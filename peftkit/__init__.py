@@ -22,7 +22,7 @@ _HOME = {
     "save": "peftkit.adapter",
 }
 
-__all__ = [  # noqa: F822  (resolved by __getattr__; a test compares it with _HOME)
+__all__ = [
     "AdaLoraConfig",
     "LoraConfig",
     "attach",

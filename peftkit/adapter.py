@@ -18,8 +18,17 @@ from transformers import PreTrainedModel
 
 from peftkit import fingerprint, methods
 from peftkit.errors import AdapterFileError, ConfigError, TargetError, nearest
-from peftkit.files import CONFIG_NAME, WEIGHTS_NAME
-from peftkit.files import read_header, read_json, read_tensors, recover, staged_directory, write_json, write_tensors
+from peftkit.files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_header,
+    read_json,
+    read_tensors,
+    recover,
+    staged_directory,
+    write_json,
+    write_tensors,
+)
 from peftkit.methods.lora import changes_backbone
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note

@@ -20,7 +20,8 @@ T = TypeVar("T")
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class one section of a config: a frozen dataclass that checks its values and refuses keys it does not know."""
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})(cls)
+    made: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})(cls)  # type: ignore[assignment]
+    return made
 
 
 def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:

@@ -173,7 +173,7 @@ def read_tensors(path: Path, error: type[PeftkitError] = AdapterFileError) -> di
         NonFiniteError: a tensor holds a NaN or an infinity.
     """
     try:
-        tensors = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
         with safe_open(path, framework="pt") as file:
             expected = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError) as problem:

@@ -87,7 +87,8 @@ def _merged_parameters(
             layer = _merged_layer(module, config, adapter)
         module = layer
     if isinstance(module, ModulesToSaveWrapper):
-        module = module.modules_to_save[adapter] if adapter in module.modules_to_save else module.original_module
+        trained = module.modules_to_save
+        module = trained[adapter] if adapter in trained else module.original_module  # noqa: SIM401  (no .get)
     if quantization_of(module) is not None:
         yield f"{prefix}weight", dequantized_weight(module)
     for name, tensor in module.named_parameters(recurse=False):

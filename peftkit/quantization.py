@@ -1,6 +1,6 @@
-"""Quantised layers: what they are, how their weight is read, and how it keeps its layout. The one file that knows bitsandbytes."""
+"""Quantised layers: what they are, how their weight is read, how it keeps its layout. Only this file knows bitsandbytes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
@@ -51,7 +51,7 @@ def keep_layout(model: nn.Module) -> None:
         if not isinstance(module, bnb.nn.Linear4bit):
             continue
         module.support_avx512bf16_for_cpu = False
-        state = getattr(module.weight, "quant_state", None)
+        state: Any = getattr(module.weight, "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             scales = state.absmax.T.reshape(-1).float()
             state.original_nested = False  # the scales stay as they are: quantising them a second time would lose more
@@ -65,13 +65,13 @@ def dequantized_weight(module: nn.Module) -> Tensor:
 
     4-bit weights come in the layer's compute dtype, int8 weights in float32: the values that the forward pass uses.
     """
-    weight = module.weight
+    weight: Any = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
         dequantized: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dequantized
     if isinstance(module, bnb.nn.Linear8bitLt):
-        codes = module.state.CB if module.state.CB is not None else weight.data
-        scales = module.state.SCB if module.state.SCB is not None else weight.SCB
+        codes: Tensor = module.state.CB if module.state.CB is not None else weight.data
+        scales: Tensor = module.state.SCB if module.state.SCB is not None else weight.SCB
         return codes.float() * (scales.float().unsqueeze(1) / 127.0)
-    assert isinstance(weight, Tensor)
-    return weight.data
+    plain: Tensor = weight.data
+    return plain

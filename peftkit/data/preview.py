@@ -51,5 +51,6 @@ def _statistics(rendered: Rendered) -> list[str]:
     return [
         str(rendered),
         f"tokens: {sum(lengths)}, of which supervised: {supervised} ({supervised / sum(lengths):.0%})",
-        f"length in tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, 95 % {quantile}, longest {lengths[-1]}",
+        f"length in tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, 95th percentile {quantile}, "
+        f"longest {lengths[-1]}",
     ]

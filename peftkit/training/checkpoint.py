@@ -181,8 +181,8 @@ def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
     version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002  (the legacy generator is the one that libraries draw from)
-    numpy_state = [name, [int(key) for key in keys], *(float(value) for value in rest)]  # type: ignore[arg-type]
+    name, keys, *rest = np.random.get_state()
+    numpy_state = [name, [int(key) for key in keys], *(float(value) for value in rest)]
     return tensors, {"python": [version, list(numbers), gauss], "numpy": numpy_state}
 
 
@@ -193,4 +193,4 @@ def _set_random_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> No
     version, numbers, gauss = scalars["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = scalars["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached))  # noqa: NPY002
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from peftkit.config import load_yaml, to_yaml
 from peftkit.errors import ConfigError
@@ -35,6 +36,8 @@ class Run:
         self.directory = Path(config.run_dir)
         self.is_main = PartialState().is_main_process
         self._use_all_cores()
+        if not (self.is_main and sys.stderr.isatty()):
+            disable_progress_bar()
         frozen = self.directory / "config.yaml"
         if frozen.exists() and self.is_main:
             self._check_same(load_yaml(frozen))

@@ -51,7 +51,7 @@ class TrainSettings:
     group_by_length: bool = True
     """Put examples of similar length into one step, which saves padding; the order stays random."""
     resume: str = "auto"
-    """"auto" goes on where an interrupted run in `run_dir` stopped, "never" refuses a used `run_dir`; or a checkpoint's path."""
+    """"auto" goes on where a run in `run_dir` stopped, "never" refuses a used `run_dir`; or the path of a checkpoint."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     """Where metrics go through Accelerate, beside metrics.jsonl."""
 

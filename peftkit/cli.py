@@ -1,0 +1,109 @@
+"""The `peftkit` command. Its imports are lazy, so that `--help` answers at once."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftkit.errors import ConfigError, PeftkitError, nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 where the user has to change something."""
+    parser = argparse.ArgumentParser(
+        prog="peftkit", description="Parameter-efficient tuning for people with one small GPU."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train with a recipe",
+        usage="peftkit train [ACCELERATE OPTIONS] RECIPE --config FILE [--section.key VALUE ...]",
+        description=f"Print and run `accelerate launch` for a recipe. Recipes: {', '.join(sorted(recipes()))}.",
+    )
+    train.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    train.set_defaults(run=_train)
+
+    preview = commands.add_parser("preview", help="show what a model will learn from, supervised tokens marked")
+    preview.add_argument("--config", required=True, help="a recipe's config; its model and data sections are read")
+    preview.add_argument("--count", type=int, default=3, help="examples to show (default: 3)")
+    preview.set_defaults(run=_preview)
+
+    merge = commands.add_parser("merge", help="fold an adapter into a 16- or 32-bit copy of its backbone")
+    merge.add_argument("backbone", help="Hub id, directory, .gguf file, or package:NAME/FILE")
+    merge.add_argument("adapter", help="an adapter directory")
+    merge.add_argument("output", help="the directory to write")
+    merge.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    merge.add_argument(
+        "--quantization",
+        choices=("nf4", "fp4", "int8"),
+        help="quantise the backbone as in training first: the merged model then computes what the adapter was trained on",
+    )
+    merge.set_defaults(run=_merge)
+
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except PeftkitError as problem:
+        print(f"peftkit {options.command}: {problem}", file=sys.stderr)
+        return 2
+    return code
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes by name: those of the installed package, or of the source tree that it is imported from."""
+    here = Path(__file__).parent
+    directory = here / "_recipes" if (here / "_recipes").is_dir() else here.parent / "recipes"
+    return {path.stem: path for path in directory.glob("*.py")}
+
+
+def _train(options: argparse.Namespace) -> int:
+    known = recipes()
+    place = next((i for i, word in enumerate(options.words) if word in known), None)
+    if place is None:
+        given = next((word for word in options.words if not word.startswith("-")), "")
+        raise ConfigError(f"no recipe is named; recipes are {', '.join(sorted(known))}{nearest(given, known)}")
+    script = known[options.words[place]]
+    shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    words = [*options.words[:place], str(shown), *options.words[place + 1 :]]
+    print("accelerate launch", *words, file=sys.stderr, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *words])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the recipe has received it too: it saves, says how to go on, and ends
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from peftkit.backbone import load_tokenizer
+    from peftkit.config import build, load_yaml
+    from peftkit.data.loading import load_examples
+    from peftkit.data.preview import preview
+    from peftkit.sections import DataSettings, ModelSettings
+
+    values = load_yaml(Path(options.config))
+    model = build(ModelSettings, values.get("model", {}), f"{options.config}, model")
+    data = build(DataSettings, values.get("data", {}), f"{options.config}, data")
+    tokenizer = load_tokenizer(model.source)
+    rendered, _, kind = load_examples(data, data.train, tokenizer)
+    print(f"{data.train}: {kind}")
+    print(preview(rendered, tokenizer, count=options.count, color=sys.stdout.isatty()))
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    import torch
+
+    import peftkit
+    from peftkit.files import staged_directory
+
+    dtype = getattr(torch, options.dtype)
+    backbone = peftkit.load_backbone(options.backbone, quantization=options.quantization, dtype=dtype)
+    merged = peftkit.merge(peftkit.load(backbone, options.adapter), dtype)
+    with staged_directory(Path(options.output)) as stage:
+        merged.save_pretrained(stage)
+        peftkit.load_tokenizer(options.backbone).save_pretrained(stage)
+    print(f"{options.output}: {peftkit.record(merged)['merge']}")
+    return 0

@@ -1,0 +1,52 @@
+"""The house keeps its floors: imports run downward only, and bitsandbytes has one room."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "peftkit"
+FLOORS = [
+    ["__init__", "errors"],
+    ["recording", "config", "files"],
+    ["quantization", "anatomy", "sections", "fingerprint"],
+    ["methods"],
+    ["backbone", "adapter"],
+    ["merging", "generation"],
+    ["data"],
+    ["training"],
+    ["cli"],
+]
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ([f"peftkit.{alias.name}" for alias in node.names] if node.module == "peftkit" else [node.module])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downward(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports(path):
+        if name.startswith("peftkit."):
+            other = name.split(".")[1]
+            is_public_name = other not in FLOOR_OF
+            assert is_public_name or other == room or FLOOR_OF[other] <= FLOOR_OF[room], f"{path} imports {name}"
+        if name.split(".")[0] == "bitsandbytes":
+            assert room == "quantization", f"{path} imports bitsandbytes"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_can_be_seen_whole(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 330, path
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"

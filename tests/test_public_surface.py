@@ -1,0 +1,43 @@
+import subprocess
+import sys
+
+import peftkit
+
+
+def test_every_name_is_there_and_listed_in_order():
+    assert peftkit.__all__ == sorted(peftkit.__all__)
+    assert set(peftkit.__all__) == set(peftkit._HOME)
+    for name in peftkit.__all__:
+        assert callable(getattr(peftkit, name)), name
+
+
+def test_no_submodule_takes_the_place_of_a_public_name():
+    code = (
+        "import peftkit, pkgutil, importlib\n"
+        "for module in pkgutil.walk_packages(peftkit.__path__, 'peftkit.'):\n"
+        "    if '_recipes' not in module.name: importlib.import_module(module.name)\n"
+        "print([n for n in peftkit.__all__ if not callable(getattr(peftkit, n))])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_importing_peftkit_imports_nothing_heavy_and_says_nothing():
+    code = "import peftkit, sys; print([m for m in ('torch', 'transformers', 'peft', 'pydantic') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (run.stdout.strip(), run.stderr) == ("[]", "")
+
+
+def test_loading_a_quantised_layer_says_nothing():
+    code = "import peftkit; peftkit.load_backbone"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    try:
+        peftkit.atach  # noqa: B018
+    except AttributeError as error:
+        assert "atach" in str(error)
+    else:
+        raise AssertionError
