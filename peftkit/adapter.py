@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
@@ -29,7 +29,6 @@ from peftkit.files import (
     write_json,
     write_tensors,
 )
-from peftkit.methods.lora import changes_backbone
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note
 
@@ -51,42 +50,40 @@ def attach(model: PreTrainedModel, config: PeftConfig, *, name: str = "default")
         ConfigError: the config is out of bounds, or the model carries an adapter already.
         TargetError: a target is not in the model, or cannot carry the method.
     """
-    return _attach(model, config, name, on_meta=False)
-
-
-def _attach(model: PreTrainedModel, config: PeftConfig, name: str, *, on_meta: bool) -> PeftModel:
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ConfigError("the model carries an adapter already; peftkit.detach(model) takes it off")
     keep_layout(model)
     resolved = methods.resolve(config, model)
-    snapshot = _Snapshot(model)
+    snapshot = _Snapshot(model, copy_weights=methods.changes_backbone(resolved))
     try:
         with _quiet():
-            adapted = get_peft_model(model, resolved, adapter_name=name, low_cpu_mem_usage=on_meta)
+            adapted = get_peft_model(model, resolved, adapter_name=name)
         _train_saved_modules_in_float32(adapted)
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, NotImplementedError) as problem:
+    except BaseException as problem:
         snapshot.restore()
-        raise TargetError(
-            f"{type(config).__name__} cannot be attached to {type(model).__name__}: {problem}"
-        ) from problem
-    except BaseException:
-        snapshot.restore()
+        if isinstance(problem, Exception):  # whatever PEFT, or an initialisation in it, has raised
+            what = f"{type(config).__name__} cannot be attached to {type(model).__name__}"
+            raise TargetError(f"{what}: {problem}") from problem
         raise
     snapshot.keep_trained_values()
     vars(adapted)[_SNAPSHOT] = snapshot
-    adapted.train()
-    layers = [layer for layer, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    targets = resolved.target_modules
-    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    description = {
-        "method": str(resolved.peft_type.value),
+    note(adapted, "attach", _describe(adapted, resolved))
+    return adapted.train()
+
+
+def _describe(model: PeftModel, config: PeftConfig) -> dict[str, Any]:
+    layers = dict(model.get_base_model().named_modules())
+    saved = [layer for layer, module in layers.items() if isinstance(module, ModulesToSaveWrapper)]
+    if config.modules_to_save:
+        config.modules_to_save = saved  # PEFT adds names of its own, present or not
+    targets = config.target_modules
+    return {
+        "method": str(config.peft_type.value),
         "targets": targets if isinstance(targets, str) else sorted(targets or ()),
-        "saved_modules": list(resolved.modules_to_save or ()),
-        "adapted_layers": len(layers),
-        "trained_parameters": trained,
+        "saved_modules": saved,
+        "adapted_layers": sum(isinstance(module, BaseTunerLayer) for module in layers.values()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-    note(adapted, "attach", description)
-    return adapted
 
 
 def detach(model: PeftModel) -> PreTrainedModel:
@@ -161,12 +158,11 @@ def load(
     if verify_backbone and "peftkit" in metadata:
         fingerprint.check(metadata["peftkit"], backbone, path)
     tensors = read_tensors(path / WEIGHTS_NAME)
+    _check_rank(config, shapes, path)
     config.inference_mode = not trainable
-    on_meta = not changes_backbone(config)  # no adapter weight is allocated before its shape is known to be right
-    adapted = _attach(backbone, config, name, on_meta=on_meta)
+    adapted = attach(backbone, config, name=name)
     try:
         _check_shapes(shapes, {key: tuple(value.shape) for key, value in _adapter_tensors(adapted, name).items()}, path)
-        _allocate(adapted)
         set_peft_model_state_dict(adapted, tensors, adapter_name=name)
     except BaseException:
         detach(adapted)
@@ -175,13 +171,16 @@ def load(
 
 
 class _Snapshot:
-    """A model as it was: every module's attributes, and the tensor behind every parameter. Costs no copy of a weight."""
+    """A model as it was: every module's attributes, and the tensor behind every parameter.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Costs no copy of a weight, unless `copy_weights` says that attaching writes into them.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, copy_weights: bool) -> None:
         self.model = model
         self._attributes = [(module, self._copied(vars(module))) for module in model.modules()]
         self._parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
-        self._values: list[tuple[nn.Parameter, Tensor]] = []
+        self._values = [(p, p.data.clone()) for p in model.parameters()] if copy_weights else []
 
     @staticmethod
     def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +188,7 @@ class _Snapshot:
 
     def keep_trained_values(self) -> None:
         """Copy the parameters of the backbone that will be trained in place (biases, with ``bias="all"``)."""
-        self._values = [(p, p.data.clone()) for p, _, _ in self._parameters if p.requires_grad]
+        self._values += [(p, p.data.clone()) for p, _, _ in self._parameters if p.requires_grad]
 
     def restore(self) -> None:
         for module, attributes in self._attributes:
@@ -265,6 +264,16 @@ def _read_config(path: Path) -> PeftConfig:
     return config
 
 
+def _check_rank(config: PeftConfig, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse a rank that no weight of the file has, before memory of that size is asked for."""
+    ranks = [config.r, *config.rank_pattern.values()] if isinstance(config, LoraConfig) else []
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    if any(isinstance(rank, int) and rank > largest for rank in ranks) and shapes:
+        raise AdapterFileError(
+            f"{path}: r is {max(ranks)}, but no weight in {WEIGHTS_NAME} has a side longer than {largest}"
+        )
+
+
 def _check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
     problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
     problems += [f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())]
@@ -278,24 +287,10 @@ def _check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[i
         raise AdapterFileError(f"{path / WEIGHTS_NAME} does not fit: {'; '.join(problems[:3])}{more}")
 
 
-def _allocate(model: PeftModel) -> None:
-    """Give each adapter weight that is on the meta device memory in float32, beside the layer that it adapts.
-
-    PEFT's own way (``low_cpu_mem_usage`` in ``set_peft_model_state_dict``) rounds the weights to the backbone's dtype.
-    """
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            device = next(iter(layer.get_base_layer().parameters())).device
-            for module in layer.modules():
-                for key, parameter in module.named_parameters(recurse=False):
-                    if parameter.is_meta:
-                        empty = torch.empty_like(parameter, device=device, dtype=torch.float32)
-                        setattr(module, key, nn.Parameter(empty, requires_grad=parameter.requires_grad))
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence a deprecation that PEFT causes in transformers and that no user can do anything about."""
+    """Silence what PEFT warns of and no user can do anything about."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

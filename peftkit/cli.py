@@ -22,7 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="peftkit train [ACCELERATE OPTIONS] RECIPE --config FILE [--section.key VALUE ...]",
         description=f"Print and run `accelerate launch` for a recipe. Recipes: {', '.join(sorted(recipes()))}.",
     )
-    train.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     train.set_defaults(run=_train)
 
     preview = commands.add_parser("preview", help="show what a model will learn from, supervised tokens marked")
@@ -42,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     merge.set_defaults(run=_merge)
 
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"] and words[1:2] not in (["-h"], ["--help"]):
+        options = parser.parse_args(words[:1])
+        options.words = words[1:]  # for Accelerate and for the recipe, as they are
+    else:
+        options = parser.parse_args(words)
     try:
         code: int = options.run(options)
     except PeftkitError as problem:
@@ -66,7 +70,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"no recipe is named; recipes are {', '.join(sorted(known))}{nearest(given, known)}")
     script = known[options.words[place]]
     shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-    words = [*options.words[:place], str(shown), *options.words[place + 1 :]]
+    words = ["--quiet", *options.words[:place], str(shown), *options.words[place + 1 :]]
     print("accelerate launch", *words, file=sys.stderr, flush=True)
     process = subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *words])
     while True:

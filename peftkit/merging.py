@@ -65,7 +65,8 @@ def merge(
             raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
     merged.load_state_dict(state, strict=False, assign=True)
     merged.tie_weights()
-    merged.generation_config = copy.deepcopy(backbone.generation_config)
+    if getattr(backbone, "generation_config", None) is not None:
+        merged.generation_config = copy.deepcopy(backbone.generation_config)
     _copy_buffers(backbone, merged)
     missing = [name for name, parameter in merged.named_parameters() if parameter.is_meta]
     assert not missing, f"no weight for {missing[:3]}"

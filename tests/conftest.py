@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub for som
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -18,9 +19,10 @@ CHATML = (
 
 
 @pytest.fixture(autouse=True)
-def _two_threads_and_a_seed():
+def _two_threads_a_seed_and_no_accelerator():
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one precision for the whole process
 
 
 def llama_config(**changes):

@@ -26,7 +26,13 @@ def same(a, b):
 
 
 def bert_classifier():
-    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     return BertForSequenceClassification(BertConfig(num_labels=3, **sizes)).to(torch.bfloat16).eval()
 
 
@@ -106,8 +112,15 @@ def test_a_second_adapter_and_a_foreign_method_are_refused(backbone):
 # detach
 
 
+def skip_what_peft_cannot_do(backbone, options):
+    """PEFT 0.21.2: DoRA's forward on an int8 layer fails in bitsandbytes on a CPU, however it was attached."""
+    if options.get("use_dora") and peftkit.record(backbone)["load_backbone"]["quantization"] == "int8":
+        pytest.skip("PEFT cannot compute DoRA on int8 layers on a CPU")
+
+
 @pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
 def test_detach_gives_the_backbone_back_bit_for_bit(any_backbone, ids, options):
+    skip_what_peft_cannot_do(any_backbone, options)
     before, expected = state(any_backbone), logits(any_backbone, ids)
     model = randomize(peftkit.attach(any_backbone, peftkit.LoraConfig(r=4, **options)))
     assert not torch.equal(logits(model, ids), expected)
@@ -143,9 +156,17 @@ def test_detach_refuses_what_it_cannot_undo(backbone):
 @from_peft
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"lora_dropout": 0.3}, {"bias": "lora_only"}],
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {"lora_dropout": 0.3},
+        {"bias": "lora_only"},
+    ],
 )
 def test_a_saved_adapter_is_bit_equal_in_peftkit_and_in_peft(any_backbone, tmp_path, ids, options):
+    skip_what_peft_cannot_do(any_backbone, options)
     model = randomize(peftkit.attach(any_backbone, peftkit.LoraConfig(r=4, **options)))
     expected = logits(model, ids)
     peftkit.save(model, tmp_path / "adapter")
@@ -250,7 +271,8 @@ A_KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         (edit_config(lora_alhpa=8), AdapterFileError, "'lora_alhpa'.*did you mean 'lora_alpha'"),
         (edit_config(peft_type="NOPE"), AdapterFileError, "'NOPE'"),
         (edit_config(r="8"), ConfigError, "r is '8'"),
-        (edit_config(r=10**9), AdapterFileError, "does not fit"),
+        (edit_config(r=10**9), AdapterFileError, "r is 1000000000"),
+        (edit_config(r=3), AdapterFileError, "does not fit"),
         (edit_config(lora_alpha=float("nan")), ConfigError, "lora_alpha is nan"),
         (edit_config(lora_dropout=-1), ConfigError, "lora_dropout is -1"),
         (edit_config(use_dora=True), AdapterFileError, "lora_magnitude_vector is missing"),
@@ -258,7 +280,11 @@ A_KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         (edit_config(target_modules=["q_prj"]), TargetError, "did you mean 'q_proj'"),
         (edit_weights(lambda t: {k: v for k, v in t.items() if k != A_KEY}), AdapterFileError, "is missing"),
         (edit_weights(lambda t: {}), AdapterFileError, "is missing"),
-        (edit_weights(lambda t: t | {"base_model.model.model.norm.weight": torch.ones(64)}), AdapterFileError, "not part"),
+        (
+            edit_weights(lambda t: t | {"base_model.model.model.norm.weight": torch.ones(64)}),
+            AdapterFileError,
+            "not part",
+        ),
         (edit_weights(lambda t: t | {A_KEY: t[A_KEY].T.contiguous()}), AdapterFileError, "has shape"),
         (edit_weights(lambda t: t | {A_KEY: t[A_KEY].to(torch.int8)}), AdapterFileError, "stored as I8"),
         (edit_weights(lambda t: t | {A_KEY: t[A_KEY] * float("inf")}), NonFiniteError, "not finite"),

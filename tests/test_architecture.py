@@ -26,7 +26,9 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from ([f"peftkit.{alias.name}" for alias in node.names] if node.module == "peftkit" else [node.module])
+            yield from (
+                [f"peftkit.{alias.name}" for alias in node.names] if node.module == "peftkit" else [node.module]
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

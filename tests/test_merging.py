@@ -14,6 +14,8 @@ from tests.conftest import logits, randomize
 )
 def test_a_float32_merge_computes_what_the_adapted_model_computes(llama_dir, ids, quantization, options):
     """In float32 throughout, so that only the merge itself can differ; int8 activations are rounded and so compared loosely."""
+    if quantization == "int8" and "use_dora" in options:
+        pytest.skip("PEFT cannot compute DoRA on int8 layers on a CPU")
     backbone = peftkit.load_backbone(llama_dir, quantization=quantization, dtype=torch.float32)
     model = randomize(peftkit.attach(backbone, peftkit.LoraConfig(r=4, **options)))
     merged = peftkit.merge(model, torch.float32, probe={"input_ids": ids})
@@ -46,7 +48,13 @@ def test_merging_leaves_the_adapted_model_alone(llama_dir, ids):
 
 
 def test_a_trained_head_conv1d_layers_and_tied_weights_are_merged(ids):
-    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     classifier = randomize(peftkit.attach(BertForSequenceClassification(BertConfig(**sizes)), peftkit.LoraConfig(r=4)))
     assert torch.allclose(logits(peftkit.merge(classifier, torch.float32), ids), logits(classifier, ids), atol=1e-5)
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2))
@@ -60,8 +68,8 @@ def test_what_cannot_be_merged_is_refused(backbone):
     with pytest.raises(ConfigError, match="no active LoRA adapter"):
         peftkit.merge(backbone)
     model = peftkit.attach(backbone, peftkit.LoraConfig(r=4))
-    with pytest.raises(ConfigError, match="torch.int8"):
+    with pytest.raises(ConfigError, match="cannot merge into"):
         peftkit.merge(model, torch.int8)
     randomize(model, 1e3)
-    with pytest.raises(NonFiniteError, match="not finite in torch.float16"):
+    with pytest.raises(NonFiniteError, match="is not finite in"):
         peftkit.merge(model, torch.float16)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import peftkit
 
 
@@ -35,9 +37,5 @@ def test_loading_a_quantised_layer_says_nothing():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    try:
+    with pytest.raises(AttributeError, match="'atach'"):
         peftkit.atach  # noqa: B018
-    except AttributeError as error:
-        assert "atach" in str(error)
-    else:
-        raise AssertionError

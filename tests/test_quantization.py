@@ -9,7 +9,13 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import peftkit
-from peftkit.quantization import bitsandbytes_config, dequantized_weight, keep_layout, model_quantization, quantization_of
+from peftkit.quantization import (
+    bitsandbytes_config,
+    dequantized_weight,
+    keep_layout,
+    model_quantization,
+    quantization_of,
+)
 from tests.conftest import llama_config, logits, randomize
 
 # PEFT, called without peftkit, sets off a deprecation in transformers.
@@ -35,7 +41,9 @@ def gradients(model, ids):
 
 def reference(model, ids):
     """The same gradients in float64: every weight dequantised to the values that the forward pass uses."""
-    plain = LlamaForCausalLM(llama_config(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}))
+    plain = LlamaForCausalLM(
+        llama_config(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    )
     state = {}
     for name, module in model.get_base_model().named_modules():
         if quantization_of(module):
@@ -43,7 +51,9 @@ def reference(model, ids):
         elif hasattr(module, "weight") and "lora_" not in name and not hasattr(module, "base_layer"):
             state[name + ".weight"] = module.weight.data
     plain.load_state_dict({name: value.double() for name, value in state.items()}, strict=True)
-    adapted = peft.get_peft_model(plain.double(), copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
+    adapted = peft.get_peft_model(
+        plain.double(), copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False
+    )
     peft.set_peft_model_state_dict(adapted, peft.get_peft_model_state_dict(model))
     return gradients(adapted.double().train(), ids)
 
@@ -86,7 +96,9 @@ def test_weights_that_were_repacked_before_attach_are_unpacked(wide_llama_dir, k
     packed = logits(model, ids)
     keep_layout(model)
     assert not any(
-        getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in model.modules() if isinstance(m, Linear4bit)
+        getattr(m.weight.quant_state, "packing_format_for_cpu", False)
+        for m in model.modules()
+        if isinstance(m, Linear4bit)
     )
     unpacked = logits(model, ids)
     assert (packed - unpacked).abs().max() <= 0.02 * packed.abs().max()

@@ -17,3 +17,8 @@ def resolve(config: PeftConfig, model: nn.Module) -> PeftConfig:
     if isinstance(config, LoraConfig) and not isinstance(config, AdaLoraConfig):
         return lora.resolve(config, model)
     raise ConfigError(f"{type(config).__name__} is not a method that peftkit attaches yet; use LoraConfig")
+
+
+def changes_backbone(config: PeftConfig) -> bool:
+    """Tell whether attaching writes to the frozen weights."""
+    return isinstance(config, LoraConfig) and lora.changes_backbone(config)

@@ -73,7 +73,7 @@ class Checkpoints:
                 "progress": progress,
                 "processes": self._accelerator.num_processes,
                 "optimizer": rest,
-                "scheduler": {k: v for k, v in trained.scheduler.state_dict().items() if k != "lr_lambdas"},
+                "scheduler": trained.scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             write_json(path / "state.json", state)

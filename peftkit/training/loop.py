@@ -174,7 +174,7 @@ class _Run:
         self.evaluation_interval = self._interval(settings.evaluate_every)
         self.save_interval = self._interval(settings.save_every)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            _checkpoint_activations(model)
         model.to(accelerator.device)
         optimizer = _optimizer(model, settings)
         self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
@@ -323,6 +323,12 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, without reentrance; transformers has renamed how."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _to(device: torch.device, batch: Batch) -> Batch:

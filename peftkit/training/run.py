@@ -1,5 +1,6 @@
 """A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
@@ -32,6 +34,7 @@ class Run:
     """
 
     def __init__(self, config: Any) -> None:
+        start_asked_processes()
         self.config = config
         self.directory = Path(config.run_dir)
         self.is_main = PartialState().is_main_process
@@ -109,6 +112,22 @@ class Run:
         flags = f"--num_processes {state.num_processes} " if state.num_processes > 1 else ""
         flags += "--cpu " if state.device.type == "cpu" and state.num_processes > 1 else ""
         return f"accelerate launch {flags}{sys.argv[0]} --config {self.directory / 'config.yaml'}"
+
+
+def start_asked_processes() -> None:
+    """Start as many processes as `accelerate launch --cpu --num_processes N` was asked for.
+
+    Without MPI, Accelerate (1.15) starts one process for this and says nothing; then this process becomes torchrun.
+    """
+    alone = "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ
+    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        return
+    launcher = argparse.ArgumentParser(add_help=False)
+    launcher.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    asked, _ = launcher.parse_known_args(psutil.Process().parent().cmdline())
+    if asked.num_processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(asked.num_processes)]
+        os.execv(sys.executable, [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv])
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,35 @@
+import pytest
+
+import peftkit
+from peftkit.data.rendering import prompt_text
+from peftkit.generation import answer, states
+
+PROMPTS = [[{"role": "user", "content": "x" * n}] for n in (1, 9, 4)]
+
+
+def test_batched_answers_are_those_given_one_at_a_time(llama_dir, tokenizer):
+    import torch
+
+    model = peftkit.load_backbone(llama_dir, dtype=torch.float32).train()
+    prompts = [prompt_text(messages, tokenizer) for messages in PROMPTS]
+    alone = [answer(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert answer(model, tokenizer, prompts, max_new_tokens=6) == alone
+    assert answer(model, tokenizer, prompts, max_new_tokens=6, batch_size=2) == alone
+    assert model.training
+    assert tokenizer.padding_side == "right"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "found"),
+    [
+        ("It is £93.", ["£93"], True),
+        ("It is £93.50.", ["£93"], False),
+        ("It takes 14 days", ["4 days"], False),
+        ("We close at 4.15 PM.", ["4.15 pm"], True),
+        ("9 mph, in plum and lemon", ["9 mph", "Plum and lemon"], True),
+        ("9 mph", ["9 mph", "plum"], False),
+        ("I can't say", ["can't"], True),
+    ],
+)
+def test_expected_strings_are_found_as_whole_words(text, expected, found):
+    assert states(text, expected) is found

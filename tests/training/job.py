@@ -1,0 +1,64 @@
+"""A small training job: run in this process, in a forked one, or as a script under `accelerate launch`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import peftkit
+from peftkit.data.collation import PadRight
+from peftkit.data.rendering import IGNORED, Example
+from peftkit.training.loop import Hooks, accelerator_for, fit
+from peftkit.training.run import Run, start_asked_processes
+from peftkit.training.settings import TrainSettings
+
+
+def ragged_examples(count=22, seed=0, vocabulary=12):
+    """Examples of 6 to 30 tokens of which a random share is supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for _ in range(count):
+        length = int(torch.randint(6, 31, (), generator=generator))
+        ids = torch.randint(4, vocabulary, (length,), generator=generator).tolist()
+        prompt = int(torch.randint(1, length - 1, (), generator=generator))
+        examples.append(Example(ids, [IGNORED] * prompt + ids[prompt:]))
+    return examples
+
+
+def train(run_dir, model_dir, settings, *, quantization=None, dtype="float32", dropout=0.1, hooks=None, evaluation=()):
+    """Train LoRA on a tiny model; return the model and the outcome."""
+    torch.manual_seed(0)
+    backbone = peftkit.load_backbone(model_dir, quantization=quantization, dtype=getattr(torch, dtype))
+    model = peftkit.attach(backbone, peftkit.LoraConfig(r=4, lora_dropout=dropout))
+    settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
+    accelerator = accelerator_for(settings, model, Path(run_dir))
+    outcome = fit(
+        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator, hooks=hooks, evaluation=evaluation
+    )
+    return model, outcome
+
+
+def trained(model):
+    """The trained parameters by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def main(run_dir, model_dir, settings, slow=False, dropout=0.1):
+    """Train as a recipe does, with the signal handling of one."""
+    start_asked_processes()
+    torch.set_num_threads(1)
+    hooks = Hooks(after_step=lambda step, total: time.sleep(0.1)) if slow else None
+    model, outcome = train(run_dir, model_dir, settings, hooks=hooks, dropout=dropout)
+    Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
+    return model
+
+
+class _ResumableRun(Run):
+    def __init__(self, run_dir):
+        self.directory, self.is_main = Path(run_dir), True
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

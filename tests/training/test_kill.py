@@ -1,0 +1,67 @@
+"""kill -9 at any moment: the run goes on from its last whole checkpoint, and nothing on disk is half-written."""
+
+import json
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+
+import peftkit
+from peftkit.files import read_json, read_tensors
+from peftkit.training.metrics import read_metrics
+from tests.training.job import main, train, trained
+
+SETTINGS = {"batch_size": 2, "epochs": 60, "save_every": 3}
+KILLS = 20
+
+
+def wait_for_steps(path, count, deadline_s=60):
+    deadline = time.monotonic() + deadline_s
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def check_directory(run_dir, model_dir):
+    """Every checkpoint that counts is whole in all its parts, and its adapter loads."""
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if (path / "manifest.json").exists():
+            for tensors in path.rglob("*.safetensors"):
+                read_tensors(tensors)
+            assert read_json(path / "state.json")["step"] == int(path.name.removeprefix("step-"))
+            peftkit.load(peftkit.load_backbone(model_dir, dtype=torch.float32), path / "adapter")
+    steps = [entry["step"] for entry in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.slow
+def test_a_run_survives_twenty_kills_and_ends_where_an_unkilled_one_ends(llama_dir, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.job"])
+    run_dir, chance = tmp_path / "killed", random.Random(0)
+    for _ in range(KILLS):
+        metrics = run_dir / "metrics.jsonl"
+        done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        process = context.Process(target=main, args=(str(run_dir), str(llama_dir), SETTINGS))
+        process.start()
+        time.sleep(0.2)
+        wait_for_steps(metrics, max(0, done - 4))
+        time.sleep(chance.uniform(0.0, 0.8))
+        process.kill()
+        process.join()
+        check_directory(run_dir, llama_dir)
+    torch.set_num_threads(1)
+    resumed, outcome = train(run_dir, llama_dir, SETTINGS)
+    whole, _ = train(tmp_path / "whole", llama_dir, SETTINGS)
+    assert outcome.step == outcome.total_steps == 660
+    assert all(torch.equal(value, trained(resumed)[name]) for name, value in trained(whole).items())
+    curves = [
+        [
+            json.dumps({k: v for k, v in line.items() if k != "seconds"})
+            for line in read_metrics(directory / "metrics.jsonl")
+        ]
+        for directory in (run_dir, tmp_path / "whole")
+    ]
+    assert curves[0] == curves[1]

@@ -1,0 +1,374 @@
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import LlamaForCausalLM
+
+import peftkit
+from peftkit.data.collation import PadRight
+from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
+from peftkit.files import read_tensors
+from peftkit.training.loop import Hooks, accelerator_for, evaluate, fit
+from peftkit.training.metrics import read_metrics
+from peftkit.training.objective import CausalLanguageModel, ModelLoss
+from peftkit.training.order import Order
+from peftkit.training.settings import TrainSettings
+from tests.conftest import llama_config
+from tests.training import job
+from tests.training.job import ragged_examples, train, trained
+
+
+def losses(run_dir, kind="train"):
+    return [entry["loss"] for entry in read_metrics(run_dir / "metrics.jsonl") if entry["kind"] == kind]
+
+
+def launch(flags, arguments, **options):
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, job.__file__, json.dumps(arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+# one step, however it is cut
+
+
+def test_how_a_step_is_cut_into_micro_batches_does_not_matter(llama_dir, tmp_path):
+    """1 x 8 = 8 x 1 = 2 x 4 on ragged batches, the short last step of an epoch included."""
+    curves = {}
+    for batch_size, accumulate in ((1, 8), (8, 1), (2, 4)):
+        run_dir = tmp_path / f"{batch_size}x{accumulate}"
+        cut = {"batch_size": batch_size, "accumulate": accumulate, "epochs": 2}
+        train(run_dir, llama_dir, cut, dropout=0.0)
+        curves[batch_size] = losses(run_dir)
+    assert len(curves[1]) == 6
+    assert curves[1] == pytest.approx(curves[8], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[2], rel=1e-5)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(llama_dir, tmp_path):
+    train(tmp_path, llama_dir, {"batch_size": 4, "accumulate": 6, "learning_rate": 1e-9}, dropout=0.0)
+    torch.manual_seed(0)
+    model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
+    summed = [
+        model(input_ids=torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss * e.supervised
+        for e in ragged_examples()
+    ]
+    mean = float(sum(summed)) / sum(e.supervised for e in ragged_examples())
+    assert losses(tmp_path) == pytest.approx([mean], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(llama_dir, tmp_path):
+    """Two epochs of 22 examples in steps of 8: in the last step of each, one process has nothing left to do."""
+    common = {"model_dir": str(llama_dir), "dropout": 0.0}
+    two = launch(
+        ["--cpu", "--num_processes", "2"],
+        common | {"run_dir": str(tmp_path / "two"), "settings": {"batch_size": 4, "epochs": 2}},
+    )
+    assert two.returncode == 0, two.stderr
+    train(tmp_path / "one", llama_dir, {"batch_size": 8, "epochs": 2}, dropout=0.0)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert len(losses(tmp_path / "two")) == 6
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_takes_every_example_once():
+    lengths = [len(example.input_ids) for example in ragged_examples(50)]
+    order = Order(lengths, 4, 2, 1, seed=3, group_by_length=True)
+    steps = [[i for batch in order.micro_batches(step, 0) for i in batch] for step in range(2 * order.steps_per_epoch)]
+    first, second = steps[: order.steps_per_epoch], steps[order.steps_per_epoch :]
+    assert sorted(i for step in first for i in step) == sorted(i for step in second for i in step) == list(range(50))
+    assert first != second
+    again = Order(lengths, 8, 1, 1, seed=3, group_by_length=True)
+    assert [sorted(again.micro_batches(step, 0)[0]) for step in range(7)] == [sorted(step) for step in first]
+    shared = Order(lengths, 2, 2, 2, seed=3, group_by_length=True)
+    for step in range(7):
+        ranks = [shared.micro_batches(step, rank) for rank in (0, 1)]
+        assert len(ranks[0]) == len(ranks[1])
+        assert sorted(i for rank in ranks for batch in rank for i in batch) == sorted(first[step])
+
+
+# schedules, precision, memory
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("linear", 0.25), ("cosine", 0.1464), ("constant", 1.0)])
+@pytest.mark.parametrize("warmup", [2, 0.34])
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(llama_dir, tmp_path, schedule, end, warmup):
+    train(
+        tmp_path,
+        llama_dir,
+        {"batch_size": 8, "epochs": 2, "schedule": schedule, "warmup": warmup, "learning_rate": 1e-3},
+    )
+    rates = [entry["learning_rate"] / 1e-3 for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rates[:3] == pytest.approx([0, 0.5, 1.0])
+    assert rates[-1] == pytest.approx(end, abs=1e-3)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_precisions_and_quantised_backbones_learn(llama_dir, tmp_path, quantization, precision):
+    settings = {"batch_size": 8, "epochs": 16, "precision": precision, "learning_rate": 3e-2}
+    model, _ = train(tmp_path, llama_dir, settings, quantization=quantization, dtype="bfloat16")
+    curve = losses(tmp_path)
+    assert sum(curve[-3:]) < 0.95 * sum(curve[:3])  # 5.3 is the floor that the frozen random head sets
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_gradient_checkpointing_changes_nothing_but_memory(llama_dir, tmp_path, quantization):
+    models = {}
+    for checkpointing in (False, True):
+        settings = {"batch_size": 8, "max_steps": 2, "gradient_checkpointing": checkpointing}
+        models[checkpointing], _ = train(
+            tmp_path / str(checkpointing), llama_dir, settings, quantization=quantization, dropout=0.3
+        )
+    plain, recomputed = trained(models[False]), trained(models[True])
+    assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
+
+
+def test_clipping_bounds_the_gradient_but_not_what_is_logged(llama_dir, tmp_path):
+    train(tmp_path / "free", llama_dir, {"batch_size": 8, "clip_norm": None})
+    train(tmp_path / "tight", llama_dir, {"batch_size": 8, "clip_norm": 1e-3})
+    free, tight = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("free", "tight"))
+    assert free[0]["gradient_norm"] == pytest.approx(tight[0]["gradient_norm"])
+
+
+# other models
+
+
+def test_a_plain_model_is_trained_too(tmp_path):
+    model = LlamaForCausalLM(llama_config())
+    settings = TrainSettings(batch_size=8, epochs=6, learning_rate=1e-2, weight_decay=0.1)
+    fit(model, ragged_examples(), PadRight(2), settings, tmp_path, accelerator_for(settings, model, tmp_path))
+    curve = losses(tmp_path)
+    assert curve[-1] < 0.7 * curve[0]
+    assert not (tmp_path / "checkpoints" / "step-000018" / "adapter").exists()
+
+
+def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
+    curves = []
+    for objective in (CausalLanguageModel(), ModelLoss()):
+        torch.manual_seed(0)
+        model = peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=4))
+        run_dir = tmp_path / type(objective).__name__
+        settings = TrainSettings(batch_size=1, epochs=0.3, precision="no")
+        accelerator = accelerator_for(settings, model, run_dir)
+        fit(model, ragged_examples(), PadRight(2), settings, run_dir, accelerator, objective=objective)
+        curves.append(losses(run_dir))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_what_cannot_be_trained_is_refused(backbone, llama_dir, tmp_path):
+    settings = TrainSettings(precision="no")
+    with pytest.raises(ConfigError, match="no parameter that requires a gradient"):
+        fit(backbone, ragged_examples(), PadRight(2), settings, tmp_path, accelerator_for(settings, backbone, tmp_path))
+    with pytest.raises(ConfigError, match="evaluate_every needs held-out rows"):
+        train(tmp_path, llama_dir, {"evaluate_every": 1.0})
+
+
+# evaluation
+
+
+def test_evaluation_is_exact_whatever_the_batch_size(backbone):
+    accelerator, examples = Accelerator(), ragged_examples(30, seed=1)
+    model = backbone.float().train()
+    found = [evaluate(model, examples, PadRight(2), accelerator, batch_size=size) for size in (1, 7, 30)]
+    assert model.training
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6) == pytest.approx(found[2]["loss"], rel=1e-6)
+    assert found[0]["perplexity"] == pytest.approx(math.exp(found[0]["loss"]))
+
+
+def test_the_best_evaluation_is_kept_and_early_stopping_stops(llama_dir, tmp_path):
+    settings = {"batch_size": 8, "epochs": 20, "evaluate_every": 1.0, "early_stopping": 2, "learning_rate": 3e-2}
+    held_out = ragged_examples(10, seed=9)
+    model, outcome = train(tmp_path, llama_dir, settings, evaluation=held_out)
+    evaluations = losses(tmp_path, "evaluation")
+    best = evaluations.index(min(evaluations))
+    assert outcome.step < outcome.total_steps
+    assert len(evaluations) == best + 3
+    assert outcome.best_step == 3 * (best + 1)
+    assert outcome.best_loss == evaluations[best]
+    again = evaluate(model, held_out, PadRight(2), Accelerator())
+    assert again["loss"] == pytest.approx(outcome.best_loss)
+    steps = {f"step-{outcome.best_step:06d}", f"step-{outcome.step:06d}"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == steps
+
+
+def test_a_fraction_of_an_epoch_and_a_number_of_steps_are_intervals(llama_dir, tmp_path):
+    for every, expected in ((0.5, [6, 12, 18, 22]), (7, [7, 14, 21, 22])):
+        run_dir = tmp_path / str(every)
+        train(
+            run_dir, llama_dir, {"batch_size": 2, "epochs": 2, "evaluate_every": every}, evaluation=ragged_examples(3)
+        )
+        metrics = read_metrics(run_dir / "metrics.jsonl")
+        assert [entry["step"] for entry in metrics if entry["kind"] == "evaluation"] == expected
+
+
+# going on
+
+
+class _CrashError(Exception):
+    pass
+
+
+def crash_at(step):
+    def after_step(done, total):
+        if done + 1 == step:
+            raise _CrashError
+
+    return Hooks(after_step=after_step)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp_path, quantization):
+    """Parameters, optimiser, schedule, data order and dropout, from the middle of an epoch."""
+    settings = {
+        "batch_size": 2,
+        "accumulate": 2,
+        "epochs": 3,
+        "save_every": 4,
+        "evaluate_every": 6,
+        "weight_decay": 0.1,
+    }
+    options = {"quantization": quantization, "dropout": 0.3, "evaluation": ragged_examples(5, seed=2)}
+    whole, outcome = train(tmp_path / "whole", llama_dir, settings, **options)
+    for step in (7, 15):
+        with pytest.raises(_CrashError):
+            train(tmp_path / "cut", llama_dir, settings, hooks=crash_at(step), **options)
+    torch.rand(100)
+    resumed, again = train(tmp_path / "cut", llama_dir, settings, **options)
+    expected, found = trained(whole), trained(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    timeless = [
+        [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_metrics(tmp_path / run / "metrics.jsonl")]
+        for run in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+    assert (again.step, again.best_step, again.best_loss) == (outcome.step, outcome.best_step, outcome.best_loss)
+    moments = [read_tensors(each.checkpoint / "optimizer.safetensors") for each in (outcome, again)]
+    assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
+
+
+def test_two_runs_of_one_seed_are_the_same(llama_dir, tmp_path):
+    for name in ("a", "b"):
+        train(tmp_path / name, llama_dir, {"batch_size": 4})
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_finished_run_has_nothing_left_to_do(llama_dir, tmp_path):
+    first, _ = train(tmp_path, llama_dir, {"batch_size": 8})
+    again, outcome = train(tmp_path, llama_dir, {"batch_size": 8}, hooks=crash_at(1))
+    assert outcome.step == outcome.total_steps
+    assert all(torch.equal(value, trained(again)[name]) for name, value in trained(first).items())
+
+
+def test_a_damaged_or_foreign_checkpoint_is_not_resumed(llama_dir, tmp_path):
+    train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1})
+    checkpoint = tmp_path / "checkpoints" / "step-000003"
+    with pytest.raises(CheckpointError, match="no checkpoint directory"):
+        train(tmp_path, llama_dir, {"resume": str(tmp_path / "nope")})
+    (checkpoint / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        train(tmp_path, llama_dir, {"resume": str(checkpoint)})
+    _, outcome = train(tmp_path, llama_dir, {"batch_size": 8})
+    assert outcome.step == 3
+
+
+def test_a_checkpoint_holds_no_backbone(llama_dir, tmp_path):
+    model, outcome = train(tmp_path, llama_dir, {"batch_size": 8})
+    trained_bytes = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    size = sum(path.stat().st_size for path in outcome.checkpoint.rglob("*.safetensors"))
+    assert size < 5 * trained_bytes  # weights twice, two moments, random states
+    peftkit.load(peftkit.detach(model), outcome.checkpoint / "adapter")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(llama_dir, tmp_path, monkeypatch):
+    train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 2})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    count = iter(range(100))
+    original = CausalLanguageModel.loss
+
+    def failing(self, model, batch):
+        return original(self, model, batch) * (float("nan") if next(count) == 0 else 1.0)
+
+    monkeypatch.setattr(CausalLanguageModel, "loss", failing)
+    with pytest.raises(NonFiniteError, match="the loss is nan at step 3"):
+        train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 5})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(llama_dir, tmp_path, monkeypatch):
+    original = CausalLanguageModel.loss
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    monkeypatch.setattr(CausalLanguageModel, "loss", lambda self, m, b: Poison.apply(original(self, m, b)))
+    with pytest.raises(NonFiniteError, match=r"gradient's norm is (nan|inf) at step 1"):
+        train(tmp_path, llama_dir, {"batch_size": 8})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(llama_dir, tmp_path, number):
+    arguments = {
+        "run_dir": str(tmp_path),
+        "model_dir": str(llama_dir),
+        "settings": {"batch_size": 1, "epochs": 3},
+        "slow": True,
+    }
+    command = [sys.executable, job.__file__, json.dumps(arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or len(losses(tmp_path)) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    done = len(losses(tmp_path))
+    assert process.returncode == 128 + number
+    assert f"interrupted at step {done} of 66" in stderr
+    assert "to go on: accelerate launch" in stderr
+    whole, _ = train(tmp_path / "whole", llama_dir, {"batch_size": 1, "epochs": 3})
+    resumed, _ = train(tmp_path, llama_dir, {"batch_size": 1, "epochs": 3})
+    assert losses(tmp_path)[:done] + losses(tmp_path)[done:] == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    for name, value in trained(whole).items():
+        assert torch.allclose(value, trained(resumed)[name], atol=1e-3)
+
+
+def test_a_second_signal_ends_the_program():
+    from peftkit.training.interruption import Interruption
+
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_hooks_see_gradients_and_add_metrics(llama_dir, tmp_path):
+    seen = []
+    model = None
+
+    def after_step(step, total):
+        seen.append((step, total))
+
+    hooks = Hooks(after_step=after_step, evaluate=lambda: {"answer": 42.0})
+    model, _ = train(
+        tmp_path, llama_dir, {"batch_size": 8, "evaluate_every": 1.0}, hooks=hooks, evaluation=ragged_examples(3)
+    )
+    assert isinstance(model, nn.Module)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["answer"] == 42.0
