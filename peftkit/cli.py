@@ -1,6 +1,8 @@
 """The `peftkit` command. Its imports are lazy, so that `--help` answers at once."""
 
 import argparse
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,13 +73,10 @@ def _train(options: argparse.Namespace) -> int:
     script = known[options.words[place]]
     shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
     words = ["--quiet", *options.words[:place], str(shown), *options.words[place + 1 :]]
-    print("accelerate launch", *words, file=sys.stderr, flush=True)
-    process = subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *words])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the recipe has received it too: it saves, says how to go on, and ends
+    print("accelerate launch", shlex.join(words), file=sys.stderr, flush=True)
+    # A Ctrl-C is for the recipe alone, which saves and says how to go on: this process and Accelerate's wait for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.call([sys.executable, "-m", "accelerate.commands.launch", *words])
 
 
 def _preview(options: argparse.Namespace) -> int:
@@ -101,13 +100,12 @@ def _merge(options: argparse.Namespace) -> int:
     import torch
 
     import peftkit
-    from peftkit.files import staged_directory
+    from peftkit.merging import save_merged
+    from peftkit.recording import summary
 
     dtype = getattr(torch, options.dtype)
     backbone = peftkit.load_backbone(options.backbone, quantization=options.quantization, dtype=dtype)
     merged = peftkit.merge(peftkit.load(backbone, options.adapter), dtype)
-    with staged_directory(Path(options.output)) as stage:
-        merged.save_pretrained(stage)
-        peftkit.load_tokenizer(options.backbone).save_pretrained(stage)
-    print(f"{options.output}: {peftkit.record(merged)['merge']}")
+    save_merged(merged, peftkit.load_tokenizer(options.backbone), Path(options.output))
+    print(f"{options.output}: {summary(merged)}")
     return 0

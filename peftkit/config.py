@@ -4,7 +4,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import pydantic.dataclasses
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from peftkit.errors import ConfigError, nearest
+from peftkit.errors import ConfigError, PeftkitError, nearest
 
 T = TypeVar("T")
 
@@ -22,6 +22,16 @@ def section(cls: type[T]) -> type[T]:
     """Make a class one section of a config: a frozen dataclass that checks its values and refuses keys it does not know."""
     made: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})(cls)  # type: ignore[assignment]
     return made
+
+
+def run_recipe(main: Callable[[T], None], kind: type[T]) -> None:
+    """Call a recipe's `main` with the config that the command line asks for; a user's mistake ends it with one sentence."""
+    config = parse(kind)
+    try:
+        main(config)
+    except PeftkitError as problem:
+        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        raise SystemExit(2) from problem
 
 
 def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:

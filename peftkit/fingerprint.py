@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peftkit.errors import BaseMismatchError
+from peftkit.errors import AdapterFileError, BaseMismatchError
 
 _SAMPLES = 64
 _RELATIVE_TOLERANCE = 2**-7  # one rounding to bfloat16
@@ -31,16 +31,21 @@ def check(metadata: str, model: nn.Module, path: Path) -> None:
     """Compare what a safetensors header says of the backbone with `model`.
 
     Raises:
+        AdapterFileError: the header is not what `as_metadata` writes.
         BaseMismatchError: they differ in type, width or weights.
     """
-    saved = json.loads(metadata)["backbone"]
+    try:
+        saved = dict(json.loads(metadata)["backbone"])
+        samples = [float(value) for value in saved["samples"]]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise AdapterFileError(f"{path}: what its header says of the backbone cannot be read: {problem!r}") from problem
     here = of(model)
     for key in _WIDTHS:
         if saved.get(key) != here[key]:
             raise BaseMismatchError(
                 f"{path} was trained on a backbone with {key} {saved.get(key)}; this one has {here[key]}"
             )
-    pairs = list(zip(saved["samples"], here["samples"], strict=True))
+    pairs = list(zip(samples, here["samples"], strict=False))
     scale = max((abs(a) for a, _ in pairs), default=0.0)
     if any(not math.isclose(a, b, rel_tol=_RELATIVE_TOLERANCE, abs_tol=_RELATIVE_TOLERANCE * scale) for a, b in pairs):
         raise BaseMismatchError(

@@ -1,6 +1,5 @@
 """Answer prompts in batches, greedily: what evaluation and samples need."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -55,8 +54,3 @@ def answer(
         model.train(training)
         tokenizer.padding_side = side
     return [answers[i].strip() for i in range(len(prompts))]
-
-
-def states(text: str, expected: Sequence[str]) -> bool:
-    """Tell whether a text contains every expected string as whole words, whatever its case; "9" is not in "9.50" or "19"."""
-    return all(re.search(rf"(?<![\w.,]){re.escape(e)}(?!\w|[.,]\d)", text, re.IGNORECASE) for e in expected)

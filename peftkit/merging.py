@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import ConfigError, NonFiniteError
+from peftkit.files import staged_directory
 from peftkit.quantization import dequantized_weight, quantization_of
 from peftkit.recording import note
 
@@ -74,6 +76,13 @@ def merge(
     merged.eval()
     note(merged, "merge", {"dtype": str(dtype), **_largest_difference(model, merged, probe)})
     return merged
+
+
+def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a merged model with its tokenizer, ready for transformers, vLLM or llama.cpp; whole or not at all."""
+    with staged_directory(directory) as stage:
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
 
 
 def _merged_parameters(

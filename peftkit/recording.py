@@ -21,3 +21,31 @@ def record(model: nn.Module) -> dict[str, dict[str, Any]]:
 def note(model: nn.Module, key: str, entry: dict[str, Any]) -> None:
     """Write `entry` under `key` into the record of `model`."""
     model.__dict__[_ATTRIBUTE] = {**model.__dict__.get(_ATTRIBUTE, {}), key: entry}
+
+
+def summary(model: nn.Module) -> str:
+    """Return the record's main points as lines for people."""
+    known = record(model)
+    lines = []
+    if "load_backbone" in known:
+        entry = known["load_backbone"]
+        sizes = ", ".join(f"{size / 2**20:.0f} MiB {dtype}" for dtype, size in entry["size_bytes"].items())
+        lines.append(f"backbone: {entry['class']} on {entry['device']}, {sizes}")
+        if entry["quantization"] is not None:
+            lines.append(f"not quantised: {', '.join(entry['not_quantized'])}")
+    if "attach" in known:
+        entry = known["attach"]
+        targets = entry["targets"] if isinstance(entry["targets"], str) else ", ".join(entry["targets"])
+        lines.append(
+            f"adapter: {entry['method']} on {entry['adapted_layers']} layers ({targets}), "
+            f"{entry['trained_parameters']:,} trained parameters"
+        )
+    if "merge" in known:
+        entry = known["merge"]
+        lines.append(
+            f"merged into {entry['dtype']}: logits differ from the adapted model's by at most "
+            f"{entry['largest_logit_difference']:.3g} on the probe batch, where the largest is {entry['largest_logit']:.3g}"
+            if entry["largest_logit_difference"] is not None
+            else f"merged into {entry['dtype']}: not compared, {entry['why']}"
+        )
+    return "\n".join(lines)

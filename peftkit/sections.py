@@ -8,7 +8,6 @@ from pydantic import Field, PositiveInt
 from peftkit.config import section
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig
 
 
@@ -20,17 +19,25 @@ class ModelSettings:
     """A Hub id, a local directory, a .gguf file, or package:NAME/FILE for a file of an installed Python package."""
     quantization: Literal["nf4", "fp4", "int8"] | None = None
     """How linear layers are stored; null keeps 16 bits."""
+    double_quantization: bool = True
+    """Quantise the 4-bit block scales too."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of all that is not quantised, and of the activations."""
     attention: str | None = None
     """transformers' attention implementation, e.g. sdpa or eager; null lets transformers choose."""
 
-    @property
-    def torch_dtype(self) -> "torch.dtype | Literal['auto']":
-        """The dtype as `load_backbone` takes it."""
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `load_backbone`."""
         import torch
 
-        return "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+        return {
+            "source": self.source,
+            "quantization": self.quantization,
+            "dtype": dtype,
+            "double_quantization": self.double_quantization,
+            "attention": self.attention,
+        }
 
 
 @section

@@ -11,7 +11,7 @@ from dataclasses import field
 
 from pydantic import PositiveInt
 
-from peftkit.config import parse, section
+from peftkit.config import run_recipe, section
 from peftkit.sections import DataSettings, LoraSettings, ModelSettings
 from peftkit.training.settings import TrainSettings
 
@@ -41,85 +41,70 @@ def main(config: Config) -> None:
     import peftkit
     from peftkit.data.collation import PadRight
     from peftkit.data.loading import load_examples
-    from peftkit.data.rendering import prompt_text
+    from peftkit.data.questions import fact_accuracy, questions
     from peftkit.files import staged_directory
-    from peftkit.generation import answer, states
-    from peftkit.training.loop import accelerator_for, evaluate, fit
-    from peftkit.training.report import Sample, write_report
+    from peftkit.generation import answer
+    from peftkit.merging import save_merged
+    from peftkit.recording import summary
+    from peftkit.training.evaluation import evaluate
+    from peftkit.training.loop import Training, accelerator_for
+    from peftkit.training.report import Measured, write_report
     from peftkit.training.run import Run
 
     run = Run(config)
     tokenizer = peftkit.load_tokenizer(config.model.source)
-    train, _, kind = load_examples(config.data, config.data.train, tokenizer)
+    train, rows, kind = load_examples(config.data, config.data.train, tokenizer)
     run.say(f"{config.data.train}: {kind}, {train}")
-    held_out, rows = train, []
+    held_out = None
     if config.data.evaluation is not None:
         held_out, rows, kind = load_examples(config.data, config.data.evaluation, tokenizer)
         run.say(f"{config.data.evaluation}: {kind}, {held_out}")
-    asked = [row for row in rows if row.get("expect")] if kind == "chat" else []
-    prompts = [prompt_text(row["messages"][:-1], tokenizer, config.data.system) for row in asked]
+    asked = questions(rows, kind, tokenizer, system=config.data.system, count=config.samples)
 
-    backbone = peftkit.load_backbone(
-        config.model.source,
-        quantization=config.model.quantization,
-        dtype=config.model.torch_dtype,
-        attention=config.model.attention,
-    )
-    model = peftkit.attach(backbone, config.adapter.build())
-    run.say(f"{peftkit.record(model)}")
+    model = peftkit.attach(peftkit.load_backbone(**config.model.arguments()), config.adapter.build())
+    run.say(summary(model))
+    run.remember("model", peftkit.record(model))
     accelerator = accelerator_for(config.train, model, run.directory)
     run.start_trackers(accelerator)
     collate = PadRight(tokenizer.pad_token_id)
 
-    def assess(model):
-        """Return loss, perplexity and fact accuracy on the held-out rows, and the answers."""
-        metrics = evaluate(model, held_out.examples, collate, accelerator, batch_size=config.train.batch_size)
-        answers = answer(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens) if run.is_main else []
-        right = [states(text, row["expect"]) for text, row in zip(answers, asked, strict=run.is_main)]
-        return metrics | ({"exact-fact accuracy": sum(right) / len(right)} if right else {}), answers
+    def measure(model) -> Measured:
+        """Return loss, perplexity and fact accuracy on the held-out rows (the training rows if there are none)."""
+        metrics = evaluate(
+            model, (held_out or train).examples, collate, accelerator, batch_size=config.train.batch_size
+        )
+        prompts = [question.prompt for question in asked if run.is_main]
+        answers = answer(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens)
+        return Measured(metrics | fact_accuracy(asked, answers), answers)
 
-    before = run.remembered("before") or run.remember(
-        "before", dict(zip(("metrics", "answers"), assess(model), strict=True))
-    )
-    run.say(f"before: {before['metrics']}")
-    outcome = fit(
+    before = Measured(**(run.remembered("before") or run.remember("before", vars(measure(model)))))
+    run.say(f"before: {before.metrics}")
+    training = Training(
         model, train.examples, collate, config.train, run.directory, accelerator,
-        evaluation=held_out.examples if rows else (), seed=config.seed,
+        evaluation=held_out.examples if held_out else (), seed=config.seed,
     )  # fmt: skip
-    run.exit_if_interrupted(outcome)
+    run.exit_if_interrupted(training.run())
 
-    remarks = []
     if run.is_main:
         peftkit.save(model, run.directory / "adapter")
-        tokenizer.save_pretrained(run.directory / "adapter")
+        with staged_directory(run.directory / "adapter") as stage:
+            tokenizer.save_pretrained(stage)
     accelerator.wait_for_everyone()
     model = peftkit.load(peftkit.detach(model), run.directory / "adapter")  # what is measured is what was saved
-    after, answers = assess(model)
-    run.say(f"after: {after}")
-    if config.merge and run.is_main:
+    measured, remarks = {"before": before, "after": measure(model)}, []
+    run.say(f"after: {measured['after'].metrics}")
+    if config.merge:
         merged = peftkit.merge(model)
-        with staged_directory(run.directory / "merged") as stage:
-            merged.save_pretrained(stage)
-            tokenizer.save_pretrained(stage)
-        same = sum(
-            a == b
-            for a, b in zip(
-                answer(merged, tokenizer, prompts, max_new_tokens=config.max_new_tokens), answers, strict=True
-            )
-        )
-        remarks.append(
-            f"Merged model: {same} of {len(answers)} answers are the same to the letter; {peftkit.record(merged)['merge']}."
-        )
+        measured["merged"] = measure(merged)
+        remarks.append(f"{summary(merged)}.")
+        if run.is_main:
+            save_merged(merged, tokenizer, run.directory / "merged")
     if run.is_main:
-        shown = range(0, len(asked), max(1, len(asked) // max(1, config.samples)))
-        samples = [
-            Sample(asked[i]["messages"][-2]["content"], before["answers"][i], answers[i], ", ".join(asked[i]["expect"]))
-            for i in shown
-        ]
-        report = write_report(run.directory, f"chat: {config.run_dir}", before["metrics"], after, samples, remarks)
+        title = f"{config.model.source} on {config.data.train}"
+        report = write_report(run.directory, title, measured, asked, samples=config.samples, remarks=remarks)
         run.say(f"the adapter is in {run.directory / 'adapter'}, the report in {report}")
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    run_recipe(main, Config)

@@ -302,6 +302,17 @@ def test_a_damaged_adapter_is_refused_and_the_backbone_is_as_it_was(backbone, tm
     assert not any(isinstance(module, BaseTunerLayer) for module in backbone.modules())
 
 
+def test_a_header_that_says_nonsense_of_the_backbone_is_refused(backbone, tmp_path):
+    model = peftkit.attach(backbone, CONFIG)
+    peftkit.save(model, tmp_path / "adapter")
+    peftkit.detach(model)
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS)
+    for nonsense in ("{", "[]", '{"backbone": {"samples": ["x"]}}'):
+        save_file(tensors, tmp_path / "adapter" / WEIGHTS, {"peftkit": nonsense})
+        with pytest.raises(AdapterFileError, match="its header says of the backbone"):
+            peftkit.load(backbone, tmp_path / "adapter")
+
+
 def test_another_backbone_of_the_same_shape_is_refused_unless_allowed(llama_dir, backbone, tmp_path):
     peftkit.save(peftkit.attach(backbone, CONFIG), tmp_path / "adapter")
     other = peftkit.load_backbone(llama_dir)

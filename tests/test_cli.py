@@ -99,7 +99,14 @@ def test_the_chat_recipe_trains_reports_saves_merges_and_goes_on(config, tmp_pat
     assert first.stderr.startswith("accelerate launch --quiet --cpu ")
     directory = tmp_path / "run"
     report = (directory / "report.md").read_text()
-    for part in ("| perplexity |", "| exact-fact accuracy |", "Merged model:", "loss.png", "quantization: nf4"):
+    for part in (
+        "| perplexity |",
+        "| exact-fact accuracy |",
+        "| before | after | merged |",
+        "merged into torch.bfloat16: logits differ",
+        "loss.png",
+        "quantization: nf4",
+    ):
         assert part in report
     assert len((directory / "metrics.jsonl").read_text().splitlines()) == 8
     assert list(directory.rglob("events.out.tfevents.*"))

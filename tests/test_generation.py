@@ -1,8 +1,9 @@
 import pytest
 
 import peftkit
+from peftkit.data.questions import fact_accuracy, questions, states
 from peftkit.data.rendering import prompt_text
-from peftkit.generation import answer, states
+from peftkit.generation import answer
 
 PROMPTS = [[{"role": "user", "content": "x" * n}] for n in (1, 9, 4)]
 
@@ -33,3 +34,17 @@ def test_batched_answers_are_those_given_one_at_a_time(llama_dir, tokenizer):
 )
 def test_expected_strings_are_found_as_whole_words(text, expected, found):
     assert states(text, expected) is found
+
+
+def test_rows_that_say_what_they_expect_are_asked_and_counted(tokenizer):
+    def row(n, **more):
+        return {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}], **more}
+
+    asked = questions([row(1, expect=["a1"]), row(2), row(3, expect=["a3"])], "chat", tokenizer)
+    assert [(q.shown, q.reference, q.expect) for q in asked] == [("q1", "a1", ("a1",)), ("q3", "a3", ("a3",))]
+    assert asked[0].prompt == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    assert fact_accuracy(asked, ["it is a1", "a4"]) == {"exact-fact accuracy": 0.5}
+    assert len(questions([row(n) for n in range(9)], "chat", tokenizer, count=4)) == 4
+    assert fact_accuracy(questions([row(1)], "chat", tokenizer), ["x"]) == {}
+    assert questions([{"prompt": "p", "completion": "c"}], "prompt-completion", tokenizer)[0].prompt == "p"
+    assert questions([{"text": "t"}], "text", tokenizer) == []

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import get_scheduler
 
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.training.checkpoint import Checkpoints, Trained
+from peftkit.training.evaluation import evaluate
 from peftkit.training.interruption import Interruption
 from peftkit.training.metrics import MetricsLog, ProgressLine
-from peftkit.training.objective import IGNORED, Batch, CausalLanguageModel, Objective
+from peftkit.training.objective import IGNORED, Batch, CausalLanguageModel, Objective, on_device
 from peftkit.training.order import Order
 from peftkit.training.settings import TrainSettings
 
@@ -64,20 +65,17 @@ class _Progress:
     tokens: int = 0
 
 
-def fit(
-    model: nn.Module,
-    examples: Sequence[Any],
-    collate: Callable[[Sequence[Any]], Batch],
-    settings: TrainSettings,
-    run_dir: Path,
-    accelerator: Accelerator,
-    *,
-    evaluation: Sequence[Any] = (),
-    objective: Objective | None = None,
-    hooks: Hooks | None = None,
-    seed: int = 0,
-) -> Outcome:
-    """Train the parameters of `model` that require a gradient; go on from the newest checkpoint in `run_dir` if there is one.
+def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
+    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
+    precision = auto if settings.precision == "auto" else settings.precision
+    return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
+
+
+@dataclasses.dataclass
+class Training:
+    """One training of the parameters of `model` that require a gradient.
 
     Each step minimises the mean loss over all supervised items of all its micro-batches on all processes, so how a batch
     is cut does not matter. A loss or gradient that is not finite ends the run before it reaches a weight.
@@ -90,86 +88,37 @@ def fit(
         run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
         accelerator: From `accelerator_for`, or one's own.
         evaluation: Held-out examples.
-        objective: The loss; None is next-token cross-entropy.
+        objective: The loss.
         hooks: Where a method or a task joins.
         seed: Seed of the order of the examples.
 
     Raises:
         ConfigError: nothing can be trained, or an evaluation is asked for without examples.
-        CheckpointError: the checkpoint to go on from is damaged or belongs to another run.
-        NonFiniteError: a loss or gradient is not finite.
     """
-    return _Run(model, examples, collate, settings, run_dir, accelerator, evaluation, objective, hooks, seed).train()
 
+    model: nn.Module
+    examples: Sequence[Any]
+    collate: Callable[[Sequence[Any]], Batch]
+    settings: TrainSettings
+    run_dir: Path
+    accelerator: Accelerator
+    evaluation: Sequence[Any] = ()
+    objective: Objective = dataclasses.field(default_factory=CausalLanguageModel)
+    hooks: Hooks = dataclasses.field(default_factory=Hooks)
+    seed: int = 0
 
-def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
-    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
-    precision = auto if settings.precision == "auto" else settings.precision
-    return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
-
-
-def evaluate(
-    model: nn.Module,
-    examples: Sequence[Any],
-    collate: Callable[[Sequence[Any]], Batch],
-    accelerator: Accelerator,
-    *,
-    batch_size: int = 8,
-    objective: Objective | None = None,
-) -> dict[str, float]:
-    """Return loss per supervised item (nats) and perplexity over all examples, exact whatever the batch size.
-
-    Memory does not grow with the number of examples. The model is left in the mode in which it came.
-    """
-    objective = objective or CausalLanguageModel()
-    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
-    batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    training = model.training
-    model.eval()
-    with torch.no_grad(), accelerator.autocast():
-        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = _to(accelerator.device, collate([examples[i] for i in numbers]))
-            totals += torch.stack(
-                [objective.loss(model, batch).double(), torch.tensor(float(objective.count(batch))).to(totals)]
-            )
-    model.train(training)
-    loss, count = accelerator.reduce(totals).tolist()
-    return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 700.0))}
-
-
-class _Run:
-    def __init__(
-        self,
-        model: nn.Module,
-        examples: Sequence[Any],
-        collate: Callable[[Sequence[Any]], Batch],
-        settings: TrainSettings,
-        run_dir: Path,
-        accelerator: Accelerator,
-        evaluation: Sequence[Any],
-        objective: Objective | None,
-        hooks: Hooks | None,
-        seed: int,
-    ) -> None:
+    def __post_init__(self) -> None:
+        model, settings, accelerator = self.model, self.settings, self.accelerator
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ConfigError(
-                "the model has no parameter that requires a gradient; peftkit.attach gives it an adapter to train"
-            )
-        if not examples or (settings.evaluate_every is not None and not evaluation):
-            raise ConfigError(
-                "train.evaluate_every needs held-out rows: set data.evaluation" if examples else "there are no examples"
-            )
-        self.model, self.examples, self.collate, self.settings = model, examples, collate, settings
-        self.accelerator, self.evaluation = accelerator, evaluation
-        self.objective, self.hooks = objective or CausalLanguageModel(), hooks or Hooks()
-        lengths = [len(example.input_ids) for example in examples]
-        processes = accelerator.num_processes
-        self.order = Order(lengths, settings.batch_size, settings.accumulate, processes, seed, settings.group_by_length)
-        per_epoch = self.order.steps_per_epoch
-        wanted = max(1, round(settings.epochs * per_epoch))
+            raise ConfigError("the model has no parameter that requires a gradient; peftkit.attach gives it some")
+        if not self.examples:
+            raise ConfigError("there are no examples to train on")
+        if settings.evaluate_every is not None and not self.evaluation:
+            raise ConfigError("train.evaluate_every needs held-out rows: set data.evaluation")
+        lengths = [len(example.input_ids) for example in self.examples]
+        cut = (settings.batch_size, settings.accumulate, accelerator.num_processes)
+        self.order = Order(lengths, *cut, self.seed, settings.group_by_length)
+        wanted = max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.total_steps = min(wanted, settings.max_steps or wanted)
         self.evaluation_interval = self._interval(settings.evaluate_every)
         self.save_interval = self._interval(settings.save_every)
@@ -187,8 +136,8 @@ class _Run:
             self.total_steps,
         )
         self.trained = Trained(model, optimizer, scheduler)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", accelerator)
-        self.log = MetricsLog(run_dir / "metrics.jsonl", accelerator)
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", accelerator)
+        self.log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
         self.line = ProgressLine(self.total_steps, accelerator.is_main_process)
         self.progress = _Progress()
         self.skipped = 0
@@ -198,7 +147,13 @@ class _Run:
             return None
         return max(1, round(every * self.order.steps_per_epoch) if every <= 1 else round(every))
 
-    def train(self) -> Outcome:
+    def run(self) -> Outcome:
+        """Train to the end, going on from the newest checkpoint in `run_dir` if there is one; or until a signal comes.
+
+        Raises:
+            CheckpointError: the checkpoint to go on from is damaged or belongs to another run.
+            NonFiniteError: a loss or gradient is not finite.
+        """
         self._resume()
         self.log.start(self.progress.step)
         progress, received = self.progress, None
@@ -263,7 +218,7 @@ class _Run:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         for numbers in self.order.micro_batches(step, self.accelerator.process_index):
-            batch = _to(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
+            batch = on_device(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
             if not numbers:  # nothing is left for this process: it takes part with a batch that counts for nothing
                 batch["labels"] = torch.full_like(batch["labels"], IGNORED)
             yield batch
@@ -329,7 +284,3 @@ def _checkpoint_activations(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass, without reentrance; transformers has renamed how."""
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def _to(device: torch.device, batch: Batch) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -53,3 +53,8 @@ class ModelLoss:
             return torch.nan_to_num(output.logits).sum() * 0.0
         loss: Tensor = output.loss.float() * self.count(batch)
         return loss
+
+
+def on_device(device: torch.device, batch: Batch) -> Batch:
+    """Return the batch with its tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -5,26 +5,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftkit.data.questions import Question
 from peftkit.files import read_json, write_file
 from peftkit.training.metrics import memory_bytes, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """One prompt with the answers to it before and after training, and what was expected, if anything was."""
+class Measured:
+    """What a model scored, by name, and how it answered the questions."""
 
-    prompt: str
-    before: str
-    after: str
-    expected: str = ""
+    metrics: dict[str, float]
+    answers: list[str]
 
 
 def write_report(
     directory: Path,
     title: str,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    samples: Sequence[Sample] = (),
+    measured: Mapping[str, Measured],
+    asked: Sequence[Question] = (),
+    *,
+    samples: int = 12,
     remarks: Sequence[str] = (),
 ) -> Path:
     """Write ``report.md`` and ``loss.png`` into a run's directory, from its metrics and the given measurements.
@@ -32,15 +32,16 @@ def write_report(
     Args:
         directory: The run's directory.
         title: The report's first line.
-        before: Measurements before training, by name.
-        after: The same after it.
-        samples: Answers to show side by side.
+        measured: The columns to show side by side: "before", "after" and so on.
+        asked: The questions that were answered.
+        samples: How many answers to show, spread over the questions.
         remarks: Sentences to print below the table.
     """
     metrics = read_metrics(directory / "metrics.jsonl")
     _draw_losses(metrics, directory / "loss.png")
     environment = read_json(directory / "environment.json")
-    rows = [f"| {name} | {_number(before.get(name))} | {_number(value)} |" for name, value in after.items()]
+    names = dict.fromkeys(name for each in measured.values() for name in each.metrics)
+    rows = [[name, *(_number(each.metrics.get(name)) for each in measured.values())] for name in names]
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     seconds = steps[-1]["seconds"] if steps else 0.0
     items = sum(entry["items"] for entry in steps)
@@ -49,17 +50,14 @@ def write_report(
     lines = [
         f"# {title}",
         "",
-        "| | before | after |",
-        "| --- | --- | --- |",
-        *rows,
-        "",
+        *_table(["", *measured], rows),
         *(f"{remark}\n" for remark in remarks),
         "![loss over steps](loss.png)",
         "",
         f"{len(steps)} steps over {items:.0f} supervised tokens in {seconds / 60:.1f} minutes, on {where}, "
         f"{environment['processes']} process(es); peak memory {memory_bytes()[1] / 2**30:.2f} GiB.",
         "",
-        *_sample_lines(samples),
+        *_answers(measured, asked, samples),
         "## Settings",
         "",
         "```yaml",
@@ -77,12 +75,23 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _sample_lines(samples: Sequence[Sample]) -> list[str]:
-    if not samples:
+def _answers(measured: Mapping[str, Measured], asked: Sequence[Question], samples: int) -> list[str]:
+    if not asked or samples < 1:
         return []
-    head = ["## Answers", "", "| prompt | before | after | expected |", "| --- | --- | --- | --- |"]
-    cells = [[sample.prompt, sample.before, sample.after, sample.expected] for sample in samples]
-    return [*head, *("| " + " | ".join(map(_cell, row)) + " |" for row in cells), ""]
+    shown = range(0, len(asked), max(1, len(asked) // samples))
+    rows = [
+        [
+            asked[i].shown,
+            *(each.answers[i] for each in measured.values()),
+            ", ".join(asked[i].expect) or asked[i].reference,
+        ]
+        for i in shown
+    ]
+    return ["## Answers", "", *_table(["question", *measured, "expected"], rows)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [*("| " + " | ".join(map(_cell, row)) + " |" for row in (head, ["---"] * len(head), *rows)), ""]
 
 
 def _cell(text: str) -> str:

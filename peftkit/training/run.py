@@ -1,25 +1,19 @@
 """A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it."""
 
-import argparse
-import importlib.metadata
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
-from transformers.utils.logging import disable_progress_bar
+from yaml import safe_load
 
 from peftkit.config import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
 from peftkit.training.loop import Outcome
+from peftkit.training.process import environment, prepare_process
 
-_PACKAGES = ("peftkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
 _MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
 
 
@@ -34,13 +28,10 @@ class Run:
     """
 
     def __init__(self, config: Any) -> None:
-        start_asked_processes()
+        prepare_process()
         self.config = config
         self.directory = Path(config.run_dir)
         self.is_main = PartialState().is_main_process
-        self._use_all_cores()
-        if not (self.is_main and sys.stderr.isatty()):
-            disable_progress_bar()
         frozen = self.directory / "config.yaml"
         if frozen.exists() and self.is_main:
             self._check_same(load_yaml(frozen))
@@ -51,15 +42,7 @@ class Run:
         PartialState().wait_for_everyone()
         set_seed(config.seed)
 
-    @staticmethod
-    def _use_all_cores() -> None:
-        """Share this machine's cores among its processes: `accelerate launch` leaves each process one thread on a CPU."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
     def _check_same(self, before: dict[str, Any]) -> None:
-        from yaml import safe_load
-
         if self.config.train.resume == "never":
             raise ConfigError(f"run_dir {self.directory} holds a run already; choose another, or set train.resume=auto")
         old, new = _flat(before), _flat(safe_load(to_yaml(self.config)))
@@ -112,36 +95,6 @@ class Run:
         flags = f"--num_processes {state.num_processes} " if state.num_processes > 1 else ""
         flags += "--cpu " if state.device.type == "cpu" and state.num_processes > 1 else ""
         return f"accelerate launch {flags}{sys.argv[0]} --config {self.directory / 'config.yaml'}"
-
-
-def start_asked_processes() -> None:
-    """Start as many processes as `accelerate launch --cpu --num_processes N` was asked for.
-
-    Without MPI, Accelerate (1.15) starts one process for this and says nothing; then this process becomes torchrun.
-    """
-    alone = "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ
-    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
-        return
-    launcher = argparse.ArgumentParser(add_help=False)
-    launcher.add_argument("--num_processes", "--num-processes", type=int, default=1)
-    asked, _ = launcher.parse_known_args(psutil.Process().parent().cmdline())
-    if asked.num_processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(asked.num_processes)]
-        os.execv(sys.executable, [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv])
-
-
-def environment() -> dict[str, Any]:
-    """Return what decides how fast and how exactly a run computes: versions, processor, GPU, processes and threads."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-        "processes": PartialState().num_processes,
-        "threads": torch.get_num_threads(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    }
 
 
 def _flat(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

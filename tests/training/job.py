@@ -10,8 +10,9 @@ import torch
 import peftkit
 from peftkit.data.collation import PadRight
 from peftkit.data.rendering import IGNORED, Example
-from peftkit.training.loop import Hooks, accelerator_for, fit
-from peftkit.training.run import Run, start_asked_processes
+from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.process import start_asked_processes
+from peftkit.training.run import Run
 from peftkit.training.settings import TrainSettings
 
 
@@ -34,10 +35,11 @@ def train(run_dir, model_dir, settings, *, quantization=None, dtype="float32", d
     model = peftkit.attach(backbone, peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = accelerator_for(settings, model, Path(run_dir))
-    outcome = fit(
-        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator, hooks=hooks, evaluation=evaluation
-    )
-    return model, outcome
+    training = Training(
+        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator,
+        evaluation=evaluation, hooks=hooks or Hooks(),
+    )  # fmt: skip
+    return model, training.run()
 
 
 def trained(model):
@@ -45,12 +47,12 @@ def trained(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def main(run_dir, model_dir, settings, slow=False, dropout=0.1):
+def main(run_dir, model_dir, settings, slow=False, dropout=0.1, quantization=None):
     """Train as a recipe does, with the signal handling of one."""
     start_asked_processes()
     torch.set_num_threads(1)
     hooks = Hooks(after_step=lambda step, total: time.sleep(0.1)) if slow else None
-    model, outcome = train(run_dir, model_dir, settings, hooks=hooks, dropout=dropout)
+    model, outcome = train(run_dir, model_dir, settings, hooks=hooks, dropout=dropout, quantization=quantization)
     Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
     return model
 

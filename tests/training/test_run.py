@@ -5,9 +5,10 @@ import pytest
 import yaml
 
 from peftkit.config import section
+from peftkit.data.questions import Question
 from peftkit.errors import ConfigError
 from peftkit.training.metrics import MetricsLog, ProgressLine, read_metrics
-from peftkit.training.report import Sample, write_report
+from peftkit.training.report import Measured, write_report
 from peftkit.training.run import Run
 from peftkit.training.settings import TrainSettings
 
@@ -67,8 +68,12 @@ def test_the_report_shows_before_and_after(tmp_path):
     for step in range(1, 5):
         log.write(step, "train", {"loss": 4.0 / step, "items": 10, "seconds": 15.0 * step})
     log.write(4, "evaluation", {"loss": 1.2})
-    sample = Sample("how | much?", "no <idea>", "£3.95", "£3.95")
-    text = write_report(tmp_path, "Title", {"loss": 3.0}, {"loss": 1.25}, [sample], ["A remark."]).read_text()
+    measured = {
+        "before": Measured({"loss": 3.0}, ["no <idea>"]),
+        "after": Measured({"loss": 1.25, "right": 1}, ["£3.95"]),
+    }
+    asked = [Question("", "how | much?", "It is £3.95", ("£3.95",))]
+    text = write_report(tmp_path, "Title", measured, asked, remarks=["A remark."]).read_text()
     for part in (
         "# Title",
         "| loss | 3 | 1.25 |",

@@ -1,0 +1,74 @@
+"""What a training process settles before it loads anything: how many there are, cores, memory, signals; and what it runs on."""
+
+import argparse
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+_PACKAGES = ("peftkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
+
+
+def prepare_process() -> None:
+    """Start the processes that were asked for, and set this one up to train."""
+    start_asked_processes()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # under `peftkit train` it was inherited as ignored
+    _use_all_cores()
+    if not torch.cuda.is_available():
+        _keep_freed_memory()
+    if not (PartialState().is_main_process and sys.stderr.isatty()):
+        disable_progress_bar()
+
+
+def start_asked_processes() -> None:
+    """Start as many processes as `accelerate launch --cpu --num_processes N` was asked for.
+
+    Without MPI, Accelerate (1.15) starts one process for this and says nothing; then this process becomes torchrun.
+    """
+    alone = "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ
+    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        return
+    launcher = argparse.ArgumentParser(add_help=False)
+    launcher.add_argument("--num_processes", "--num-processes", type=int, default=1)
+    asked, _ = launcher.parse_known_args(psutil.Process().parent().cmdline())
+    if asked.num_processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(asked.num_processes)]
+        os.execv(sys.executable, [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv])
+
+
+def environment() -> dict[str, Any]:
+    """Return what decides how fast and how exactly a run computes: versions, processor, GPU, processes and threads."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "processes": PartialState().num_processes,
+        "threads": torch.get_num_threads(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _use_all_cores() -> None:
+    """Share this machine's cores among its processes: `accelerate launch` leaves each process one thread on a CPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks: giving each back to the system and faulting it in anew slows a CPU step down."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
