@@ -84,19 +84,24 @@ def staged_directory(path: Path) -> Iterator[Path]:
 
     Files that stand in `path` already and that the block does not write are carried over. A crash leaves the old directory
     or the new one; between the two renames of a replacement, `recover` finds the old one.
+
+    Raises:
+        PeftkitError: `path` is the current directory, or holds it.
     """
+    path = path.absolute()
+    if Path.cwd().is_relative_to(path):
+        raise PeftkitError(f"{path} holds the current directory and cannot be replaced; name a directory inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield stage
+        for file in [stage, *stage.rglob("*")]:
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask)
         for entry in path.iterdir() if path.exists() else ():
             if not (stage / entry.name).exists():
                 copy = shutil.copytree if entry.is_dir() else shutil.copy2
                 copy(entry, stage / entry.name)
-        for file in stage.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask)
-        stage.chmod(0o777 & ~_umask)
         sync_directory(stage)
         if path.exists():
             path.rename(_aside(path))
@@ -117,6 +122,7 @@ def recover(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
+    path = path.absolute()
     return path.with_name(f".{path.name}.replaced")
 
 

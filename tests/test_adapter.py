@@ -179,6 +179,16 @@ def test_a_saved_adapter_is_bit_equal_in_peftkit_and_in_peft(any_backbone, tmp_p
     assert torch.equal(logits(peft.PeftModel.from_pretrained(backbone, tmp_path / "adapter"), ids), expected)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "gaussian", "orthogonal"])
+def test_an_adapter_with_another_start_loads_on_the_backbone_as_it_was(llama_dir, tmp_path, ids, init):
+    backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
+    model = randomize(peftkit.attach(backbone, peftkit.LoraConfig(r=4, init_lora_weights=init)))
+    expected = logits(model, ids)
+    peftkit.save(model, tmp_path / "adapter")
+    loaded = peftkit.load(peftkit.detach(model), tmp_path / "adapter")
+    assert torch.allclose(logits(loaded, ids), expected, atol=1e-5)
+
+
 @from_peft
 def test_an_adapter_that_peft_has_saved_loads(backbone, tmp_path, ids):
     model = randomize(peftkit.attach(backbone, CONFIG))

@@ -40,7 +40,7 @@ def read_rows(path: str | Path) -> list[Row]:
         raise DataError(f"cannot read {file}: {problem.__cause__ or problem}") from problem
     if not rows:
         raise DataError(f"{file} holds no rows")
-    return rows
+    return [{key: _without_nulls(value) for key, value in row.items()} for row in rows]
 
 
 def rename_columns(rows: Sequence[Row], columns: dict[str, str]) -> list[Row]:
@@ -82,6 +82,15 @@ def check_rows(rows: Sequence[Row], kind: Format) -> None:
     if problem is not None:
         number, what = problem
         raise DataError(f"row {number}: {what}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drop the keys that Arrow has filled with null because a message of another row has them."""
+    if isinstance(value, list):
+        return [_without_nulls(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return value
 
 
 def _problems(rows: Sequence[Row], kind: Format) -> Iterator[tuple[int, str]]:

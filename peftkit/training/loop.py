@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ class _Progress:
     evaluations_since_best: int = 0
     seconds: float = 0.0
     tokens: int = 0
+
+    def evaluated(self, loss: float) -> None:
+        self.evaluations_since_best += 1
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self.evaluations_since_best = loss, self.step, 0
 
 
 def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
@@ -173,7 +179,7 @@ class Training:
         return Outcome(progress.step, self.total_steps, progress.best_step, progress.best_loss, received, last)
 
     def _step(self, interruption: Interruption) -> tuple[dict[str, float], int | None]:
-        """Make one optimiser step; return what to log, and the signal that any process has received."""
+        """Make one optimiser step; return what to log, and a signal if any process has received one."""
         progress, accelerator = self.progress, self.accelerator
         batches = list(self._batches(progress.step))
         count = sum(map(self.objective.count, batches))
@@ -181,17 +187,16 @@ class Training:
         loss = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared), accelerator.autocast():
-                summed = self.objective.loss(self.prepared, batch)
             with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared):
+                with accelerator.autocast():
+                    summed = self.objective.loss(self.prepared, batch)
                 accelerator.backward(summed * (accelerator.num_processes / items))
             loss += summed.detach()
-        stop = torch.tensor(float(interruption.received or 0), device=accelerator.device)
-        total, received = accelerator.reduce(torch.stack([loss, stop])).tolist()
+        asked_to_stop = torch.tensor(float(interruption.received is not None), device=accelerator.device)
+        total, stop = accelerator.reduce(torch.stack([loss, asked_to_stop])).tolist()
         mean_loss = total / items
-        norm = float(
-            accelerator.clip_grad_norm_(self.trained.parameters().values(), self.settings.clip_norm or math.inf)
-        )
+        parameters = self.trained.parameters().values()
+        norm = float(accelerator.clip_grad_norm_(parameters, self.settings.clip_norm or math.inf))
         self._check_finite(mean_loss, norm)
         rate = self.trained.scheduler.get_last_lr()[0]
         self.optimizer.step()
@@ -201,9 +206,8 @@ class Training:
         self.trained.scheduler.step()
         progress.step += 1
         progress.tokens += round(items)
-        return {"loss": mean_loss, "gradient_norm": norm, "learning_rate": rate, "items": items}, round(
-            received
-        ) or None
+        entry = {"loss": mean_loss, "gradient_norm": norm, "learning_rate": rate, "items": items}
+        return entry, (interruption.received or signal.SIGTERM) if stop else None
 
     def _check_finite(self, loss: float, norm: float) -> None:
         scaling = self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled()
@@ -234,14 +238,7 @@ class Training:
             self.line.message(
                 f"evaluation at step {progress.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             )
-            if progress.best_loss is None or metrics["loss"] < progress.best_loss:
-                progress.best_loss, progress.best_step, progress.evaluations_since_best = (
-                    metrics["loss"],
-                    progress.step,
-                    0,
-                )
-            else:
-                progress.evaluations_since_best += 1
+            progress.evaluated(metrics["loss"])
         save_due = self.save_interval is not None and progress.step % self.save_interval == 0
         if due or save_due or at_end or stopping:
             self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress))

@@ -27,6 +27,15 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
     assert read_rows(path) == ROWS
 
 
+def test_keys_that_only_some_messages_have_are_not_given_to_others(tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": "a", "name": "Ann"}]},
+        {"messages": [{"role": "user", "content": "b"}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
 def test_a_changed_file_is_read_anew(tmp_path):
     path = tmp_path / "rows.jsonl"
     for text in ("first", "other"):
