@@ -291,6 +291,6 @@ def _check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[i
 def _quiet() -> Iterator[None]:
     """Silence what PEFT warns of and no user can do anything about."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,6 +15,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peftkit.anatomy import output_modules
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
 from peftkit.quantization import dequantized_weight, quantization_of
@@ -44,27 +45,26 @@ def merge(
     """
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
-    if not isinstance(model, PeftModel) or not isinstance(model.peft_config.get(model.active_adapter), LoraConfig):
+    adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
+    if not isinstance(adapter, LoraConfig) or isinstance(adapter, AdaLoraConfig):
         raise ConfigError(
             f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has"
         )
     backbone: PreTrainedModel = model.get_base_model()
+    with torch.no_grad():
+        parameters = _merged_parameters(backbone, adapter, model.active_adapter)
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in parameters}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
     config = copy.deepcopy(backbone.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype = dtype
+    if _is_untied(backbone, state):
+        config.get_text_config().tie_word_embeddings = False
     with init_empty_weights(include_buffers=False):
         merged: PreTrainedModel = type(backbone)(config)
-    with torch.no_grad():
-        state = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in _merged_parameters(
-                backbone, model.peft_config[model.active_adapter], model.active_adapter
-            )
-        }
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
     merged.load_state_dict(state, strict=False, assign=True)
     merged.tie_weights()
     if getattr(backbone, "generation_config", None) is not None:
@@ -106,6 +106,15 @@ def _merged_parameters(
             yield prefix + name, tensor.detach()
     for name, child in module.named_children():
         yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
+
+
+def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether the update of one of two tied embeddings has made them different."""
+    names = {id(module): name for name, module in backbone.named_modules()}
+    ends = [backbone.get_input_embeddings(), backbone.get_output_embeddings()] if any(output_modules(backbone)) else []
+    keys = [f"{names[id(module)]}.weight" for module in ends if id(module) in names]
+    weights = [state[key] for key in keys if key in state]
+    return len(weights) == 2 and not torch.equal(*weights)
 
 
 def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Module:

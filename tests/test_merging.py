@@ -64,6 +64,16 @@ def test_a_trained_head_conv1d_layers_and_tied_weights_are_merged(ids):
     assert merged.lm_head.weight is merged.transformer.wte.weight
 
 
+@pytest.mark.filterwarnings("ignore:Model.*tie:UserWarning", "ignore:.*tied:UserWarning")
+def test_an_adapted_head_that_was_tied_to_the_embedding_is_untied(tmp_path, ids):
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2))
+    model = randomize(peftkit.attach(gpt2, peftkit.LoraConfig(r=4, target_modules=["c_attn", "lm_head"])))
+    merged = peftkit.merge(model, torch.float32)
+    merged.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.allclose(logits(again, ids), logits(model, ids), atol=1e-4)
+
+
 def test_what_cannot_be_merged_is_refused(backbone):
     with pytest.raises(ConfigError, match="no active LoRA adapter"):
         peftkit.merge(backbone)

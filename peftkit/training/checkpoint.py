@@ -57,7 +57,7 @@ class Checkpoints:
         path = self.path(step)
         main, rank = self._accelerator.is_main_process, self._accelerator.process_index
         if main:
-            shutil.rmtree(path, ignore_errors=True)  # what a killed run left half-written
+            _delete(path)  # what a killed run left half-written
             path.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
         tensors, scalars = _random_state()
@@ -95,7 +95,7 @@ class Checkpoints:
         if self._accelerator.is_main_process and _is_whole(self.path(max(steps))):
             for path in self._directory.glob("step-*"):
                 if path not in {self.path(step) for step in steps}:
-                    shutil.rmtree(path)
+                    _delete(path)
 
     def restore(self, path: Path, trained: Trained) -> dict[str, Any]:
         """Put a checkpoint's state back, and return the progress that was saved with it.
@@ -144,6 +144,12 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in here.items():
                 parameter.copy_(saved[name])
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint, its manifest first, so that a half-deleted one does not count."""
+    (path / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_whole(path: Path) -> bool:
