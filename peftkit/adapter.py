@@ -56,7 +56,7 @@ def attach(model: PreTrainedModel, config: PeftConfig, *, name: str = "default")
     resolved = methods.resolve(config, model)
     snapshot = _Snapshot(model, copy_weights=methods.changes_backbone(resolved))
     try:
-        with _quiet():
+        with quiet_peft():
             adapted = get_peft_model(model, resolved, adapter_name=name)
         _train_saved_modules_in_float32(adapted)
     except BaseException as problem:
@@ -288,7 +288,7 @@ def _check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[i
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Silence what PEFT warns of and no user can do anything about."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)

@@ -15,6 +15,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from peftkit.adapter import quiet_peft
 from peftkit.anatomy import output_modules
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
@@ -129,7 +130,8 @@ def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Modu
     single.init_lora_weights = True
     single.lora_dropout, single.task_type, single.inference_mode = 0.0, None, True
     single.base_model_name_or_path = None
-    wrapped = get_peft_model(alone, single, adapter_name=adapter)
+    with quiet_peft():
+        wrapped = get_peft_model(alone, single, adapter_name=adapter)
     copied: nn.Module = alone.layer
     for key in layer.adapter_layer_names:
         weights = {name: value.float() for name, value in getattr(layer, key).state_dict().items()}
