@@ -180,7 +180,8 @@ class _Snapshot:
         self.model = model
         self._attributes = [(module, self._copied(vars(module))) for module in model.modules()]
         self._parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
-        self._values = [(p, p.data.clone()) for p in model.parameters()] if copy_weights else []
+        self._values: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._values += [(p, p.data.clone()) for p in model.parameters()] if copy_weights else []
 
     @staticmethod
     def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

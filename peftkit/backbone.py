@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
+from filelock import FileLock
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -183,9 +184,15 @@ def _package_file(source: str) -> Path:
 def _dequantized_gguf(path: Path, cache: Path) -> Path:
     """Return the cached bfloat16 safetensors directory for a GGUF file, writing it first where there is none."""
     target = cache / "gguf" / f"{path.stem}-{_quick_digest(path)}"
-    recover(target)
-    if (target / "config.json").exists():
-        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # several processes of one run ask at the same time
+        recover(target)
+        if not (target / "config.json").exists():
+            _dequantize_gguf(path, target)
+    return target
+
+
+def _dequantize_gguf(path: Path, target: Path) -> None:
     logger.info("reading %s once, into %s", path.name, target)
     try:
         loaded = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -196,7 +203,6 @@ def _dequantized_gguf(path: Path, cache: Path) -> Path:
     with staged_directory(target) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-    return target
 
 
 def _dequantize() -> dict[str, Any]:

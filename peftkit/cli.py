@@ -12,7 +12,11 @@ from peftkit.errors import ConfigError, PeftkitError, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 where the user has to change something."""
+    """Run one command; return 0, or 2 where the user has to change something.
+
+    `train` returns what `accelerate launch` returns, which is 1 for every failure of the recipe; run by itself, a recipe
+    ends with 2 after a mistake in its config and with 128 plus the signal's number after an interruption.
+    """
     parser = argparse.ArgumentParser(
         prog="peftkit", description="Parameter-efficient tuning for people with one small GPU."
     )

@@ -1,6 +1,7 @@
 """Configs: dataclasses filled from a YAML file and dotted command-line overrides, with every error told at once."""
 
 import dataclasses
+import re
 import sys
 import types
 import typing
@@ -20,8 +21,10 @@ T = TypeVar("T")
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(cls: type[T]) -> type[T]:
     """Make a class one section of a config: a frozen dataclass that checks its values and refuses keys it does not know."""
-    made: type[T] = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})(cls)  # type: ignore[assignment]
-    return made
+    settings = {"extra": "forbid", "allow_inf_nan": False}
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)  # type: ignore[call-overload]
+    checked: type[T] = made
+    return checked
 
 
 def run_recipe(main: Callable[[T], None], kind: type[T]) -> None:
@@ -95,7 +98,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, or not such a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = _load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise ConfigError(f"cannot read the config {path}: {problem}") from problem
     if not isinstance(values, dict):
@@ -123,9 +126,22 @@ def _split(words: Sequence[str]) -> tuple[Path | None, list[tuple[str, Any]]]:
     return path, overrides
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that ``1e-4`` is a number, as in YAML 1.2, and not a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _load(text)
     except yaml.YAMLError:
         return text
 

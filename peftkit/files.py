@@ -88,7 +88,7 @@ def staged_directory(path: Path) -> Iterator[Path]:
     Raises:
         PeftkitError: `path` is the current directory, or holds it.
     """
-    path = path.absolute()
+    path = path.resolve()
     if Path.cwd().is_relative_to(path):
         raise PeftkitError(f"{path} holds the current directory and cannot be replaced; name a directory inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def recover(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    path = path.absolute()
+    path = path.resolve()
     return path.with_name(f".{path.name}.replaced")
 
 

@@ -59,7 +59,9 @@ def _samples(model: nn.Module) -> list[float]:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         embedding = None
-    weight = getattr(getattr(embedding, "base_layer", embedding), "weight", None)
+    for wrapped in ("original_module", "base_layer"):  # an embedding that is trained, or adapted
+        embedding = getattr(embedding, wrapped, embedding)
+    weight = getattr(embedding, "weight", None)
     if not isinstance(weight, Tensor):
         weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     flat = weight.detach().reshape(-1)

@@ -19,7 +19,7 @@ from peftkit.adapter import quiet_peft
 from peftkit.anatomy import output_modules
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
-from peftkit.quantization import dequantized_weight, quantization_of
+from peftkit.quantization import dequantized_weight, quantization_of, stores_conv1d
 from peftkit.recording import note
 
 
@@ -54,7 +54,10 @@ def merge(
     backbone: PreTrainedModel = model.get_base_model()
     with torch.no_grad():
         parameters = _merged_parameters(backbone, adapter, model.active_adapter)
-        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in parameters}
+        state = {
+            name: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+            for name, tensor in parameters
+        }
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
@@ -92,6 +95,7 @@ def _merged_parameters(
     """Yield names and values of the parameters of the plain model: dequantised, merged, trained heads in their places."""
     if isinstance(module, ParamWrapper):
         raise ConfigError(f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet")
+    is_conv1d = stores_conv1d(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
     if isinstance(module, BaseTunerLayer):
         layer: nn.Module = module.get_base_layer()
         if adapter in getattr(module, "lora_A", {}) or adapter in getattr(module, "lora_embedding_A", {}):
@@ -100,11 +104,10 @@ def _merged_parameters(
     if isinstance(module, ModulesToSaveWrapper):
         trained = module.modules_to_save
         module = trained[adapter] if adapter in trained else module.original_module  # noqa: SIM401  (no .get)
-    if quantization_of(module) is not None:
-        yield f"{prefix}weight", dequantized_weight(module)
-    for name, tensor in module.named_parameters(recurse=False):
-        if not (name == "weight" and quantization_of(module) is not None):
-            yield prefix + name, tensor.detach()
+    for name, parameter in module.named_parameters(recurse=False):
+        is_quantized = name == "weight" and quantization_of(module) is not None
+        tensor = dequantized_weight(module) if is_quantized else parameter.detach()
+        yield prefix + name, tensor.T.contiguous() if is_conv1d and name == "weight" else tensor
     for name, child in module.named_children():
         yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
 

@@ -8,6 +8,7 @@ from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as un
 from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 Quantization = Literal["int8", "nf4", "fp4"]
 
@@ -58,6 +59,11 @@ def keep_layout(model: nn.Module) -> None:
             module.weight.data, state = unpack_for_cpu(module.weight.data, state)
             state.absmax = scales
             module.weight.quant_state = state
+
+
+def stores_conv1d(module: nn.Module) -> bool:
+    """Tell whether a quantised layer stands for transformers' ``Conv1D``, whose own weight is (in, out)."""
+    return issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
 
 
 def dequantized_weight(module: nn.Module) -> Tensor:

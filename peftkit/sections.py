@@ -56,22 +56,31 @@ class LoraSettings:
     options: dict[str, Any] = field(default_factory=dict)
     """Any other field of peft.LoraConfig, e.g. {use_dora: true}."""
 
+    def __post_init__(self) -> None:
+        if self.options:
+            self.build()
+
     def build(self) -> "LoraConfig":
         """Return PEFT's config.
 
         Raises:
-            ConfigError: an option is not a field of peft.LoraConfig.
+            ConfigError: an option is not a field of peft.LoraConfig, stands beside `options` already, or PEFT refuses it.
         """
         from peft import LoraConfig
 
         from peftkit.errors import ConfigError, nearest
 
         known = LoraConfig.__dataclass_fields__
+        named = {name: getattr(self, name) for name in ("r", "lora_alpha", "lora_dropout", "target_modules")}
         for name in self.options:
             if name not in known:
                 raise ConfigError(f"adapter.options.{name}: unknown key{nearest(name, known)}")
-        named = {"r": self.r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
-        return LoraConfig(**named, target_modules=self.target_modules, **self.options)
+            if name in named:
+                raise ConfigError(f"adapter.options.{name}: set adapter.{name} instead")
+        try:
+            return LoraConfig(**named, **self.options)
+        except (TypeError, ValueError) as problem:
+            raise ConfigError(f"adapter.options: {problem}") from problem
 
 
 @section

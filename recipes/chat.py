@@ -9,7 +9,7 @@ do is reported as exact-fact accuracy.
 
 from dataclasses import field
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from peftkit.config import run_recipe, section
 from peftkit.sections import DataSettings, LoraSettings, ModelSettings
@@ -26,7 +26,7 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
     run_dir: str
     """Takes the adapter, the report, the metrics and the checkpoints."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the adapter's start, of dropout and of the order of the examples."""
     max_new_tokens: PositiveInt = 64
     """Longest answer when the model is tried on the held-out dialogues."""
@@ -34,6 +34,10 @@ class Config:
     """Answers to show in the report."""
     merge: bool = False
     """Also write the backbone with the adapter merged in, as a 16-bit model."""
+
+    def __post_init__(self) -> None:
+        if self.train.evaluate_every is not None and self.data.evaluation is None:
+            raise ValueError("train.evaluate_every needs held-out rows: set data.evaluation")
 
 
 def main(config: Config) -> None:
@@ -70,9 +74,8 @@ def main(config: Config) -> None:
 
     def measure(model) -> Measured:
         """Return loss, perplexity and fact accuracy on the held-out rows (the training rows if there are none)."""
-        metrics = evaluate(
-            model, (held_out or train).examples, collate, accelerator, batch_size=config.train.batch_size
-        )
+        batch_size = config.train.evaluation_batch_size or config.train.batch_size
+        metrics = evaluate(model, (held_out or train).examples, collate, accelerator, batch_size=batch_size)
         prompts = [question.prompt for question in asked if run.is_main]
         answers = answer(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens)
         return Measured(metrics | fact_accuracy(asked, answers), answers)

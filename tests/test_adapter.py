@@ -84,6 +84,7 @@ def test_a_task_head_is_trained_in_float32_saved_and_reloaded(tmp_path, ids):
         ({"target_modules": ["input_layernorm"]}, TargetError, "cannot be attached to LlamaForCausalLM"),
         ({"target_modules": "((("}, TargetError, "cannot be attached"),
         ({"modules_to_save": ["lm_head"], "target_modules": ["lm_head"]}, TargetError, "cannot be attached"),
+        ({"modules_to_save": ["lm_haed"]}, TargetError, "'lm_haed' matches no module .*did you mean 'lm_head'"),
         ({"r": 2.5}, ConfigError, "r is 2.5"),
         ({"lora_alpha": float("nan")}, ConfigError, "lora_alpha is nan"),
         ({"lora_dropout": 1.0}, ConfigError, "lora_dropout is 1.0"),
@@ -204,6 +205,26 @@ def test_a_trainable_load_trains_exactly_what_was_trained(any_backbone, tmp_path
     loaded = peftkit.load(peftkit.detach(model), tmp_path / "adapter", trainable=True)
     assert loaded.training
     assert same({name: p.detach() for name, p in loaded.named_parameters() if p.requires_grad}, trained)
+
+
+@pytest.mark.filterwarnings("ignore:Model.*tie:UserWarning", "ignore:.*tied:UserWarning")
+def test_an_adapter_with_a_trained_embedding_belongs_to_its_backbone(backbone, tmp_path, ids):
+    config = peftkit.LoraConfig(r=4, modules_to_save=["embed_tokens"])
+    model = randomize(peftkit.attach(backbone, config), scale=1.0)
+    expected = logits(model, ids)
+    peftkit.save(model, tmp_path / "adapter")
+    assert torch.equal(logits(peftkit.load(peftkit.detach(model), tmp_path / "adapter"), ids), expected)
+
+
+def test_saving_through_a_link_writes_where_it_points(backbone, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    model = peftkit.attach(backbone, CONFIG)
+    for _ in range(2):
+        peftkit.save(model, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "adapter_config.json").exists()
+    peftkit.load(peftkit.detach(model), tmp_path / "out")
 
 
 def test_saving_over_an_adapter_replaces_it_and_keeps_other_files(backbone, tmp_path):

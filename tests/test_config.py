@@ -74,6 +74,8 @@ def test_the_program_ends_with_2_after_an_error_and_0_after_help(capsys):
         (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
         ([*NEEDED, "--train.early_stopping", "2"], "early_stopping needs evaluate_every"),
         ([*NEEDED, "--model.quantization", "nf5"], "model.quantization: input should be 'nf4', 'fp4' or 'int8'"),
+        ([*NEEDED, "--train.learning_rate", ".inf"], "train.learning_rate: input should be a finite number"),
+        ([*NEEDED, "--train.beta2", "1.0"], "train.beta2: input should be less than 1"),
         ([*NEEDED, "--data.max_length", "1"], "data.max_length: input should be greater than or equal to 2"),
     ],
 )
@@ -95,9 +97,13 @@ def test_the_resolved_config_is_itself_a_config(tmp_path):
     assert read(Config, write(tmp_path, text)) == config
 
 
-def test_an_unknown_option_of_peft_is_refused():
-    with pytest.raises(ConfigError, match=r"adapter\.options\.use_dra: unknown key; did you mean 'use_dora'"):
-        LoraSettings(options={"use_dra": True}).build()
+def test_an_option_that_peft_does_not_know_or_that_stands_elsewhere_is_refused():
+    for options, message in (
+        ("{use_dra: true}", r"adapter\.options\.use_dra: unknown key; did you mean 'use_dora'"),
+        ("{r: 8}", r"adapter\.options\.r: set adapter\.r instead"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read(Config, [*NEEDED, "--adapter.options", options])
     assert LoraSettings(r=4, options={"use_dora": True}).build().use_dora
 
 

@@ -64,6 +64,23 @@ def test_a_trained_head_conv1d_layers_and_tied_weights_are_merged(ids):
     assert merged.lm_head.weight is merged.transformer.wte.weight
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_conv1d_layers_are_merged_the_right_way_round(tmp_path, ids, quantization):
+    """Transformers stores a quantised Conv1D transposed; GPT-2's attention c_proj is square, so only its values tell."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    backbone = peftkit.load_backbone(tmp_path, quantization=quantization, dtype=torch.float32)
+    model = randomize(peftkit.attach(backbone, peftkit.LoraConfig(r=4, target_modules=["c_attn", "c_fc"])))
+    report = peftkit.record(peftkit.merge(model, torch.float32, probe={"input_ids": ids}))["merge"]
+    tolerance = 5e-2 if quantization == "int8" else 1e-4
+    assert report["largest_logit_difference"] <= tolerance * report["largest_logit"]
+
+
+def test_the_merged_model_shares_no_weight_with_the_backbone(backbone):
+    merged = peftkit.merge(peftkit.attach(backbone, peftkit.LoraConfig(r=4)))
+    theirs = {p.data_ptr() for p in merged.parameters()}
+    assert not theirs & {p.data_ptr() for p in backbone.parameters()}
+
+
 @pytest.mark.filterwarnings("ignore:Model.*tie:UserWarning", "ignore:.*tied:UserWarning")
 def test_an_adapted_head_that_was_tied_to_the_embedding_is_untied(tmp_path, ids):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2))

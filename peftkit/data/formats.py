@@ -95,6 +95,9 @@ def _without_nulls(value: Any) -> Any:
 
 def _problems(rows: Sequence[Row], kind: Format) -> Iterator[tuple[int, str]]:
     for number, row in enumerate(rows, 1):
+        expect = row.get("expect")
+        if expect is not None and not (isinstance(expect, list) and all(isinstance(each, str) for each in expect)):
+            yield number, f"'expect' is {expect!r}; it must be a list of texts"
         for column in _COLUMNS[kind]:
             value = row.get(column)
             if column == "messages":

@@ -30,7 +30,11 @@ def questions(
     checked = [row for row in rows if row.get("expect")]
     chosen = checked or rows[:count]
     if kind == "prompt-completion":
-        return [Question(r["prompt"], r["prompt"], r["completion"], tuple(r.get("expect") or ())) for r in chosen]
+        adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        start = tokenizer.bos_token if adds_bos else ""  # prompts are answered as rendered, and training begins so
+        return [
+            Question(start + r["prompt"], r["prompt"], r["completion"], tuple(r.get("expect") or ())) for r in chosen
+        ]
     dialogues = [
         row for row in chosen if kind == "chat" and row["messages"][-1]["role"] == "assistant" and row["messages"][1:]
     ]

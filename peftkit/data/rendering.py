@@ -70,14 +70,12 @@ def render_rows(
     rendered = Rendered(rows=len(rows))
     for row in rows:
         examples = _render_row(row, kind, tokenizer, loss_on, system)
+        cut = [Example(example.input_ids[:max_length], example.labels[:max_length]) for example in examples]
+        kept = [example for example in cut if example.supervised]
+        rendered.examples += kept
         rendered.split += len(examples) > 1
-        for example in examples:
-            cut = Example(example.input_ids[:max_length], example.labels[:max_length])
-            rendered.truncated += len(example.input_ids) > max_length
-            if cut.supervised:
-                rendered.examples.append(cut)
-            else:
-                rendered.dropped += 1
+        rendered.truncated += any(len(example.input_ids) > max_length for example in examples)
+        rendered.dropped += not kept
     if rendered.dropped > len(rows) / 2:
         raise DataError(
             f"{rendered.dropped} of {len(rows)} rows have no supervised token within {max_length} tokens: "
@@ -130,18 +128,21 @@ def render_dialogue(
             an answer before the answer.
     """
     _check_tokenizer(tokenizer)
+    if loss_on == "all":
+        ids = tokenizer(_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+        return [Example(ids, list(ids))]
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
         marked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = marked["input_ids"], list(marked["assistant_masks"])
         ends = _end_ids(tokenizer)
         for place in range(1, len(ids)):  # marks may stop before the end-of-turn token, which has to be learned too
             mask[place] = mask[place] or (mask[place - 1] and ids[place] in ends and ids[place - 1] not in ends)
-        return [Example(ids, [i if loss_on == "all" or m else IGNORED for i, m in zip(ids, mask, strict=True)])]
+        return [Example(ids, [i if learned else IGNORED for i, learned in zip(ids, mask, strict=True)])]
     text = _template(tokenizer, messages)
     spans = [_answer_span(messages, turn, tokenizer) for turn in _answers(messages)]
     if all(text.startswith(whole) for whole, _ in spans):
-        return [_label(text, [(start, len(whole)) for whole, start in spans], tokenizer, loss_on)]
-    return [_label(whole, [(start, len(whole))], tokenizer, loss_on) for whole, start in spans]
+        return [_label(text, [(start, len(whole)) for whole, start in spans], tokenizer)]
+    return [_label(whole, [(start, len(whole))], tokenizer) for whole, start in spans]
 
 
 def _answers(messages: list[Message]) -> Iterable[int]:
@@ -160,17 +161,14 @@ def _answer_span(messages: list[Message], turn: int, tokenizer: PreTrainedTokeni
     return whole.rstrip(), len(prompt)  # the line break after an end-of-turn token is the template's, not the answer's
 
 
-def _label(text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, loss_on: LossOn) -> Example:
+def _label(text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> Example:
     """Tokenise a rendered dialogue once, and label the tokens that lie in the spans of characters."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(encoded["input_ids"])
-    labels = list(ids)
-    if loss_on == "assistant":
-        offsets = encoded["offset_mapping"]
-        inside = [any(start < to and end > since for since, to in spans) for start, end in offsets]
-        labels = [i if learned else IGNORED for i, learned in zip(ids, inside, strict=True)]
+    inside = [any(start < to and end > since for since, to in spans) for start, end in encoded["offset_mapping"]]
+    labels = [i if learned else IGNORED for i, learned in zip(ids, inside, strict=True)]
     learned_ids = [label for label in labels if label != IGNORED]
-    if spans and learned_ids and learned_ids[-1] not in _end_ids(tokenizer) and tokenizer.eos_token_id is not None:
+    if learned_ids and learned_ids[-1] not in _end_ids(tokenizer) and tokenizer.eos_token_id is not None:
         last = max(place for place, label in enumerate(labels) if label != IGNORED) + 1
         ids, labels = [*ids[:last], tokenizer.eos_token_id], [*labels[:last], tokenizer.eos_token_id]
     return Example(ids, labels)

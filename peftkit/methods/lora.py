@@ -33,6 +33,7 @@ def resolve(config: LoraConfig, model: nn.Module) -> LoraConfig:
             raise TargetError(f"{type(model).__name__} has no linear layer that LoRA could adapt")
     elif not isinstance(config.target_modules, str):
         _check_names(config.target_modules or (), model)
+    _check_names(config.modules_to_save or (), model)
     if resolved.modules_to_save is None and resolved.task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         resolved.modules_to_save = task_head(model) or None
     return resolved
@@ -62,7 +63,7 @@ def _check_names(names: Iterable[str], model: nn.Module) -> None:
     suffixes = {part for name in modules for part in (name, name.rpartition(".")[2])}
     for name in names:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
-            raise TargetError(f"target {name!r} matches no module of {type(model).__name__}{nearest(name, suffixes)}")
+            raise TargetError(f"{name!r} matches no module of {type(model).__name__}{nearest(name, suffixes)}")
 
 
 def _shortest_names(layers: list[str], model: nn.Module) -> Iterable[str]:

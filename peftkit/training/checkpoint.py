@@ -45,14 +45,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, accelerator: Accelerator) -> None:
-        self._directory = directory
+        self.directory = directory
         self._accelerator = accelerator
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of a step is, or would be."""
-        return self._directory / f"step-{step:06d}"
+        return self.directory / f"step-{step:06d}"
 
-    def save(self, step: int, trained: Trained, progress: dict[str, Any]) -> None:
+    def save(self, step: int, trained: Trained, progress: dict[str, Any], data_digest: str) -> None:
         """Write the checkpoint of a step; every process takes part, and the first writes the manifest, last."""
         path = self.path(step)
         main, rank = self._accelerator.is_main_process, self._accelerator.process_index
@@ -70,6 +70,7 @@ class Checkpoints:
             scaler = self._accelerator.scaler
             state = {
                 "step": step,
+                "data": data_digest,
                 "progress": progress,
                 "processes": self._accelerator.num_processes,
                 "optimizer": rest,
@@ -87,21 +88,21 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint, or None."""
-        found = sorted(self._directory.glob("step-*"), reverse=True)
+        found = sorted(self.directory.glob("step-*"), reverse=True)
         return next((path for path in found if _is_whole(path)), None)
 
     def keep(self, steps: set[int]) -> None:
         """Delete all checkpoints but those of `steps`, once the newest of these is known to be whole."""
         if self._accelerator.is_main_process and _is_whole(self.path(max(steps))):
-            for path in self._directory.glob("step-*"):
+            for path in self.directory.glob("step-*"):
                 if path not in {self.path(step) for step in steps}:
                     _delete(path)
 
-    def restore(self, path: Path, trained: Trained) -> dict[str, Any]:
+    def restore(self, path: Path, trained: Trained, data_digest: str) -> dict[str, Any]:
         """Put a checkpoint's state back, and return the progress that was saved with it.
 
         Raises:
-            CheckpointError: it is not whole, or belongs to another model or number of processes.
+            CheckpointError: it is not whole, or belongs to another model, other data or another number of processes.
         """
         if not _is_whole(path):
             raise CheckpointError(
@@ -112,6 +113,10 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path} was written by {state['processes']} process(es), this run has {self._accelerator.num_processes}: "
                 "start as many, or use another run_dir"
+            )
+        if state["data"] != data_digest:
+            raise CheckpointError(
+                f"{path} was written for other training examples; put them back, or use another run_dir"
             )
         self.restore_weights(path, trained.model)
         moments = read_tensors(path / "optimizer.safetensors", CheckpointError)

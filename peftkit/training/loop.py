@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import signal
 import time
@@ -146,6 +147,7 @@ class Training:
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", accelerator)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
         self.line = ProgressLine(self.total_steps, accelerator.is_main_process)
+        self.data_digest = hashlib.sha256(repr([e.input_ids for e in self.examples]).encode()).hexdigest()
         self.progress = _Progress()
         self.skipped = 0
 
@@ -249,7 +251,7 @@ class Training:
             progress.evaluated(metrics["loss"])
         save_due = self.save_interval is not None and progress.step % self.save_interval == 0
         if due or save_due or at_end or stopping:
-            self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress))
+            self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress), self.data_digest)
             self.checkpoints.keep({progress.step, progress.best_step or progress.step})
 
     def _evaluated(self) -> dict[str, float]:
@@ -270,7 +272,9 @@ class Training:
         if path is not None:
             if not path.is_dir():
                 raise CheckpointError(f"train.resume is {wanted!r}: there is no checkpoint directory of that name")
-            self.progress = _Progress(**self.checkpoints.restore(path, self.trained))
+            self.progress = _Progress(**self.checkpoints.restore(path, self.trained, self.data_digest))
+            if path.parent.resolve() != self.checkpoints.directory.resolve():  # another run's: its best is not here
+                self.progress.best_step, self.progress.best_loss, self.progress.evaluations_since_best = None, None, 0
             self.line.message(f"resumed at step {self.progress.step} from {path}")
 
 

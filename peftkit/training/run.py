@@ -1,5 +1,6 @@
 """A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ class Run:
         state = PartialState()
         flags = f"--num_processes {state.num_processes} " if state.num_processes > 1 else ""
         flags += "--cpu " if state.device.type == "cpu" and state.num_processes > 1 else ""
-        return f"accelerate launch {flags}{sys.argv[0]} --config {self.directory / 'config.yaml'}"
+        words = [sys.argv[0], "--config", str(self.directory / "config.yaml"), "--train.resume", "auto"]
+        return f"accelerate launch {flags}{shlex.join(words)}"
 
 
 def _flat(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

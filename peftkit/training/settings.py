@@ -1,9 +1,9 @@
 """What a training run can be told. Imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from peftkit.config import section
 
@@ -28,9 +28,9 @@ class TrainSettings:
     """Steps of linear warm-up: below 1 a fraction of all steps, from 1 on a number of steps."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay, on matrices only."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's first moment."""
-    beta2: float = 0.999
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """AdamW's second moment."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient over all trained parameters; null does not clip."""

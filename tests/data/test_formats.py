@@ -67,6 +67,7 @@ def test_columns_are_renamed():
         ('{"messages": []}\n', "rows.jsonl", "row 1: 'messages' is"),
         ('{"messages": [{"role": "asistant", "content": "x"}]}\n', "rows.jsonl", "row 1: role 'asistant'.*'assistant'"),
         ('{"messages": [{"role": "user"}]}\n', "rows.jsonl", "row 1: .* is not a message"),
+        ('{"prompt": "x", "completion": "y", "expect": "y"}\n', "rows.jsonl", "row 1: 'expect' is 'y'"),
         ('{"text": "x"}\n{"text": null}\n', "rows.jsonl", "row 2: 'text' is None"),
     ],
 )

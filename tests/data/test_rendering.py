@@ -72,8 +72,9 @@ def test_a_template_without_end_of_turn_gets_the_end_of_sequence(tokenizer):
 
 def test_a_template_whose_answers_cannot_be_told_from_prompts_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages | reverse %}{{ m.content }}{% endfor %}"
-    with pytest.raises(DataError, match="generation"):
+    with pytest.raises(DataError, match="loss_on=all"):
         render_dialogue(DIALOGUE, tokenizer)
+    assert render_dialogue(DIALOGUE, tokenizer, "all")[0].supervised > 0
     tokenizer.chat_template = "{{ raise_exception('no system messages here') }}"
     with pytest.raises(DataError, match="no system messages here"):
         render_dialogue(DIALOGUE, tokenizer)
@@ -111,6 +112,13 @@ def test_truncated_and_dropped_rows_are_counted(tokenizer):
     assert max(len(example.input_ids) for example in rendered.examples) == 80
     with pytest.raises(DataError, match="2 of 3 rows have no supervised token within 80 tokens"):
         render_rows([long, long, short], "chat", tokenizer, max_length=80)
+
+
+def test_a_row_is_dropped_only_when_none_of_its_split_answers_is_left(tokenizer):
+    tokenizer.chat_template = FORGETFUL
+    late = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "late"}]
+    rendered = render_rows([{"messages": DIALOGUE[:3] + late}] * 3, "chat", tokenizer, max_length=100)
+    assert (len(rendered.examples), rendered.truncated, rendered.dropped) == (3, 3, 0)
 
 
 def test_a_dialogue_without_an_answer_is_dropped(tokenizer):
