@@ -10,10 +10,14 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "AdaLoraCallback": "peftkit.training.callback",
     "AdaLoraConfig": "peft",
+    "BottleneckConfig": "peftkit.methods.bottleneck",
     "LoraConfig": "peft",
+    "PrefixConfig": "peftkit.methods.prefix",
     "attach": "peftkit.adapter",
     "detach": "peftkit.adapter",
+    "export_lora": "peftkit.export",
     "load": "peftkit.adapter",
     "load_backbone": "peftkit.backbone",
     "load_tokenizer": "peftkit.backbone",
@@ -23,10 +27,14 @@ _HOME = {
 }
 
 __all__ = [
+    "AdaLoraCallback",
     "AdaLoraConfig",
+    "BottleneckConfig",
     "LoraConfig",
+    "PrefixConfig",
     "attach",
     "detach",
+    "export_lora",
     "load",
     "load_backbone",
     "load_tokenizer",

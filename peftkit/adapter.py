@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftkit import fingerprint, methods
@@ -21,6 +20,7 @@ from peftkit.errors import AdapterFileError, ConfigError, TargetError, nearest
 from peftkit.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
+    check_shapes,
     read_header,
     read_json,
     read_tensors,
@@ -29,46 +29,72 @@ from peftkit.files import (
     write_json,
     write_tensors,
 )
+from peftkit.methods.heads import train_in_float32
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note
+from peftkit.snapshot import Snapshot
 
 _SNAPSHOT = "_peftkit_snapshot"
 
 
-def attach(model: PreTrainedModel, config: PeftConfig, *, name: str = "default") -> PeftModel:
+def attach(model: PreTrainedModel | PeftModel, config: PeftConfig, *, name: str = "default") -> PeftModel:
     """Attach an adapter to a transformers model, all or nothing, and return the model ready to train.
 
     Targets that the config leaves open are resolved from the model's structure. The adapter's parameters are float32; the
     backbone is frozen and keeps its dtypes. When attaching fails, the model is as it was.
 
+    A model that has adapters gets one more. If it is of another method, it joins the active ones (LoRA and a prefix at
+    once); if one of its method is active, it takes that one's place, and ``model.set_adapter(name)`` switches back.
+
     Args:
-        model: The backbone; float, 8-bit or 4-bit. It is changed in place, and `detach` undoes that.
-        config: ``LoraConfig``. It is not changed; what was resolved stands in ``record(model)["attach"]``.
+        model: The backbone; float, 8-bit or 4-bit; or what `attach` has returned. It is changed in place, and `detach`
+            undoes that.
+        config: ``LoraConfig``, ``AdaLoraConfig``, ``BottleneckConfig`` or ``PrefixConfig``. It is not changed; what was
+            resolved stands in ``record(model)["attach"]``.
         name: The adapter's name in PEFT.
 
     Raises:
-        ConfigError: the config is out of bounds, or the model carries an adapter already.
+        ConfigError: the config is out of bounds, the name is taken, or the model carries an adapter of somebody else's.
         TargetError: a target is not in the model, or cannot carry the method.
     """
-    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ConfigError("the model carries an adapter already; peftkit.detach(model) takes it off")
+    return _attach(model, config, name)[0]
+
+
+def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -> tuple[PeftModel, Snapshot]:
+    """Attach, and return the model with its state before, to which a caller can go back."""
+    first: Snapshot | None = vars(model).get(_SNAPSHOT)
+    if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError("the model carries an adapter that peftkit did not attach; model.unload() takes it off")
+    if first is not None and name in model.peft_config:
+        raise ConfigError(f"the model has an adapter {name!r} already; attach under another name, or detach first")
     keep_layout(model)
-    resolved = methods.resolve(config, model)
-    snapshot = _Snapshot(model, copy_weights=methods.changes_backbone(resolved))
+    with first.lifted() if first else contextlib.nullcontext():
+        resolved = methods.resolve(config, first.model if first else model)
+    if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
+        resolved.modules_to_save = None
+    before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
     try:
-        with quiet_peft():
-            adapted = get_peft_model(model, resolved, adapter_name=name)
-        _train_saved_modules_in_float32(adapted)
+        with quiet_peft(), methods.injection(resolved):
+            adapted = (
+                methods.join(model, resolved, name) if first else get_peft_model(model, resolved, adapter_name=name)
+            )
+        train_in_float32(adapted, name)
     except BaseException as problem:
-        snapshot.restore()
+        before.restore()
         if isinstance(problem, Exception):  # whatever PEFT, or an initialisation in it, has raised
-            what = f"{type(config).__name__} cannot be attached to {type(model).__name__}"
+            what = f"{type(config).__name__} cannot be attached to {type(first.model if first else model).__name__}"
             raise TargetError(f"{what}: {problem}") from problem
         raise
-    snapshot.keep_trained_values()
-    vars(adapted)[_SNAPSHOT] = snapshot
-    note(adapted, "attach", _describe(adapted, resolved))
-    return adapted.train()
+    before.keep_trained_values()
+    vars(adapted).setdefault(_SNAPSHOT, before)
+    note(adapted, "attach" if first is None else f"attach {name}", _describe(adapted, resolved))
+    return adapted.train(), before
+
+
+def _trains_head(model: PeftModel, *, besides: str) -> bool:
+    """Tell whether an active adapter of another method trains modules whole: one that joins it leaves them to it."""
+    active = [model.peft_config[name] for name in model.active_adapters]
+    return any(config.modules_to_save for config in active if config.peft_type != besides)
 
 
 def _describe(model: PeftModel, config: PeftConfig) -> dict[str, Any]:
@@ -92,7 +118,7 @@ def detach(model: PeftModel) -> PreTrainedModel:
     Raises:
         ConfigError: `model` was not made by `attach` or `load`, or its adapter is merged in place.
     """
-    snapshot = vars(model).get(_SNAPSHOT)
+    snapshot: Snapshot | None = vars(model).get(_SNAPSHOT)
     if snapshot is None:
         raise ConfigError(
             "peftkit did not attach an adapter to this model; an adapter of PEFT's own goes with model.unload()"
@@ -118,18 +144,24 @@ def save(model: PeftModel, directory: str | Path, *, name: str = "default") -> N
     """
     if not isinstance(model, PeftModel) or name not in model.peft_config:
         raise ConfigError(f"{type(model).__name__} has no adapter {name!r} to save; attach returns a model that has")
-    tensors = _adapter_tensors(model, name)
+    tensors = adapter_tensors(model, name)
     if not tensors:
         raise ConfigError(f"the adapter {name!r} has no weights to save")
-    backbone = model.get_base_model()
+    write_adapter(model.get_base_model(), model.peft_config[name], tensors, directory)
+
+
+def write_adapter(
+    backbone: PreTrainedModel, config: PeftConfig, tensors: dict[str, Tensor], directory: str | Path
+) -> None:
+    """Write config and weights of an adapter of `backbone` as a PEFT directory; see `save`."""
     about = fingerprint.as_metadata(fingerprint.of(backbone), model_quantization(backbone))
     with staged_directory(Path(directory)) as stage:
-        write_json(stage / CONFIG_NAME, _config_fields(model, name))
+        write_json(stage / CONFIG_NAME, _config_fields(backbone, config))
         write_tensors(stage / WEIGHTS_NAME, tensors, {"peftkit": about})
 
 
 def load(
-    backbone: PreTrainedModel,
+    backbone: PreTrainedModel | PeftModel,
     directory: str | Path,
     *,
     trainable: bool = False,
@@ -139,7 +171,7 @@ def load(
     """Attach the adapter of a PEFT directory to a backbone: checked first, then all or nothing.
 
     Args:
-        backbone: The model it was trained on, in any precision.
+        backbone: The model it was trained on, in any precision; or that model with adapters, which gets one more.
         directory: What `save`, or PEFT's ``save_pretrained``, wrote.
         trainable: True to train on; False for inference.
         verify_backbone: False loads an adapter on another backbone of the same shapes.
@@ -159,82 +191,32 @@ def load(
         fingerprint.check(metadata["peftkit"], backbone, path)
     tensors = read_tensors(path / WEIGHTS_NAME)
     _check_rank(config, shapes, path)
+    config, tensors = methods.converted(config, tensors, backbone)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     config.inference_mode = not trainable
-    adapted = attach(backbone, config, name=name)
+    adapted, before = _attach(backbone, config, name)
     try:
-        _check_shapes(shapes, {key: tuple(value.shape) for key, value in _adapter_tensors(adapted, name).items()}, path)
+        check_shapes(shapes, {key: tuple(value.shape) for key, value in adapter_tensors(adapted, name).items()}, path)
         set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+        if not trainable:
+            methods.simplify(adapted, name)
     except BaseException:
-        detach(adapted)
+        before.restore()
         raise
     return adapted.train(trainable)
 
 
-class _Snapshot:
-    """A model as it was: every module's attributes, and the tensor behind every parameter.
-
-    Costs no copy of a weight, unless `copy_weights` says that attaching writes into them.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, copy_weights: bool) -> None:
-        self.model = model
-        self._attributes = [(module, self._copied(vars(module))) for module in model.modules()]
-        self._parameters = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
-        self._values: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self._values += [(p, p.data.clone()) for p in model.parameters()] if copy_weights else []
-
-    @staticmethod
-    def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-        return {key: copy.copy(value) if isinstance(value, dict | set) else value for key, value in attributes.items()}
-
-    def keep_trained_values(self) -> None:
-        """Copy the parameters of the backbone that will be trained in place (biases, with ``bias="all"``)."""
-        self._values += [(p, p.data.clone()) for p, _, _ in self._parameters if p.requires_grad]
-
-    def restore(self) -> None:
-        for module, attributes in self._attributes:
-            vars(module).clear()
-            vars(module).update(self._copied(attributes))
-        for parameter, data, requires_grad in self._parameters:
-            if parameter.data_ptr() != data.data_ptr():
-                parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-        with torch.no_grad():
-            for parameter, value in self._values:
-                parameter.copy_(value)
-
-
-def _train_saved_modules_in_float32(model: PeftModel) -> None:
-    """Hold the trained copies of whole modules in float32, and their inputs and outputs in the dtype that surrounds them."""
-
-    def cast_up(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-    for wrapper in model.modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            dtype = next(wrapper.original_module.parameters()).dtype
-            if dtype in (torch.bfloat16, torch.float16):
-
-                def cast_back(module: nn.Module, inputs: Any, output: Any, dtype: torch.dtype = dtype) -> Any:
-                    return output.to(dtype) if isinstance(output, Tensor) else output
-
-                for trained in wrapper.modules_to_save.values():
-                    trained.float()
-                    trained.register_forward_pre_hook(cast_up)
-                    trained.register_forward_hook(cast_back)
-
-
-def _adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """Return the adapter's weights under the names that they have in its file."""
+    with quiet_peft():
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return tensors
 
 
-def _config_fields(model: PeftModel, name: str) -> dict[str, Any]:
+def _config_fields(backbone: PreTrainedModel, config: PeftConfig) -> dict[str, Any]:
     """Return the config as PEFT writes it, in a stable order."""
-    config = copy.deepcopy(model.peft_config[name])
+    config = copy.deepcopy(config)
     config.inference_mode = True
-    backbone = model.get_base_model()
     if config.task_type is None:
         config.auto_mapping = {"base_model_class": type(backbone).__name__, "parent_library": type(backbone).__module__}
     fields = {"peft_version": peft.__version__, **config.to_dict()}
@@ -267,25 +249,18 @@ def _read_config(path: Path) -> PeftConfig:
 
 def _check_rank(config: PeftConfig, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
     """Refuse a rank that no weight of the file has, before memory of that size is asked for."""
-    ranks = [config.r, *config.rank_pattern.values()] if isinstance(config, LoraConfig) else []
+    ranks = [config.r, *config.rank_pattern.values()] if config.peft_type == "LORA" else []
+    ranks += [config.init_r] if config.peft_type == "ADALORA" else []
     largest = max((size for shape in shapes.values() for size in shape), default=0)
+    lengths = [getattr(config, key) for key in ("num_virtual_tokens", "encoder_hidden_size") if hasattr(config, key)]
+    if config.peft_type == "PREFIX" and max(lengths[: 1 + config.prefix_projection]) > largest and shapes:
+        raise AdapterFileError(
+            f"{path}: the prefix has a side of {max(lengths)}, but no weight in {WEIGHTS_NAME} one longer than {largest}"
+        )
     if any(isinstance(rank, int) and rank > largest for rank in ranks) and shapes:
         raise AdapterFileError(
             f"{path}: r is {max(ranks)}, but no weight in {WEIGHTS_NAME} has a side longer than {largest}"
         )
-
-
-def _check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
-    problems += [f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{key} has shape {found[key]}, the config and the backbone ask for {expected[key]}"
-        for key in sorted(found.keys() & expected.keys())
-        if found[key] != expected[key]
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise AdapterFileError(f"{path / WEIGHTS_NAME} does not fit: {'; '.join(problems[:3])}{more}")
 
 
 @contextlib.contextmanager
@@ -294,4 +269,5 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*zero-sized lora_A / lora_B")  # AdaLoRA may leave a layer no rank
         yield

@@ -190,3 +190,21 @@ def read_tensors(path: Path, error: type[PeftkitError] = AdapterFileError) -> di
         if tensor.dtype in _FLOATS and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{path}: {name} holds values that are not finite")
     return tensors
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Compare the names and shapes in an adapter's file with those that its config and the backbone ask for.
+
+    Raises:
+        AdapterFileError: they differ.
+    """
+    problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
+    problems += [f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{key} has shape {found[key]}, the config and the backbone ask for {expected[key]}"
+        for key in sorted(found.keys() & expected.keys())
+        if found[key] != expected[key]
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise AdapterFileError(f"{path / WEIGHTS_NAME} does not fit: {'; '.join(problems[:3])}{more}")

@@ -19,6 +19,7 @@ from peftkit.adapter import quiet_peft
 from peftkit.anatomy import output_modules
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
+from peftkit.methods.adalora import AdaLoraLinear, adapted_layers
 from peftkit.quantization import dequantized_weight, quantization_of, stores_conv1d
 from peftkit.recording import note
 
@@ -29,14 +30,14 @@ def merge(
     """Return a new, plain transformers model that computes what the adapted model computes; `model` stays as it is.
 
     Each adapted weight is dequantised, gets its update in float32 and is rounded once, to `dtype`: W' = W + (alpha / r) B A
-    for LoRA (arXiv:2106.09685, section 4.1), and what PEFT defines for its variants. Nothing is ever merged into a 4- or
-    8-bit weight, which would erase most of a small update.
+    for LoRA (arXiv:2106.09685, section 4.1), and what PEFT defines for its variants; W' = W + s P Λ Q for AdaLoRA
+    (arXiv:2303.10512). Nothing is ever merged into a 4- or 8-bit weight, which would erase most of a small update.
 
     ``record(merged)["merge"]`` holds the largest absolute difference between the two models' outputs on the probe batch
     ("largest_logit_difference"), and the largest absolute output beside it.
 
     Args:
-        model: What `attach` or `load` returned, with one active LoRA adapter.
+        model: What `attach` or `load` returned, with one active LoRA or AdaLoRA adapter.
         dtype: torch.bfloat16, torch.float16 or torch.float32.
         probe: Keyword arguments of one forward call, each of shape (batch, ...); by default 2 x 16 tokens drawn at random.
 
@@ -47,7 +48,8 @@ def merge(
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
     adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
-    if not isinstance(adapter, LoraConfig) or isinstance(adapter, AdaLoraConfig):
+    is_foreign = isinstance(adapter, AdaLoraConfig) and not adapted_layers(model, model.active_adapter)
+    if not isinstance(adapter, LoraConfig) or is_foreign:
         raise ConfigError(
             f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has"
         )
@@ -124,7 +126,10 @@ def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
 def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Module:
     """Merge one layer in float32: its adapter is put on a float copy of its base, where PEFT merges it, variants and all."""
     alone = nn.Module()
-    alone.layer = _float_copy(layer.get_base_layer())
+    alone.layer = base = _float_copy(layer.get_base_layer())
+    if isinstance(layer, AdaLoraLinear):
+        base.get_parameter("weight").add_(layer.get_delta_weight(adapter).float())
+        return base
     single = copy.deepcopy(config)
     single.target_modules, single.modules_to_save, single.target_parameters = ["layer"], None, None
     single.layers_to_transform = single.layer_replication = single.exclude_modules = None

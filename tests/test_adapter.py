@@ -101,13 +101,17 @@ def test_a_failed_attach_leaves_the_model_as_it_was(any_backbone, ids, config, e
     assert torch.equal(logits(any_backbone, ids), expected)
 
 
-def test_a_second_adapter_and_a_foreign_method_are_refused(backbone):
-    with pytest.raises(ConfigError, match="IA3Config is not a method"):
+def test_a_foreign_method_a_foreign_adapter_and_a_name_that_is_taken_are_refused(backbone):
+    with pytest.raises(ConfigError, match="IA3Config is not one of peftkit's methods"):
         peftkit.attach(backbone, peft.IA3Config())
     model = peftkit.attach(backbone, CONFIG)
-    for carrier in (model, backbone):
-        with pytest.raises(ConfigError, match="carries an adapter already"):
-            peftkit.attach(carrier, CONFIG)
+    with pytest.raises(ConfigError, match="has an adapter 'default' already"):
+        peftkit.attach(model, CONFIG)
+    with pytest.raises(ConfigError, match="did not attach"):
+        peftkit.attach(backbone, CONFIG)
+    foreign = peft.get_peft_model(peftkit.detach(model), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="did not attach"):
+        peftkit.attach(foreign, CONFIG)
 
 
 # detach

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "peftkit"
 FLOORS = [
     ["__init__", "errors"],
     ["recording", "config", "files"],
-    ["quantization", "anatomy", "sections", "fingerprint"],
+    ["quantization", "anatomy", "sections", "fingerprint", "snapshot"],
     ["methods"],
     ["backbone", "adapter"],
-    ["merging", "generation"],
+    ["merging", "export", "generation"],
     ["data"],
     ["training"],
     ["cli"],

@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from peftkit.adapter import save
 from peftkit.errors import CheckpointError
 from peftkit.files import read_json, read_tensors, write_json, write_tensors
+from peftkit.methods.adalora import fit_ranks
+from peftkit.methods.allocation import Allocation
 
 _MANIFEST = "manifest.json"
 
@@ -31,6 +33,7 @@ class Trained:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
+    allocation: Allocation
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
@@ -67,6 +70,7 @@ class Checkpoints:
             write_tensors(path / "trainable.safetensors", trained.parameters())
             moments, rest = _flat_optimizer(trained.optimizer)
             write_tensors(path / "optimizer.safetensors", moments)
+            write_tensors(path / "allocation.safetensors", trained.allocation.state())
             scaler = self._accelerator.scaler
             state = {
                 "step": step,
@@ -119,6 +123,7 @@ class Checkpoints:
                 f"{path} was written for other training examples; put them back, or use another run_dir"
             )
         self.restore_weights(path, trained.model)
+        trained.allocation.load_state(read_tensors(path / "allocation.safetensors", CheckpointError))
         moments = read_tensors(path / "optimizer.safetensors", CheckpointError)
         trained.optimizer.load_state_dict(_nested_optimizer(moments, state["optimizer"]))
         trained.scheduler.load_state_dict(state["scheduler"])
@@ -139,6 +144,7 @@ class Checkpoints:
             CheckpointError: they are not those that `model` trains.
         """
         saved = read_tensors(path / "trainable.safetensors", CheckpointError)
+        fit_ranks(model, {name: value.shape for name, value in saved.items()})
         here = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         differing = sorted(saved.keys() ^ here.keys())
         differing += [name for name in saved.keys() & here.keys() if saved[name].shape != here[name].shape]

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
+from peftkit.methods.allocation import Allocation
 from peftkit.training.checkpoint import Checkpoints, Trained
 from peftkit.training.evaluation import evaluate
 from peftkit.training.interruption import Interruption
@@ -38,7 +39,7 @@ class Example(Protocol):
 class Hooks:
     """Where a method or a task joins the loop.
 
-    `after_step(step, total_steps)` runs after the optimiser's step, while the gradients are still there (AdaLoRA's budget).
+    `after_step(step, total_steps)` runs after the optimiser's step, while the gradients are still there.
     `evaluate()` returns further metrics for each evaluation, on every process.
     """
 
@@ -143,7 +144,8 @@ class Training:
             round(settings.warmup * self.total_steps if settings.warmup < 1 else settings.warmup),
             self.total_steps,
         )
-        self.trained = Trained(model, optimizer, scheduler)
+        self.allocation = Allocation(model, optimizer, self.total_steps, in_place=accelerator.num_processes == 1)
+        self.trained = Trained(model, optimizer, scheduler, self.allocation)
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", accelerator)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
         self.line = ProgressLine(self.total_steps, accelerator.is_main_process)
@@ -178,6 +180,7 @@ class Training:
         self.line.close()
         if received is None and self.settings.restore_best and progress.best_step not in (None, progress.step):
             self.checkpoints.restore_weights(self.checkpoints.path(progress.best_step), self.model)
+        self.allocation.finish()
         last = self.checkpoints.path(progress.step)
         return Outcome(progress.step, self.total_steps, progress.best_step, progress.best_loss, received, last)
 
@@ -205,11 +208,12 @@ class Training:
         asked_to_stop = torch.tensor(float(interruption.received is not None), device=accelerator.device)
         total, stop = accelerator.reduce(torch.stack([loss, asked_to_stop])).tolist()
         mean_loss = total / items
-        parameters = self.trained.parameters().values()
-        norm = float(accelerator.clip_grad_norm_(parameters, self.settings.clip_norm or math.inf))
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf))
         self._check_finite(mean_loss, norm)
         rate = self.trained.scheduler.get_last_lr()[0]
+        self.allocation.before_step(finite=math.isfinite(norm))
         self.optimizer.step()
+        self.allocation.after_step(progress.step + 1)
         if self.hooks.after_step is not None:
             self.hooks.after_step(progress.step, self.total_steps)
         self.optimizer.zero_grad()
@@ -248,7 +252,8 @@ class Training:
             self.line.message(
                 f"evaluation at step {progress.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             )
-            progress.evaluated(metrics["loss"])
+            if self.allocation.is_final:  # before, the model is larger than it may end, and no such one is the best
+                progress.evaluated(metrics["loss"])
         save_due = self.save_interval is not None and progress.step % self.save_interval == 0
         if due or save_due or at_end or stopping:
             self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress), self.data_digest)

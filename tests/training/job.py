@@ -28,11 +28,14 @@ def ragged_examples(count=22, seed=0, vocabulary=12):
     return examples
 
 
-def train(run_dir, model_dir, settings, *, quantization=None, dtype="float32", dropout=0.1, hooks=None, evaluation=()):
-    """Train LoRA on a tiny model; return the model and the outcome."""
+def train(
+    run_dir, model_dir, settings, *, quantization=None, dtype="float32", dropout=0.1, hooks=None, evaluation=(),
+    adapter=None,
+):  # fmt: skip
+    """Train LoRA, or another adapter, on a tiny model; return the model and the outcome."""
     torch.manual_seed(0)
     backbone = peftkit.load_backbone(model_dir, quantization=quantization, dtype=getattr(torch, dtype))
-    model = peftkit.attach(backbone, peftkit.LoraConfig(r=4, lora_dropout=dropout))
+    model = peftkit.attach(backbone, adapter or peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = accelerator_for(settings, model, Path(run_dir))
     training = Training(
@@ -47,12 +50,14 @@ def trained(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def main(run_dir, model_dir, settings, slow=False, dropout=0.1, quantization=None):
+def main(run_dir, model_dir, settings, slow=False, dropout=0.1, quantization=None, adalora=None):
     """Train as a recipe does, with the signal handling of one."""
     start_asked_processes()
     torch.set_num_threads(1)
     hooks = Hooks(after_step=lambda step, total: time.sleep(0.1)) if slow else None
-    model, outcome = train(run_dir, model_dir, settings, hooks=hooks, dropout=dropout, quantization=quantization)
+    adapter = peftkit.AdaLoraConfig(**adalora) if adalora else None
+    options = {"hooks": hooks, "dropout": dropout, "quantization": quantization, "adapter": adapter}
+    model, outcome = train(run_dir, model_dir, settings, **options)
     Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
     return model
 

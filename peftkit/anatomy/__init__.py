@@ -1,0 +1,30 @@
+"""What a transformers model is made of, found from its structure. Everything that must know where things are asks here."""
+
+from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks, stream_norms
+from peftkit.anatomy.layers import (
+    convolutions,
+    is_convolution,
+    is_linear,
+    left_alone,
+    linear_layers,
+    output_modules,
+    task_head,
+    task_type,
+)
+
+__all__ = [
+    "Block",
+    "Stack",
+    "Sublayer",
+    "convolutions",
+    "is_convolution",
+    "is_convolutional",
+    "is_linear",
+    "left_alone",
+    "linear_layers",
+    "output_modules",
+    "stacks",
+    "stream_norms",
+    "task_head",
+    "task_type",
+]

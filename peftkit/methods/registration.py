@@ -1,0 +1,41 @@
+"""The one place that changes what PEFT keeps to itself.
+
+A method of ours becomes a member of PEFT's `PeftType`. PEFT lists its methods in an enum and registers only these, so a new one needs a new member first. Enum members cannot be
+added through a public call; `register` writes the three tables in which CPython looks them up, and then asks the enum, so
+that a Python or PEFT in which this no longer works fails at import with a sentence, and not later.
+
+PEFT rewrites the targets of a config for mixture-of-experts models that transformers 4 built otherwise: it takes the names of
+shared experts and of dense layers for those of the experts, and adapts these instead. `targets_as_they_are` holds it back.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+from peft import PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
+
+
+def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
+    """Make a method known to PEFT under `name` (upper case), with the parameter prefix that its tuner declares.
+
+    Raises:
+        ImportError: the enum refuses the member.
+    """
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    PeftType._member_names_.append(name)
+    type.__setattr__(PeftType, name, member)
+    if not (PeftType(name) is member and name in list(PeftType) and getattr(PeftType, name) is member):
+        raise ImportError(f"PEFT's list of methods does not take {name}; peftkit is written for peft 0.21")
+    register_peft_method(name=name.lower(), config_cls=config_class, model_cls=tuner_class, prefix=tuner_class.prefix)
+
+
+@contextlib.contextmanager
+def targets_as_they_are() -> Iterator[None]:
+    """Let PEFT inject into just the modules that a config names."""
+    with mock.patch("peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"):
+        yield

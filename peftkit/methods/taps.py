@@ -1,0 +1,123 @@
+"""Where a bottleneck adapter reads and writes: hooks on modules of the backbone, which keep their place and their names.
+
+The adapter is a child of the module whose output it changes. The hooks are plain functions that find everything through the
+module they are called with, so that copies of a model have adapters of their own, and gradient checkpointing may run a block
+twice. What a hook must tell a later one is left on the module for that moment: a source leaves its input, a norm its input
+and output.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from peftkit.errors import PeftkitError
+
+CHILD = "bottleneck_adapter"
+_INPUT = "_peftkit_input"
+_NORMED = "_peftkit_normed"
+
+Branch = Callable[[Tensor], Tensor]
+
+
+def join(module: nn.Module, args: Any, output: Any) -> Any:
+    """Let the adapters that are a child of `module` change its output."""
+    return module.get_submodule(CHILD)(output)
+
+
+def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Leave the first tensor that `module` is called with."""
+    vars(module)[_INPUT] = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def leave_normed(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Leave what a norm has read and what it has given."""
+    vars(module)[_NORMED] = Normed(module, args[0], output)
+
+
+class Normed(NamedTuple):
+    """A norm, what it has read, and what it has given."""
+
+    norm: nn.Module
+    read: Tensor
+    given: Tensor
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What one adapter listens to besides its host."""
+
+    block: nn.Module
+    source: nn.Module | None
+    """The module whose input a parallel adapter reads; without one, the adapter reads its host's output."""
+    closes_block: bool
+    reads_residual: bool
+
+    def read(self, output: Tensor) -> Tensor:
+        """Return the adapter's input.
+
+        Raises:
+            PeftkitError: the source was not called in this pass.
+        """
+        if self.source is None:
+            return output
+        left: Tensor | None = vars(self.source).get(_INPUT)
+        if left is None:
+            raise PeftkitError(f"{type(self.source).__name__} was not called before the layer that its adapter joins")
+        normed = self.normed(left) if self.reads_residual else None
+        return normed.read if normed else left
+
+    def normed(self, tensor: Tensor) -> "Normed | None":
+        """Return what the block's norms have left of this very tensor, if it is the output of one of them."""
+        left = (vars(module).get(_NORMED) for module in self.block.modules())
+        return next((normed for normed in left if normed and normed.given is tensor), None)
+
+    def forget(self) -> None:
+        """Let go of what was left."""
+        for module in (*self.block.modules(), *(() if self.source is None else (self.source,))):
+            vars(module).pop(_NORMED, None)
+            vars(module).pop(_INPUT, None)
+
+
+def open_tap(
+    block: nn.Module, *, source: nn.Module | None, norms: list[nn.Module], closes_block: bool, reads_residual: bool
+) -> Tap:
+    """Place the hooks that a tap needs, once each, and return the tap."""
+    if source is not None and leave_input not in source._forward_pre_hooks.values():
+        source.register_forward_pre_hook(leave_input, with_kwargs=True)
+    for norm in norms if closes_block or (source is not None and reads_residual) else ():
+        if leave_normed not in norm._forward_hooks.values():
+            norm.register_forward_hook(leave_normed)
+    return Tap(block, source, closes_block, reads_residual)
+
+
+def closing_norm(output: Tensor, active: list[Tap]) -> Normed | None:
+    """Return the norm that gave a block its output, where adapters close the block and a norm did."""
+    closing = [tap for tap in active if tap.closes_block]
+    return closing[0].normed(output) if closing else None
+
+
+def on_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) -> Tensor:
+    """Apply a branch to the features of z: its last dimension, or the second one of an image's or a convolution's output."""
+    last, second = z.shape[-1] == width, z.dim() > 2 and z.shape[1] == width
+    if second and (channels_first or not last):
+        return branch(z.movedim(1, -1).contiguous()).movedim(-1, 1)
+    if last:
+        return branch(z)
+    raise PeftkitError(f"an adapter of width {width} cannot read a tensor of shape {tuple(z.shape)}")
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return what a module adds to the stream, which may stand first in a tuple."""
+    first = output if isinstance(output, Tensor) else next(value for value in output if isinstance(value, Tensor))
+    return torch.as_tensor(first)
+
+
+def with_first_tensor(output: Any, value: Tensor) -> Any:
+    """Return a module's output with another tensor in the first one's place."""
+    if isinstance(output, Tensor):
+        return value
+    index = next(i for i, entry in enumerate(output) if isinstance(entry, Tensor))
+    return type(output)((*output[:index], value, *output[index + 1 :]))

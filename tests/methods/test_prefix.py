@@ -1,0 +1,404 @@
+import copy
+import dataclasses
+
+import peft
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+import peftkit
+from peftkit.errors import AdapterFileError, ConfigError, TargetError
+from peftkit.methods.prefix import PrefixConfig
+from peftkit.methods.prefix_layer import PrefixLayer
+from tests.architectures import ARCHITECTURES
+from tests.conftest import llama_config, logits
+
+TOKENS = 3
+CONFIG = PrefixConfig(num_virtual_tokens=TOKENS)
+PROJECTED = PrefixConfig(num_virtual_tokens=TOKENS, prefix_projection=True, encoder_hidden_size=8)
+WITHOUT_ATTENTION = ["mamba2", "convnext", "resnet"]
+WITH_ATTENTION = [name for name in ARCHITECTURES if name not in WITHOUT_ATTENTION]
+DECODERS = ["llama", "gemma3", "gpt2", "falcon", "bloom", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next"]
+from_peft = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def random_prefix(model, seed=1, scale=1.0):
+    """Give every prefix values that make a difference."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "prefix_" in name:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def attached(name, config=CONFIG):
+    model = ARCHITECTURES[name].model()
+    return random_prefix(peftkit.attach(model, config)).eval()
+
+
+def output(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, PrefixLayer)]
+
+
+# The function
+
+
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_every_query_of_every_head_sees_its_prefix(name):
+    """With huge keys k and -k all weight is on the prefix, whatever mask: what enters the output projection is its values."""
+    architecture = ARCHITECTURES[name]
+    model = peftkit.attach(architecture.model(), PrefixConfig(num_virtual_tokens=2)).eval()
+    backbone, seen = model.get_base_model(), {}
+
+    def watch(site, wanted):
+        def look(module, inputs):
+            if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].shape[-1] == wanted.numel():
+                gap = (inputs[0] - wanted).abs().amax(-1)
+                seen[site] = min(seen.get(site, 9.0), float(gap.max()))
+
+        return look
+
+    for layer in layers(model):
+        site = layer.site
+        with torch.no_grad():
+            key, value = torch.randn(site.groups, 1, site.key_width), torch.randn(site.groups, 1, site.value_width)
+            layer.prefix_key["default"].copy_(torch.cat([key, -key], 1) * 1e7)
+            layer.prefix_value["default"].copy_(value.expand(-1, 2, -1))
+        wanted = value[:, 0].repeat_interleave(site.heads // site.groups, 0).flatten()
+        parent = backbone.get_submodule(site.name.rpartition(".")[0])
+        for module in parent.modules():
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                module.register_forward_pre_hook(watch(site.name, wanted))
+    with torch.no_grad():
+        backbone(**architecture.batch(labels=False, padding="left" if "input_ids" in architecture.batch() else "none"))
+    gated = name in (
+        "qwen3_next",
+        "xlnet",
+        "clip",
+        "llava",
+    )  # another factor, no linear layer, or not all towers are run
+    assert gated or (len(seen) == len(layers(model)) and max(seen.values()) < 1e-3), seen
+
+
+@pytest.mark.parametrize("name", WITH_ATTENTION)
+def test_it_changes_the_output_trains_every_number_and_lets_go(name):
+    architecture = ARCHITECTURES[name]
+    model = attached(name)
+    batch = architecture.batch(labels=False)
+    backbone = architecture.model()
+    assert not torch.equal(output(model, batch), output(backbone, batch))
+    with model.disable_adapter():
+        assert torch.equal(output(model, batch), output(backbone, batch))
+    model(**architecture.batch()).loss.backward()
+    idle = [layer.site.name for layer in layers(model) if layer.prefix_value["default"].grad is None]
+    assert all("vision" in site for site in idle) or not idle  # the text-only inputs of a model that also sees
+    for layer in layers(model):
+        if layer.site.name not in idle:
+            for parameter in layer.parameters():
+                assert torch.isfinite(parameter.grad).all()
+                assert parameter.grad.abs().sum() > 0
+    assert torch.equal(output(peftkit.detach(model), batch), output(backbone, batch))
+    assert not any(isinstance(module, BaseTunerLayer) for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "phi", "mixtral", "deepseek_v3", "jamba", "bert", "bart", "vit", "t5"]
+)
+def test_eager_equals_sdpa(name):
+    architecture, outputs = ARCHITECTURES[name], []
+    if name == "deepseek_v3":
+        architecture = dataclasses.replace(architecture, settings=architecture.settings | {"num_key_value_heads": 4})
+    for kind in ("eager", "sdpa"):
+        model = architecture.model()
+        model.set_attn_implementation(kind)
+        model = random_prefix(peftkit.attach(model, CONFIG)).eval()
+        outputs.append(output(model, architecture.batch(labels=False, padding="none" if name == "vit" else "right")))
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_no_mask_is_a_mask_of_ones_and_no_token_sees_what_follows(name):
+    batch = ARCHITECTURES[name].batch(labels=False)
+    model = attached(name)
+    expected = output(model, batch)
+    torch.testing.assert_close(output(model, {"input_ids": batch["input_ids"]}), expected, atol=1e-5, rtol=1e-4)
+    changed = batch["input_ids"].clone()
+    changed[:, 3] = (changed[:, 3] + 7) % 80 + 4
+    difference = (output(model, batch | {"input_ids": changed}) - expected).abs().amax((0, 2))
+    assert difference[:3].max() < 1e-6
+    assert difference[3:].min() > 1e-6
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "t5", "bart", "whisper"])
+def test_generation_with_a_cache_is_generation_without(name):
+    model = attached(name)
+    batch = ARCHITECTURES[name].batch(
+        labels=False, padding="left" if name in DECODERS and name != "qwen3_next" else "none"
+    )
+    batch.pop("decoder_input_ids", None)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    cached, computed = (model.generate(**batch, **settings, use_cache=cache) for cache in (True, False))
+    assert torch.equal(cached, computed)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom", "bert-token", "deberta-v2-token"])
+def test_padding_changes_no_real_token(name, side):
+    model = attached(name)
+    ids = ARCHITECTURES[name].batch(labels=False)["input_ids"]
+    padding, positions = torch.full((2, 3), 5), torch.arange(ids.shape[1]).expand(2, -1)
+    order = (lambda a, b: torch.cat([a, b], 1)) if side == "left" else (lambda a, b: torch.cat([b, a], 1))
+    batch = {"input_ids": order(padding, ids), "attention_mask": order(torch.zeros_like(padding), torch.ones_like(ids))}
+    if name != "bloom":  # as generate does: where positions are not relative, they count real tokens
+        batch["position_ids"] = order(torch.zeros_like(padding), positions)
+    real = slice(3, None) if side == "left" else slice(0, -3)
+    torch.testing.assert_close(output(model, batch)[:, real], output(model, {"input_ids": ids}), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama", "bert", "t5", "deberta-v2"])
+def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
+    batch, gradients = ARCHITECTURES[name].batch(), []
+    for checkpointing in (False, True):
+        model = attached(name)
+        if checkpointing:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        for module in model.train().modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+
+
+def test_longformer_joins_its_windows_its_global_tokens_and_what_these_see():
+    model = attached("longformer")
+    batch = ARCHITECTURES["longformer"].batch(labels=False)
+    batch["global_attention_mask"] = torch.zeros_like(batch["input_ids"])
+    batch["global_attention_mask"][0, :2] = 1
+    batch["global_attention_mask"][1, 0] = 1
+    expected = output(model, batch)
+    with model.disable_adapter():
+        assert not torch.allclose(output(model, batch), expected)
+    wide = ARCHITECTURES["longformer"].batch(labels=False) | {
+        "global_attention_mask": torch.ones_like(batch["input_ids"])
+    }
+    assert torch.isfinite(output(model, wide)).all()
+
+
+# PEFT's own
+
+
+def peft_twin(backbone, values):
+    """Return PEFT's prefix tuning of a backbone with values of our prefix: [layers][2][groups, n, width]."""
+    model = peft.get_peft_model(backbone, peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="CAUSAL_LM"))
+    flat = torch.stack([torch.stack(pair) for pair in values]).permute(3, 0, 1, 2, 4).reshape(TOKENS, -1)
+    model.prompt_encoder["default"].embedding.weight.data.copy_(flat)
+    return model.eval()
+
+
+@from_peft
+def test_the_numbers_are_those_of_peft_where_positions_are(ids):
+    """GPT-2's learned positions: PEFT moves the real tokens by the length of the prefix, which must be asked for here."""
+    torch.manual_seed(0)
+    backbone = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    model = random_prefix(peftkit.attach(copy.deepcopy(backbone), CONFIG)).eval()
+    values = [(layer.prefix_key["default"].data, layer.prefix_value["default"].data) for layer in layers(model)]
+    expected = logits(peft_twin(backbone, values), ids)
+    moved = {"input_ids": ids, "position_ids": torch.arange(TOKENS, TOKENS + ids.shape[1])[None]}
+    torch.testing.assert_close(output(model, moved), expected, atol=1e-5, rtol=1e-4)
+
+
+@from_peft
+@pytest.mark.parametrize("rope", [None, {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}])
+def test_a_prefix_that_peft_has_trained_loads_on_rotary_decoders(ids, tmp_path, rope):
+    torch.manual_seed(0)
+    options = {"rope_parameters": rope | {"original_max_position_embeddings": 64}} if rope else {}
+    backbone = LlamaForCausalLM(llama_config(**options)).eval()
+    config = peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="CAUSAL_LM", prefix_projection=True)
+    theirs = peft.get_peft_model(copy.deepcopy(backbone), config).eval()
+    theirs.save_pretrained(tmp_path)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        expected = [theirs(ids).logits, theirs(ids, attention_mask=mask).logits[mask.bool()]]
+    loaded = peftkit.load(backbone, tmp_path)
+    with torch.no_grad():
+        found = [loaded(ids).logits, loaded(ids, attention_mask=mask).logits[mask.bool()]]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected[0], logits(peftkit.detach(loaded), ids), atol=1e-3)
+
+
+@from_peft
+@pytest.mark.parametrize(
+    ("name", "why"), [("gpt2", "not rotary"), ("gemma3", "window"), ("t5", "decoder's self-attention alone")]
+)
+def test_a_prefix_of_peft_that_means_something_else_here_is_refused(name, why, tmp_path):
+    model = ARCHITECTURES[name].model()
+    task = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
+    peft.get_peft_model(
+        copy.deepcopy(model), peft.PrefixTuningConfig(num_virtual_tokens=2, task_type=task)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match=why):
+        peftkit.load(model, tmp_path)
+
+
+# Life in PEFT
+
+
+@from_peft
+@pytest.mark.parametrize("config", [CONFIG, PROJECTED], ids=["plain", "projected"])
+def test_saved_and_loaded_bit_for_bit(any_backbone, ids, tmp_path, config):
+    model = random_prefix(peftkit.attach(any_backbone, config), scale=0.3)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    expected = logits(model, ids)
+    peftkit.save(model, tmp_path / "adapter")
+    loaded = peftkit.load(peftkit.detach(model), tmp_path / "adapter")
+    assert torch.equal(logits(loaded, ids), expected)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not any(layer.prefix_projection for layer in layers(loaded))
+    peftkit.save(loaded, tmp_path / "folded")
+    again = peft.PeftModel.from_pretrained(peftkit.detach(loaded), tmp_path / "folded")
+    assert torch.equal(logits(again, ids), expected)
+
+
+def test_a_projection_is_saved_with_its_network_and_trains_on(backbone, ids, tmp_path):
+    model = random_prefix(peftkit.attach(backbone, PROJECTED), scale=0.3)
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert any("prefix_projection" in name for name in trained)
+    peftkit.save(model, tmp_path)
+    loaded = peftkit.load(peftkit.detach(model), tmp_path, trainable=True)
+    again = {name: p.detach() for name, p in loaded.named_parameters() if p.requires_grad}
+    assert trained.keys() == again.keys()
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+def test_several_adapters_are_joined_one_after_the_other(ids):
+    model = attached("llama")
+    model.add_adapter("second", PrefixConfig(num_virtual_tokens=2))
+    random_prefix(model, seed=2)
+    model.base_model.set_adapter(["default", "second"])
+    both = logits(model, ids % 90)
+    joined = attached("llama", PrefixConfig(num_virtual_tokens=TOKENS + 2))
+    for layer, pair in zip(layers(joined), layers(model), strict=True):
+        for kind in ("prefix_key", "prefix_value"):
+            values = getattr(pair, kind)
+            getattr(layer, kind)["default"].data = torch.cat([values["default"], values["second"]], dim=1).data
+    torch.testing.assert_close(both, logits(joined, ids % 90))
+    model.set_adapter("second")
+    assert [name for name, p in model.named_parameters() if p.requires_grad and "default" in name] == []
+    model.delete_adapter("default")
+    assert all(list(layer.prefix_key) == ["second"] for layer in layers(model))
+    assert torch.isfinite(logits(model, ids % 90)).all()
+
+
+def test_a_copy_is_independent_and_unloading_gives_the_backbone(ids):
+    ids = ids % 90
+    model = attached("llama")
+    expected = logits(model, ids)
+    copied = copy.deepcopy(model)
+    random_prefix(model, seed=5)
+    assert torch.equal(logits(copied, ids), expected)
+    assert torch.equal(logits(copied.unload(), ids), logits(ARCHITECTURES["llama"].model(), ids))
+
+
+def test_a_prefix_cannot_be_merged(backbone):
+    model = peftkit.attach(backbone, CONFIG)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ConfigError, match="not weights, and cannot be merged"):
+            merge()
+
+
+def test_transformers_loads_it_by_itself(backbone, ids, tmp_path):
+    model = random_prefix(peftkit.attach(backbone, CONFIG))
+    expected = logits(model, ids)
+    peftkit.save(model, tmp_path)
+    backbone = peftkit.detach(model)
+    backbone.load_adapter(str(tmp_path))
+    assert torch.equal(logits(backbone, ids), expected)
+
+
+# What is asked of the user
+
+
+@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
+def test_a_model_without_attention_is_refused(name):
+    with pytest.raises(TargetError, match="has no attention over keys that a prefix could join"):
+        peftkit.attach(ARCHITECTURES[name].model(), CONFIG)
+
+
+def test_hybrids_get_a_prefix_in_their_attention_layers_and_the_record_says_which():
+    model = attached("jamba")
+    assert [layer.site.name for layer in layers(model)] == peftkit.record(model)["attach"]["targets"]
+    assert len(layers(model)) == 1
+
+
+def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_chosen():
+    def kinds(**options):
+        model = peftkit.attach(ARCHITECTURES["t5"].model(), PrefixConfig(num_virtual_tokens=1, **options))
+        return [layer.site.kind for layer in layers(model)]
+
+    assert (kinds().count("self"), kinds().count("cross")) == (4, 2)
+    assert kinds(attention="cross") == ["cross"] * 2
+    assert kinds(attention="self", layers_to_transform=[1]) == ["self"] * 2
+    assert kinds(target_modules=["EncDecAttention"]) == ["cross"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_virtual_tokens": 0}, ConfigError, "num_virtual_tokens is 0; it must be a whole number of at least 1"),
+        ({"num_virtual_tokens": 2.0, "init_std": -1, "attention": "both"}, ConfigError, "2.0.*init_std is -1.*'both'"),
+        ({"prefix_dropout": 1.0}, ConfigError, "prefix_dropout is 1.0"),
+        ({"prefix_projection": "yes"}, ConfigError, "prefix_projection is 'yes'"),
+        ({"target_modules": ["self_atn"]}, TargetError, "'self_atn' is no attention .*did you mean 'self_attn'"),
+        ({"target_modules": ["mlp"]}, TargetError, "'mlp' is no attention"),
+        ({"attention": "cross"}, TargetError, "no attention that attention='cross'.*it has model.layers"),
+        ({"layers_to_transform": [7]}, TargetError, r"layers_to_transform=\[7\]"),
+        ({"modules_to_save": ["lm_haed"]}, TargetError, "did you mean 'lm_head'"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_sentence(backbone, options, error, message):
+    with pytest.raises(error, match=message):
+        peftkit.attach(backbone, PrefixConfig(**options))
+    assert not layers(backbone)
+
+
+def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_later(backbone, ids):
+    backbone.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(TargetError, match=r"computes attention with flash_attention_2.*attn_implementation='sdpa'"):
+        peftkit.attach(backbone, CONFIG)
+    backbone.config._attn_implementation = "sdpa"
+    model = peftkit.attach(backbone, CONFIG)
+    attention = backbone.model.layers[1].self_attn
+    attention.forward.keywords.clear()
+    passed_over = (
+        attention.forward.func,
+        attention.forward.args[0],
+        attention,
+        lambda *a, **k: (k["hidden_states"], None),
+    )
+    attention.forward = lambda *args, **kwargs: passed_over[0](*passed_over[1:], *args, **kwargs)
+    with pytest.raises(
+        TargetError, match=r"prefix of model.layers.1.self_attn could not join.*attn_implementation='sdpa'"
+    ):
+        logits(model, ids)
+
+
+def test_a_damaged_length_is_refused_before_memory_is_asked_for(backbone, tmp_path):
+    peftkit.save(peftkit.attach(backbone, CONFIG), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(file.read_text().replace(f'"num_virtual_tokens": {TOKENS}', f'"num_virtual_tokens": {10**12}'))
+    with pytest.raises(AdapterFileError, match="has a side of 1000000000000"):
+        peftkit.load(backbone, tmp_path)
