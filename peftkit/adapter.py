@@ -64,7 +64,10 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
     """Attach, and return the model with its state before, to which a caller can go back."""
     first: Snapshot | None = vars(model).get(_SNAPSHOT)
     if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ConfigError("the model carries an adapter that peftkit did not attach; model.unload() takes it off")
+        raise ConfigError(
+            "the model carries an adapter already; to add one, pass what peftkit.attach has returned; to start over, "
+            "peftkit.detach that (or model.unload() an adapter of PEFT's own)"
+        )
     if first is not None and name in model.peft_config:
         raise ConfigError(f"the model has an adapter {name!r} already; attach under another name, or detach first")
     keep_layout(model)

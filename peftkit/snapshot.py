@@ -47,8 +47,8 @@ class Snapshot:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
         with torch.no_grad():
-            for parameter, value in self._values:
-                parameter.copy_(value)
+            for tensor, value in self._values:
+                tensor.copy_(value)
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:

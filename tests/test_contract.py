@@ -45,7 +45,8 @@ def test_only_the_adapter_and_the_head_train_and_three_steps_change_the_output(m
         assert all(bool(p.grad.isfinite().all()) for p in trained if p.grad is not None)
         optimizer.step()
         optimizer.zero_grad()
-    assert bool(loss.isfinite()) and not torch.equal(output(model, batch), before)
+    assert bool(loss.isfinite())
+    assert not torch.equal(output(model, batch), before)
     now = dict(model.get_base_model().named_parameters())
     assert all(torch.equal(now[key], value) for key, value in frozen.items())
 
@@ -71,7 +72,8 @@ def test_what_was_saved_loads_into_another_model_and_gives_the_same_bits(method,
     again = peftkit.load(ARCHITECTURES[name].model(), tmp_path)
     with torch.no_grad():
         found = again(**batch)
-    assert torch.equal(found.logits, logits) and torch.equal(found.loss, loss)
+    assert torch.equal(found.logits, logits)
+    assert torch.equal(found.loss, loss)
     assert not [key for key, parameter in again.named_parameters() if parameter.requires_grad]
     backbone = ARCHITECTURES[name].model().state_dict()
     heads = [key for key, part in again.get_base_model().named_modules() if isinstance(part, ModulesToSaveWrapper)]
@@ -88,7 +90,8 @@ def test_disabled_it_is_the_backbone_and_detached_too(method, name):
     with adapted.disable_adapter():
         assert torch.equal(output(adapted, batch), before)
     plain = peftkit.detach(adapted)
-    assert plain is model and list(plain.state_dict()) == list(state)
+    assert plain is model
+    assert list(plain.state_dict()) == list(state)
     assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
     assert torch.equal(output(plain, batch), before)
 

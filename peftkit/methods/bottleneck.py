@@ -41,6 +41,7 @@ _PLACEMENTS = {
 _NOT_LINEAR = (
     "a bottleneck adapter is not linear and cannot be merged; keep it beside the backbone, or train LoRA to merge"
 )
+_SITES = "_peftkit_sites"
 _INITS = ("zero_up", "houlsby", "bert")
 
 
@@ -119,7 +120,7 @@ def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
     """
     resolved = resolved_copy(config, model)
     places = sites(resolved, model)
-    vars(resolved)["sites"] = places  # no field: where they are is found again in every model
+    setattr(resolved, _SITES, places)  # no field of the config, so not in its file: every model has its own
     if config.train_layer_norms:
         norms = {
             f"{site.block}.{name}"
@@ -200,7 +201,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             y: Tensor = self.bottleneck_up[name](sigma(self.bottleneck_down[name](x)))
             y = nn.functional.dropout(y, config.dropout, self.training)
             if config.scale == "learned":
-                return y * self.bottleneck_scale[name]
+                return torch.mul(y, self.bottleneck_scale[name])
             return y * (scale if config.scale is None else float(config.scale))
 
         joined = taps.on_features(branch, z, self.width, channels_first=self.channels_first)
@@ -231,7 +232,7 @@ class BottleneckModel(BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
-        found = vars(peft_config).pop("sites", None) or sites(peft_config, self.model)
+        found = getattr(peft_config, _SITES, None) or sites(peft_config, self.model)
         self._sites = {site.host: site for site in found}
         peft_config.target_modules = list(self._sites)
         return peft_config

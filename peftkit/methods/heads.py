@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def train_in_float32(model: PeftModel, name: str) -> None:
-    """Hold an adapter's trained copies of whole modules in float32, and their inputs and outputs in the dtype that surrounds them."""
+    """Hold an adapter's trained copies of modules in float32, and their inputs and outputs in the dtype around them."""
 
     def cast_up(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)

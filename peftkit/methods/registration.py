@@ -1,8 +1,9 @@
 """The one place that changes what PEFT keeps to itself.
 
-A method of ours becomes a member of PEFT's `PeftType`. PEFT lists its methods in an enum and registers only these, so a new one needs a new member first. Enum members cannot be
-added through a public call; `register` writes the three tables in which CPython looks them up, and then asks the enum, so
-that a Python or PEFT in which this no longer works fails at import with a sentence, and not later.
+A method of ours becomes a member of PEFT's `PeftType`: PEFT lists its methods in an enum and registers only these, so a new
+one needs a new member first. Enum members cannot be added through a public call; `register` writes the three tables in which
+CPython looks them up, and then asks the enum, so that a Python or PEFT in which this no longer works fails at import with a
+sentence, and not later.
 
 PEFT rewrites the targets of a config for mixture-of-experts models that transformers 4 built otherwise: it takes the names of
 shared experts and of dense layers for those of the experts, and adapts these instead. `targets_as_they_are` holds it back.

@@ -169,7 +169,10 @@ def test_padding_changes_no_real_token(name, side):
 def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
     batch, gradients = ARCHITECTURES[name].batch(), []
     for checkpointing in (False, True):
-        model = attached(name)
+        architecture = ARCHITECTURES[name]
+        if name == "t5":  # its attention calls dropout as a function
+            architecture = dataclasses.replace(architecture, settings=architecture.settings | {"dropout_rate": 0.0})
+        model = random_prefix(peftkit.attach(architecture.model(), CONFIG))
         if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
