@@ -42,7 +42,7 @@ def main() -> None:
     open_questions = [row for row in asked if options.again or _key(row) not in known]
     print(f"{len(asked)} questions, {len(open_questions)} of them open", flush=True)
     _answer(open_questions, options)
-    report = summary(_newest(read(options.out)), versions)
+    report = summary(_newest(read(options.out)))
     print(report)
     options.out.with_suffix(".md").write_text(report)
 
@@ -158,9 +158,12 @@ def _answer(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         thread.join()
 
 
-def summary(rows: list[dict[str, Any]], versions: dict[str, dict[str, str]]) -> str:
+def summary(rows: list[dict[str, Any]]) -> str:
     """Return the report: a table of passes by task and method, and every reason with those it applies to."""
-    about = ", ".join(f"{name} {version}" for name, version in next(iter(versions.values())).items())
+    used = dict.fromkeys(
+        pair for row in rows for pair in row["versions"].items()
+    )  # more than one where some rows are old
+    about = ", ".join(f"{name} {version}" for name, version in used)
     counts: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
         counts[row["task"], row["method"], row["library"]][row["outcome"]] += 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peftkit import fingerprint, methods
-from peftkit.errors import AdapterFileError, ConfigError, TargetError, nearest
+from peftkit.errors import AdapterFileError, ConfigError, PeftkitError, TargetError, nearest
 from peftkit.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -72,7 +72,9 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
         raise ConfigError(f"the model has an adapter {name!r} already; attach under another name, or detach first")
     keep_layout(model)
     with first.lifted() if first else contextlib.nullcontext():
-        resolved = methods.resolve(config, first.model if first else model)
+        bare = first.model if first else model
+        resolved = methods.resolve(config, bare)
+        left_alone = methods.left_alone(resolved, bare)
     if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
         resolved.modules_to_save = None
     before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
@@ -84,13 +86,14 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
         train_in_float32(adapted, name)
     except BaseException as problem:
         before.restore()
-        if isinstance(problem, Exception):  # whatever PEFT, or an initialisation in it, has raised
-            what = f"{type(config).__name__} cannot be attached to {type(first.model if first else model).__name__}"
+        if isinstance(problem, Exception) and not isinstance(problem, PeftkitError):  # whatever PEFT has raised
+            what = f"{type(config).__name__} cannot be attached to {type(bare).__name__}"
             raise TargetError(f"{what}: {problem}") from problem
         raise
     before.keep_trained_values()
     vars(adapted).setdefault(_SNAPSHOT, before)
-    note(adapted, "attach" if first is None else f"attach {name}", _describe(adapted, resolved))
+    described = _describe(adapted, resolved) | {"left_alone": left_alone}
+    note(adapted, "attach" if first is None else f"attach {name}", described)
     return adapted.train(), before
 
 
@@ -272,5 +275,6 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
         warnings.filterwarnings("ignore", message=".*zero-sized lora_A / lora_B")  # AdaLoRA may leave a layer no rank
         yield

@@ -63,12 +63,19 @@ _FUSED = [
     "qkv_linear",
 ]
 
-# Attention in name, but its softmax is over something else than the scores of keys, or is not taken exactly.
-_NO_KEYS = re.compile(
-    """deformable|^MobileViTV2|^SwiftFormer|attentive|GatedAttention$|^Nystromformer|^Mra|^Yoso|^IBert|AttentionPooling$
-    |GRUCell$|MHAttentionMap$|BlockAttentionResidual$""",
-    re.IGNORECASE | re.VERBOSE,
-)
+# Attention in name, but not a softmax over the scores of keys: by the start (or the end) of the class's name, why.
+_NO_KEYS = {
+    re.compile("^Nystromformer"): "it approximates attention through a few landmarks",
+    re.compile("^Mra"): "it approximates attention block by block in kernels of its own",
+    re.compile("^Yoso"): "it estimates attention by hashing",
+    re.compile("^IBert"): "it computes attention in whole numbers",
+    re.compile("^MobileViTV2"): "its linear attention scores tokens against one query",
+    re.compile("^SwiftFormer"): "its additive attention has no scores of keys",
+    re.compile("Deformable"): "its deformable attention samples positions and has no keys",
+    re.compile(
+        "(Gated|Pooling|MHAttentionMap|GRUCell|BlockAttentionResidual)(Attention)?$"
+    ): "it weighs features, not keys",
+}
 # Attention over blocks or windows of tokens whose axis follows that of the heads.
 _BEFORE_BLOCKS = re.compile("^BigBird.*BlockSparse|^PegasusXGlobalLocal|^HieraMaskUnit|^(LSH|Local)SelfAttention$")
 # Modules that turn their input into discrete codes or borders: no gradient comes back from these.
@@ -111,10 +118,20 @@ def computes_attention(module: nn.Module) -> bool:
     """Tell whether a module's own code takes a softmax over scores of keys, or asks torch or transformers for it."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    name = type(module).__name__
-    if not _NAME.search(name) or _NO_KEYS.search(name):
+    if not _NAME.search(type(module).__name__) or _why_not(module):
         return False
     return bool(_code(module) & _SCORES) or any(isinstance(c, nn.Softmax) for c in module.children())
+
+
+def why_none(model: nn.Module) -> str:
+    """Return why a model has no attention that `attentions` would return."""
+    reasons = [reason for module in model.modules() if (reason := _why_not(module))]
+    return reasons[0] if reasons else "none of its layers computes attention"
+
+
+def _why_not(module: nn.Module) -> str | None:
+    name = type(module).__name__
+    return next((why for pattern, why in _NO_KEYS.items() if _NAME.search(name) and pattern.search(name)), None)
 
 
 def _code(module: nn.Module) -> frozenset[str]:

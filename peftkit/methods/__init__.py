@@ -80,6 +80,11 @@ def simplify(model: PeftModel, name: str) -> None:
     prefix.fold(model, name)
 
 
+def left_alone(config: PeftConfig, model: nn.Module) -> dict[str, list[str]]:
+    """Return the weights that a method might be thought to reach and does not, by reason."""
+    return lora.left_alone(config, model) if isinstance(config, LoraConfig) else {}
+
+
 def changes_backbone(config: PeftConfig) -> bool:
     """Tell whether attaching writes to the frozen weights."""
     return isinstance(config, LoraConfig) and lora.changes_backbone(config)

@@ -44,6 +44,8 @@ class Turn:
 
     number: int
     done: bool = False
+    foreign: bool = False
+    """Whether the weights met values of another width, of a second stream, in which the prefix's are taken for zero."""
 
 
 @dataclass(frozen=True)

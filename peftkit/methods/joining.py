@@ -70,7 +70,8 @@ class Joining(TorchFunctionMode):
     @property
     def complete(self) -> bool:
         """Whether the prefix has joined."""
-        return bool(self._turns) and all(turn.done for turn in self._turns)
+        joined = any(turn.done for turn in self._turns)
+        return joined and all(turn.done or turn.foreign for turn in self._turns)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -176,6 +177,9 @@ class Joining(TorchFunctionMode):
         extra = product.values(companion.columns, companion.axis, left, values, self.prefix.heads)
         if extra is None:
             return result
+        if not _broadcasts(extra, result):
+            companion.turn.foreign = True  # LiLT weighs its layout with the scores of its text
+            return result
         companion.turn.done = True
         self._turns.append(companion.turn)
         return result + extra.to(result.dtype)
@@ -231,6 +235,11 @@ class Joining(TorchFunctionMode):
             yield
         finally:
             del module._sliding_chunks_query_key_matmul, module._sliding_chunks_matmul_attn_probs_value
+
+
+def _broadcasts(extra: Tensor, result: Tensor) -> bool:
+    sizes = zip(reversed(extra.shape), reversed(result.shape), strict=False)
+    return extra.dim() <= result.dim() and all(a in (1, b) for a, b in sizes)
 
 
 # nn.functional's own code for nn.MultiheadAttention, except that it does not hand itself to the mode once more: the

@@ -7,6 +7,7 @@ from peft import AdaLoraConfig, LoraConfig
 from torch import nn
 
 from peftkit.anatomy import convolutions, is_convolutional, linear_layers
+from peftkit.anatomy import left_alone as all_left_alone
 from peftkit.errors import ConfigError, TargetError
 from peftkit.methods.resolution import check_names, resolved_copy
 
@@ -41,6 +42,16 @@ def _layers(config: LoraConfig, model: nn.Module) -> list[str]:
     if isinstance(config, AdaLoraConfig):
         return linear_layers(model)
     return [*linear_layers(model), *convolutions(model, pointwise=not is_convolutional(model))]
+
+
+def left_alone(config: LoraConfig, model: nn.Module) -> dict[str, list[str]]:
+    """Return the layers and parameters of `model` that the default targets leave out, by reason, but for those named."""
+    named = tuple(f".{name}" for name in config.target_parameters or ())
+    found = {
+        reason: [name for name in names if not f".{name}".endswith(named)]
+        for reason, names in all_left_alone(model).items()
+    }
+    return {reason: names for reason, names in found.items() if names}
 
 
 def changes_backbone(config: LoraConfig) -> bool:

@@ -3,6 +3,9 @@
 ``head_i = softmax(q_i [Pk; K]^T / sqrt(d)) [Pv; V]``, with Pk and Pv trained and all else frozen. They are joined inside
 the attention (`peftkit.methods.joining`): positions and rotary angles of real tokens stay what they are, the prefix's keys
 have no position, and no cache holds them. Unlike LoRA, a new prefix is not the identity.
+
+With rotary positions, how a query sees the prefix depends on the query's position, so that batches padded on the left need
+``position_ids`` that count real tokens (``generate`` passes them), as models with learned positions do.
 """
 
 import functools
@@ -10,14 +13,14 @@ import inspect
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from peftkit.anatomy.attention import Attention, attentions
+from peftkit.anatomy.attention import Attention, attentions, why_none
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods.prefix_layer import PrefixLayer, attend
 from peftkit.methods.registration import register
@@ -58,7 +61,6 @@ class PrefixConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     modules_to_save: list[str] | None = None
-    exclude_modules: list[str] | str | None = field(default=None)
 
     def __post_init__(self) -> None:
         """Check the values, and name the method to PEFT."""
@@ -100,7 +102,7 @@ def resolve(config: PrefixConfig, model: nn.Module) -> PrefixConfig:
     """
     _check_bounds(config)
     resolved = resolved_copy(config, model)
-    resolved.target_modules = {site.name for site in sites(config, model)}
+    resolved.target_modules = {site.name for site in sites(resolved, model)}
     return resolved
 
 
@@ -114,8 +116,10 @@ def sites(config: PrefixConfig, model: nn.Module) -> list[Attention]:
     found = attentions(model)
     if not found:
         raise TargetError(
-            f"{what} has no attention over keys that a prefix could join; use LoraConfig or BottleneckConfig"
+            f"{what} has no attention that a prefix could join: {why_none(model)}; use LoraConfig or BottleneckConfig"
         )
+    saved = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.modules_to_save or ()]
+    found = [site for site in found if not any(pattern.match(site.name) for pattern in saved)]
     if config.target_modules is not None:
         found = _named(config.target_modules, found, model)
     elif config.attention != "all":

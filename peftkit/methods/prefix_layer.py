@@ -50,7 +50,7 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
             for values, width in ((self.prefix_key, site.key_width), (self.prefix_value, site.value_width)):
                 new = torch.randn(site.groups, count, width, device=device, dtype=torch.float32)
                 values[name] = nn.Parameter(new * config.init_std)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
     def keys_and_values(self, name: str) -> tuple[Tensor, Tensor]:
         """Return an adapter's keys and values, [groups, n, width], computed by its network if it has one."""
@@ -74,7 +74,7 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
 
     def active_prefix(self) -> Prefix | None:
         """Return what the active adapters make the attention see, one after the other; None where it is the model's own."""
-        active: list[str] = self.active_adapters
+        active: Any = self.active_adapters
         names = [name for name in active if name in self.dropout]
         if self.disable_adapters or not names:
             return None

@@ -332,12 +332,33 @@ def test_transformers_loads_it_by_itself(backbone, ids, tmp_path):
     assert torch.equal(logits(backbone, ids), expected)
 
 
+def test_lora_and_a_prefix_share_a_model_and_their_files_do_not_know_of_each_other(tmp_path):
+    batch = ARCHITECTURES["llama"].batch(labels=False)
+    configs = {"low_rank": peftkit.LoraConfig(r=2), "virtual": CONFIG}
+    model = ARCHITECTURES["llama"].model()
+    for name, config in configs.items():
+        model = peftkit.attach(model, config, name=name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    expected = output(model.eval(), batch)
+    for name in configs:
+        peftkit.save(model, tmp_path / name, name=name)
+    loaded = peftkit.detach(model)
+    for name in reversed(configs):
+        loaded = peftkit.load(loaded, tmp_path / name, name=name)
+    assert torch.equal(output(loaded, batch), expected)
+
+
 # What is asked of the user
 
 
 @pytest.mark.parametrize("name", WITHOUT_ATTENTION)
 def test_a_model_without_attention_is_refused(name):
-    with pytest.raises(TargetError, match="has no attention over keys that a prefix could join"):
+    with pytest.raises(
+        TargetError, match="no attention that a prefix could join: none of its layers computes attention"
+    ):
         peftkit.attach(ARCHITECTURES[name].model(), CONFIG)
 
 
