@@ -29,7 +29,7 @@ from peftkit.files import (
     write_json,
     write_tensors,
 )
-from peftkit.methods.heads import train_in_float32
+from peftkit.methods.settling import settle
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note
 from peftkit.snapshot import Snapshot
@@ -83,7 +83,7 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
             adapted = (
                 methods.join(model, resolved, name) if first else get_peft_model(model, resolved, adapter_name=name)
             )
-        train_in_float32(adapted, name)
+        settle(adapted, name)
     except BaseException as problem:
         before.restore()
         if isinstance(problem, Exception) and not isinstance(problem, PeftkitError):  # whatever PEFT has raised
@@ -203,7 +203,8 @@ def load(
     adapted, before = _attach(backbone, config, name)
     try:
         check_shapes(shapes, {key: tuple(value.shape) for key, value in adapter_tensors(adapted, name).items()}, path)
-        set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+        with methods.injection(config):
+            set_peft_model_state_dict(adapted, tensors, adapter_name=name)
         if not trainable:
             methods.simplify(adapted, name)
     except BaseException:

@@ -169,26 +169,31 @@ def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
             buffer.copy_(values[name])
 
 
+def _random_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
+    size = getattr(model.config.get_text_config(), "vocab_size", 0)
+    if model.main_input_name != "input_ids" or not size:
+        return {}
+    ids = torch.randint(size, (2, 16), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "decoder_input_ids": ids} if model.config.is_encoder_decoder else {"input_ids": ids}
+
+
 def _largest_difference(
     adapted: PeftModel, merged: PreTrainedModel, probe: Mapping[str, Tensor] | None
 ) -> dict[str, Any]:
-    if probe is None:
-        if merged.main_input_name != "input_ids":
-            return {
-                "largest_logit_difference": None,
-                "why": "no probe batch was given for a model that does not read tokens",
-            }
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(merged.config.get_text_config().vocab_size, (2, 16), generator=generator)
-        probe = {"input_ids": ids}
-        if merged.config.is_encoder_decoder:
-            probe["decoder_input_ids"] = ids
-    on_device = {name: value.to(merged.device) for name, value in probe.items()}
+    batch = _random_tokens(merged) if probe is None else probe
+    on_device = {name: value.to(merged.device) for name, value in batch.items()}
     training = adapted.training
-    with torch.no_grad():
-        expected = adapted.eval()(**on_device).logits.float()
-        found = merged(**on_device).logits.float()
-    adapted.train(training)
+    try:
+        with torch.no_grad():
+            expected = adapted.eval()(**on_device).logits.float()
+            found = merged(**on_device).logits.float()
+    except Exception as problem:
+        if probe is not None:
+            raise ConfigError(f"the probe batch does not fit {type(merged).__name__}: {problem}") from problem
+        why = "no probe batch was given, and the model asks for more than random tokens"
+        return {"largest_logit_difference": None, "why": why}
+    finally:
+        adapted.train(training)
     return {
         "largest_logit_difference": float((expected - found).abs().max()),
         "largest_logit": float(expected.abs().max()),

@@ -1,16 +1,18 @@
 """What a transformers model is made of, found from its structure. Everything that must know where things are asks here."""
 
-from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks, stream_norms
+from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks
 from peftkit.anatomy.layers import (
     convolutions,
     is_convolution,
     is_linear,
+    is_reversible,
     left_alone,
     linear_layers,
     output_modules,
     task_head,
     task_type,
 )
+from peftkit.anatomy.norms import stream_norms
 
 __all__ = [
     "Block",
@@ -20,6 +22,7 @@ __all__ = [
     "is_convolution",
     "is_convolutional",
     "is_linear",
+    "is_reversible",
     "left_alone",
     "linear_layers",
     "output_modules",

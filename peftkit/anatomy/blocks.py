@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from peftkit.anatomy.layers import features, fused_experts, is_convolution, is_linear
+from peftkit.anatomy.layers import features, fused_experts, is_convolution, is_linear, reads_weight_of
+from peftkit.anatomy.norms import norm_width
 
 # What moves information between positions, by the last part of its class's name (the model family's own name is taken off
 # first, so that a MambaRMSNorm is no mixer). Whatever else holds weights in a block works on each position by itself.
@@ -17,9 +18,11 @@ _MIXER = re.compile(
 _CROSS = re.compile(r"cross|enc_?dec|^encoder_att", re.IGNORECASE)
 _FEED_FORWARD = re.compile(r"MLP|Mlp|FFN|FeedForward|MoE|Moe|Experts")
 _READS = re.compile(
-    r"^(q|k|v|g|query|key|value|qkv|in_proj|dt)(_|$)|query_key_value|c_attn|^w?qkv|kv_|_[qkv]_proj$", re.IGNORECASE
+    r"^w?(q|k|v|g|query|key|value|queries|keys|qkv|in_proj|dt)(_|$)|query_key_value|c_attn|^w?qkv|kv_|_[qkv]_proj$",
+    re.IGNORECASE,
 )
 _ODD_MIXERS = {"xLSTMLayer", "LongcatFlashMLA"}
+_WRITES = re.compile(r"^(o|out|output|dense|proj|projection|c_proj|linear_out|final)(_|$)|(out|o)_proj", re.IGNORECASE)
 # Blocks whose output is not as wide as what their norms see: the layer that gives it.
 _OUTPUT = {"MobileBertLayer": "output.bottleneck.dense"}
 
@@ -138,7 +141,7 @@ class _Reader:
         if last:
             width = features(block.get_submodule(last))[1]
         elif sublayers:
-            width = sublayers[-1].width
+            width = width if any(sublayer.width == width for sublayer in sublayers) else sublayers[-1].width
         else:
             width = features(_layers(name, block)[-1][1])[1] if _layers(name, block) else width
         return Block(name, width, sublayers)
@@ -173,7 +176,7 @@ class _Reader:
                 kind, writer = _kind(name, part), _writer(name, part, width)
                 unfinished, links = None if writer else (kind, name), []
                 if writer:
-                    yield Sublayer(kind, name, writer, features(self._model.get_submodule(writer))[1])
+                    yield Sublayer(kind, name, *writer)
             elif name in named or not named:
                 for link in _links(name, part, width):
                     if unfinished and link.enters == link.leaves == width and link.layers == 1:
@@ -199,11 +202,13 @@ class _Link:
 def _links(name: str, part: nn.Module, width: int) -> Iterator[_Link]:
     """Yield a part that works on single positions, or what is inside it where it also adds the residual and its norm."""
     layers = _layers(name, part)
+    if isinstance(part, nn.ModuleDict):  # one of many, by a name that the inputs give
+        return
     if fused_experts(part):
         yield _Link(name, width, width, 2)
     elif len(layers) == 1:
         yield _Link(layers[0][0], *features(layers[0][1]), 1)
-    elif layers and any(_is_norm(inner) and _norm_width(inner) == width for inner in part.modules()):
+    elif layers and any(norm_width(inner) == width for inner in part.modules()):
         for child_name, child in part.named_children():
             yield from _links(f"{name}.{child_name}", child, width)
     elif layers:
@@ -222,47 +227,53 @@ def _inner_names(name: str, mixer: nn.Module) -> list[str]:
     return [name.rpartition(".")[2], type(mixer).__name__, *(child for child, _ in mixer.named_children())]
 
 
-def _writer(name: str, mixer: nn.Module, width: int) -> str | None:
-    """Return the output projection of a mixer: its last layer that gives `width` features and is no query, key or value."""
-    layers = [(n, layer) for n, layer in _layers(name, mixer) if not _READS.search(n.rpartition(".")[2])]
+def _writer(name: str, mixer: nn.Module, width: int) -> tuple[str, int] | None:
+    """Return what gives a mixer's contribution to the stream, and its width.
+
+    It is the last layer that gives `width` features and is no query, key or value; where there is none, and the mixer does
+    not hold the stream's norm too, the mixer itself; and in a block that changes the width, the last such layer of any.
+    """
+    layers = [(n, layer) for n, layer in _layers(name, mixer) if not _reads(n, name)]
     layers = [(n, layer) for n, layer in layers if is_linear(layer)] or layers
-    layers = [(n, layer) for n, layer in layers if features(layer)[1] == width] or layers
-    return layers[-1][0] if layers else None
+    fitting = [n for n, layer in layers if features(layer)[1] == width]
+    if fitting:
+        return fitting[-1], width
+    wider = [(n, features(layer)[1]) for n, layer in layers if any(map(_WRITES.search, n.split(".")[-2:]))]
+    if wider:
+        return wider[-1]
+    closed = not any(norm_width(part) == width for part in mixer.modules())
+    inner = [n for n, layer in mixer.named_modules(prefix=name) if is_linear(layer) or is_convolution(layer)]
+    computes = fused_experts(mixer) or any(not _reads(n, name) for n in inner)
+    return (name, width) if closed and computes else None
+
+
+def _reads(layer: str, mixer: str) -> bool:
+    """Tell whether a layer of a mixer gives its queries, keys or values, by the names on the way to it."""
+    return any(map(_READS.search, layer.removeprefix(mixer).strip(".").split(".")))
 
 
 def _layers(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the linear layers and convolutions of a module that it calls."""
     return [
         (inner_name, inner)
         for inner_name, inner in module.named_modules(prefix=name)
-        if is_linear(inner) or is_convolution(inner)
+        if (is_linear(inner) or is_convolution(inner))
+        and not _only_read(inner_name.removeprefix(name).lstrip("."), module)
     ]
+
+
+def _only_read(inner_name: str, module: nn.Module) -> bool:
+    owner, _, own = inner_name.rpartition(".")
+    return bool(own) and reads_weight_of(module.get_submodule(owner), own)
 
 
 def _stream_width(block: nn.Module) -> int:
     """Return the width of the residual stream: that of the block's outermost norm, or else what its first layer reads."""
-    norms = [(name.count("."), _norm_width(module)) for name, module in block.named_modules() if _norm_width(module)]
+    norms = [(name.count("."), norm_width(module)) for name, module in block.named_modules() if norm_width(module)]
     if norms:
         return min(norms, key=lambda norm: norm[0])[1]
     layers = _layers("", block)
     return features(layers[0][1])[0] if layers else 0
-
-
-def _norm_width(module: nn.Module) -> int:
-    weight = getattr(module, "weight", None)
-    return weight.numel() if _is_norm(module) and isinstance(weight, Tensor) and weight.dim() == 1 else 0
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def stream_norms(block: nn.Module, width: int) -> list[nn.Module]:
-    """Return the norms of a block, or the block itself, that are as wide as the residual stream."""
-    return [
-        part
-        for part in block.modules()
-        if _is_norm(part) and _norm_width(part) in (width, 0) and not list(part.children())
-    ]
 
 
 def _is_feed_forward(module: nn.Module) -> bool:

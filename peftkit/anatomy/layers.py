@@ -22,6 +22,13 @@ _TASK_TYPES = {
     "CAUSAL_LM": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
 }
 
+# Classes whose head is a part of their body.
+_HEADS_INSIDE = {
+    "PerceiverForSequenceClassification": ("perceiver.decoder",),
+    "PerceiverForImageClassificationLearned": ("perceiver.decoder",),
+}
+_ABOUT_A_TENSOR = {"dtype", "device", "shape", "size", "ndim", "dim", "numel", "data", "is_meta", "requires_grad"}
+
 
 def task_type(model: nn.Module) -> str | None:
     """Return PEFT's task type ("CAUSAL_LM", "SEQ_CLS", ...) for the model's class, or None where PEFT has none for it.
@@ -45,8 +52,14 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
-    """Tell whether a module is a convolution that PEFT can adapt: over one, two or three dimensions."""
+    """Tell whether a module is a convolution over one, two or three dimensions."""
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def reads_weight_of(owner: nn.Module, child: str) -> bool:
+    """Tell whether a module uses the weight of one of its children itself, without calling the child."""
+    kind: Any = type(owner)
+    return child in _read_weights(kind)
 
 
 def features(layer: nn.Module) -> tuple[int, int]:
@@ -60,14 +73,20 @@ def features(layer: nn.Module) -> tuple[int, int]:
     raise TypeError(f"{type(layer).__name__} is neither a linear layer nor a convolution")
 
 
+def is_reversible(model: nn.Module) -> bool:
+    """Tell whether a model's layers compute their inputs again in the backward pass, from their outputs (arXiv:1707.04585)."""
+    forwards = (getattr(type(module).forward, "__code__", None) for module in model.modules())
+    return any(code is not None and "_ReversibleFunction" in code.co_names for code in forwards)
+
+
 def fused_experts(module: nn.Module) -> list[str]:
-    """Return the names of parameters that hold the weights of many experts, [experts, features, features]."""
+    """Return the names of parameters that hold the weights of many experts at once."""
     return [
         f"{name}.{own}".lstrip(".")
         for name, part in module.named_modules()
         if "expert" in type(part).__name__.lower()
         for own, parameter in part.named_parameters(recurse=False)
-        if parameter.dim() == 3
+        if parameter.dim() > 1 and not is_linear(part)
     ]
 
 
@@ -77,11 +96,17 @@ def linear_layers(model: nn.Module) -> list[str]:
 
 
 def convolutions(model: nn.Module, *, pointwise: bool) -> list[str]:
-    """Return the names of the convolutions inside the model that have no groups: all, or those of one position alone."""
+    """Return the names of the convolutions inside the model that have no groups: all, or those of one position alone.
+
+    Those that do more than to convolve, such as to standardise their weights first, are left out.
+    """
     return [
         name
         for name, module in _inner_layers(model)
-        if is_convolution(module) and module.groups == 1 and not (pointwise and math.prod(module.kernel_size) > 1)
+        if is_convolution(module)
+        and type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+        and module.groups == 1
+        and not (pointwise and math.prod(module.kernel_size) > 1)
     ]
 
 
@@ -109,9 +134,8 @@ def _inner_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _left_alone(name: str, layer: nn.Module, model: nn.Module) -> str | None:
     """Return why a linear layer cannot carry an update that is added to its output; None where it can."""
     parent, _, own = name.rpartition(".")
-    owner: Any = type(model.get_submodule(parent))
     kind: Any = type(layer)
-    if own in _read_weights(owner):
+    if reads_weight_of(model.get_submodule(parent), own):
         return "the model reads their weights itself, without calling the layer"
     if _gives_something_else(kind):
         return "they are linear layers that take or give something else than one tensor of features (routers, groups)"
@@ -139,8 +163,8 @@ def _read_weights(kind: Any) -> frozenset[str]:
     found = set()
     for method in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
         if isinstance(method, ast.FunctionDef) and not re.search("init|reset", method.name):
-            # What counts is self.dt_proj.weight whole, not its dtype, a slice of it, or whether it is a tensor.
-            asked = {id(node.value) for node in ast.walk(method) if isinstance(node, ast.Attribute | ast.Subscript)}
+            # What counts is self.dt_proj.weight as a whole, not its dtype, a slice of it, or whether it is a tensor.
+            asked = {id(node.value) for node in ast.walk(method) if _asks_about(node)}
             asked |= {id(call.args[0]) for call in ast.walk(method) if _is_isinstance(call)}
             for node in ast.walk(method):
                 if isinstance(node, ast.Attribute) and node.attr == "weight" and id(node) not in asked:
@@ -152,6 +176,10 @@ def _read_weights(kind: Any) -> frozenset[str]:
                     ):
                         found.add(child.attr)
     return frozenset(found)
+
+
+def _asks_about(node: ast.AST) -> TypeGuard[ast.Attribute | ast.Subscript]:
+    return isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and node.attr in _ABOUT_A_TENSOR)
 
 
 def _is_isinstance(node: ast.AST) -> TypeGuard[ast.Call]:
@@ -170,14 +198,20 @@ def task_head(model: nn.Module) -> list[str]:
     """Return the names of the modules that a task adds to the pretrained body and that start out random.
 
     These are the children beside the body (``classifier``, ``score``, ``pre_classifier``, ``qa_outputs``) that hold
-    parameters and are not the output embedding. They must be trained, and saved with the adapter.
+    matrices and are not the output embedding. They must be trained, and saved with the adapter. Where a class for
+    classification does not say which child is its body, that is the largest one, and the head is what follows it.
     """
+    children = {name: child for name, child in model.named_children() if any(p.dim() > 1 for p in child.parameters())}
     body = getattr(model, "base_model_prefix", "")
-    if not body or not hasattr(model, body):
-        return []
+    if body in children:
+        outside = [name for name in children if name != body]
+    elif type(model).__name__.endswith("Classification") and len(children) > 1:
+        sizes = {name: sum(parameter.numel() for parameter in child.parameters()) for name, child in children.items()}
+        names = list(children)
+        outside = names[names.index(max(sizes, key=lambda name: sizes[name])) + 1 :]
+    else:
+        outside = []
     outputs = {id(module) for module in output_modules(model)}
-    return [
-        name
-        for name, child in model.named_children()
-        if name != body and id(child) not in outputs and any(True for _ in child.parameters())
-    ]
+    modules = dict(model.named_modules())
+    inside = [name for name in _HEADS_INSIDE.get(type(model).__name__, ()) if name in modules]
+    return [name for name in outside if id(children[name]) not in outputs] + inside

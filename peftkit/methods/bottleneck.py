@@ -183,8 +183,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             u = taps.first_tensor(output)
             closing = taps.closing_norm(u, [self.taps[name] for name in names])
             total = reduce(add, (self._branch(name, self.taps[name].read(u)) for name in names))
-            # A post-norm block ends in its norm: there the adapters' output is added before the norm.
-            output = taps.with_first_tensor(output, closing.norm(closing.read + total) if closing else u + total)
+            total = total.view_as(u)  # a mixture of experts may give its tokens in one row
+            # A post-norm block ends in its norm: there the adapters' output is added before the norm, whose own hooks,
+            # this one perhaps among them, have run.
+            joined = closing.norm.forward(closing.read + total) if closing else u + total
+            output = taps.with_first_tensor(output, joined)
         for tap in self.taps.values():
             tap.forget()
         return output

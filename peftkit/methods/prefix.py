@@ -8,11 +8,12 @@ With rotary positions, how a query sees the prefix depends on the query's positi
 ``position_ids`` that count real tokens (``generate`` passes them), as models with learned positions do.
 """
 
+import contextlib
 import functools
 import inspect
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -215,6 +216,15 @@ class PrefixModel(BaseTuner):
             vars(target)["forward"] = functools.partial(attend, layer, target, own)
             target.add_module(CHILD, layer)
         layer.add(adapter_name, peft_config, next(target.parameters()).device)
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ConfigError(
+                "prefix tuning takes no adapter_names: all rows of a batch see the same prefix; run one batch for each "
+                "adapter, after model.set_adapter(name)"
+            )
+        yield
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:

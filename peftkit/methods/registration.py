@@ -6,16 +6,19 @@ CPython looks them up, and then asks the enum, so that a Python or PEFT in which
 sentence, and not later.
 
 PEFT rewrites the targets of a config for mixture-of-experts models that transformers 4 built otherwise: it takes the names of
-shared experts and of dense layers for those of the experts, and adapts these instead. `targets_as_they_are` holds it back.
+shared experts and of dense layers for those of the experts, adapts these instead, and renames weights when it loads them.
+`targets_as_they_are` holds it back.
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
+from torch import Tensor
 
 
 def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> None:
@@ -37,6 +40,14 @@ def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTu
 
 @contextlib.contextmanager
 def targets_as_they_are() -> Iterator[None]:
-    """Let PEFT inject into just the modules that a config names."""
-    with mock.patch("peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"):
+    """Let PEFT inject into just the modules that a config names, and load weights under just the names they have."""
+    conversion = "peft.utils.transformers_weight_conversion"
+    with (
+        mock.patch(f"{conversion}.convert_peft_config_for_transformers"),
+        mock.patch(f"{conversion}.convert_peft_adapter_state_dict_for_transformers", _as_they_are),
+    ):
         yield
+
+
+def _as_they_are(*, adapter_state_dict: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+    return adapter_state_dict

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from peftkit.anatomy import Block, stacks
+from peftkit.anatomy import Block, is_reversible, stacks
 from peftkit.errors import TargetError
 from peftkit.methods.resolution import matching
 
@@ -45,6 +45,11 @@ def sites(config: "BottleneckConfig", model: nn.Module) -> list[Site]:
         return _named(config, model, places, blocks)
     if not blocks:
         raise TargetError(f"{name} has no repeated blocks that a bottleneck adapter could go into")
+    if config.placement == "pfeiffer" and is_reversible(model):
+        raise TargetError(
+            f"placement='pfeiffer' adapts the output of a block, and the reversible blocks of {name} have two that are "
+            "computed from each other; use placement='houlsby'"
+        )
     if not places:
         needed = "an attention or feed-forward layer" if config.placement == "houlsby" else "a feed-forward layer"
         raise TargetError(

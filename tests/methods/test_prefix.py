@@ -6,9 +6,16 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 import peftkit
+from benchmarks import zoo
 from peftkit.errors import AdapterFileError, ConfigError, TargetError
 from peftkit.methods.prefix import PrefixConfig
 from peftkit.methods.prefix_layer import PrefixLayer
@@ -51,12 +58,13 @@ def layers(model):
 # The function
 
 
-@pytest.mark.parametrize("name", WITH_ATTENTION)
-def test_every_query_of_every_head_sees_its_prefix(name):
-    """With huge keys k and -k all weight is on the prefix, whatever mask: what enters the output projection is its values."""
-    architecture = ARCHITECTURES[name]
-    model = peftkit.attach(architecture.model(), PrefixConfig(num_virtual_tokens=2)).eval()
-    backbone, seen = model.get_base_model(), {}
+def gaps(backbone, batch):
+    """Return, for each attention, how far what enters its output projection is from the prefix's values.
+
+    With huge keys k and -k all weight is on the prefix whatever the mask, so that this is nothing if every query of every
+    head sees its own prefix.
+    """
+    model, seen = peftkit.attach(backbone, PrefixConfig(num_virtual_tokens=2)).eval(), {}
 
     def watch(site, wanted):
         def look(module, inputs):
@@ -68,24 +76,68 @@ def test_every_query_of_every_head_sees_its_prefix(name):
 
     for layer in layers(model):
         site = layer.site
+        key, value = torch.randn(site.groups, 1, site.key_width), torch.randn(site.groups, 1, site.value_width)
         with torch.no_grad():
-            key, value = torch.randn(site.groups, 1, site.key_width), torch.randn(site.groups, 1, site.value_width)
             layer.prefix_key["default"].copy_(torch.cat([key, -key], 1) * 1e7)
             layer.prefix_value["default"].copy_(value.expand(-1, 2, -1))
         wanted = value[:, 0].repeat_interleave(site.heads // site.groups, 0).flatten()
-        parent = backbone.get_submodule(site.name.rpartition(".")[0])
-        for module in parent.modules():
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        parts = {*backbone.get_submodule(site.name).modules()}
+        for module in parts.union(backbone.get_submodule(site.name.rpartition(".")[0]).modules()):
+            if hasattr(module, "weight"):
                 module.register_forward_pre_hook(watch(site.name, wanted))
     with torch.no_grad():
-        backbone(**architecture.batch(labels=False, padding="left" if "input_ids" in architecture.batch() else "none"))
-    gated = name in (
-        "qwen3_next",
-        "xlnet",
-        "clip",
-        "llava",
-    )  # another factor, no linear layer, or not all towers are run
-    assert gated or (len(seen) == len(layers(model)) and max(seen.values()) < 1e-3), seen
+        backbone(**batch)
+    assert len(seen) == len(layers(model))
+    return seen
+
+
+# These multiply the output by a gate, have no layer for the projection, or towers that text alone does not reach.
+GATED = ["qwen3_next", "xlnet", "clip", "llava"]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_ATTENTION if name not in GATED])
+def test_every_query_of_every_head_sees_its_prefix(name):
+    architecture = ARCHITECTURES[name]
+    padding = "left" if architecture.inputs == "text" else "none"
+    found = gaps(architecture.model(), architecture.batch(labels=False, padding=padding))
+    assert max(found.values()) < 1e-3, found
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *[
+            ("causal-lm", name)
+            for name in ["gpt_neo", "gptj", "codegen", "gpt_bigcode", "mpt", "openai-gpt", "prophetnet", "big_bird"]
+        ],
+        *[
+            ("sequence-classification", name)
+            for name in ["deberta", "funnel", "mpnet", "rembert", "canine", "perceiver"]
+        ],
+        *[("seq2seq-lm", name) for name in ("led", "pegasus_x", "longt5", "fsmt")],
+        *[("image-classification", name) for name in ("hiera", "pvt", "cvt", "mobilevit", "imagegpt")],
+    ],
+    ids=lambda pair: pair[1],
+)
+def test_attention_that_models_compute_by_themselves(pair):
+    specimen = zoo.build(*pair)
+    found = gaps(specimen.model, specimen.batch(labels=False))
+    assert max(found.values()) < 1e-3, found
+
+
+def test_bigbird_keeps_its_prefix_when_it_changes_from_blocks_to_full_attention_and_joins_both():
+    sizes = {
+        "vocab_size": 90,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    config = BigBirdConfig(**sizes, block_size=4, num_random_blocks=2, max_position_embeddings=128)
+    ids = torch.randint(3, 80, (2, 64))
+    assert max(gaps(BigBirdForSequenceClassification(config), {"input_ids": ids}).values()) < 1e-3
+    assert max(gaps(BigBirdForSequenceClassification(config), {"input_ids": ids[:, :8]}).values()) < 1e-3
 
 
 @pytest.mark.parametrize("name", WITH_ATTENTION)
@@ -147,6 +199,16 @@ def test_generation_with_a_cache_is_generation_without(name):
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     cached, computed = (model.generate(**batch, **settings, use_cache=cache) for cache in (True, False))
     assert torch.equal(cached, computed)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_generation_with_a_static_cache_or_beams(name):
+    model, batch = attached(name), ARCHITECTURES[name].batch(labels=False)
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**batch, **settings)
+    assert torch.equal(model.generate(**batch, **settings, cache_implementation="static"), expected)
+    beams = [model.generate(**batch, **settings, num_beams=3, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*beams)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -306,6 +368,17 @@ def test_several_adapters_are_joined_one_after_the_other(ids):
     assert torch.isfinite(logits(model, ids % 90)).all()
 
 
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_sixteen_bit_backbones_train_a_prefix_in_float32(kind):
+    backbone = ARCHITECTURES["llama"].model().to(torch.bfloat16)
+    backbone.set_attn_implementation(kind)
+    model = random_prefix(peftkit.attach(backbone, CONFIG))
+    batch = ARCHITECTURES["llama"].batch()
+    model(**batch).loss.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert output(model, batch).dtype == torch.bfloat16
+
+
 def test_a_copy_is_independent_and_unloading_gives_the_backbone(ids):
     ids = ids % 90
     model = attached("llama")
@@ -321,6 +394,11 @@ def test_a_prefix_cannot_be_merged(backbone):
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(ConfigError, match="not weights, and cannot be merged"):
             merge()
+
+
+def test_an_adapter_for_each_row_is_refused_and_not_ignored(backbone, ids):
+    with pytest.raises(ConfigError, match=r"takes no adapter_names.*set_adapter"):
+        peftkit.attach(backbone, CONFIG)(ids, adapter_names=["default", "default"])
 
 
 def test_transformers_loads_it_by_itself(backbone, ids, tmp_path):
