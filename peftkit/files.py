@@ -166,7 +166,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
     except (SafetensorError, OSError) as problem:
         raise AdapterFileError(f"{path} is damaged: {problem}") from problem
     for name, kind in kinds.items():
-        if kind not in ("F32", "BF16", "F16"):
+        if kind not in ("F32", "BF16", "F16") and not name.endswith("num_batches_tracked"):
             raise AdapterFileError(f"{path}: {name} is stored as {kind}; adapter weights are F32, BF16 or F16")
     return metadata, shapes
 

@@ -47,6 +47,8 @@ def merge(
     """
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
+    if isinstance(model, PeftModel) and (others := _not_mergeable(model)):
+        raise ConfigError(f"{others} cannot be merged: it is no update of a weight; keep it beside the backbone")
     adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
     is_foreign = isinstance(adapter, AdaLoraConfig) and not adapted_layers(model, model.active_adapter)
     if not isinstance(adapter, LoraConfig) or is_foreign:
@@ -84,6 +86,15 @@ def merge(
     return merged
 
 
+def _not_mergeable(model: PeftModel) -> str | None:
+    """Return what active adapter of a method of ours is no update of weights."""
+    kinds = {name: str(model.peft_config[name].peft_type.value) for name in model.active_adapters}
+    return next(
+        (f"the {kind.lower()} adapter {name!r}" for name, kind in kinds.items() if kind in ("BOTTLENECK", "PREFIX")),
+        None,
+    )
+
+
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write a merged model with its tokenizer, ready for transformers, vLLM or llama.cpp; whole or not at all."""
     with staged_directory(directory) as stage:
@@ -94,7 +105,7 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
 def _merged_parameters(
     module: nn.Module, config: LoraConfig, adapter: str, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and values of the parameters of the plain model: dequantised, merged, trained heads in their places."""
+    """Yield names and values of the plain model's weights: dequantised, merged, trained heads in their places."""
     if isinstance(module, ParamWrapper):
         raise ConfigError(f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet")
     is_conv1d = stores_conv1d(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
@@ -110,6 +121,9 @@ def _merged_parameters(
         is_quantized = name == "weight" and quantization_of(module) is not None
         tensor = dequantized_weight(module) if is_quantized else parameter.detach()
         yield prefix + name, tensor.T.contiguous() if is_conv1d and name == "weight" else tensor
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
     for name, child in module.named_children():
         yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
 

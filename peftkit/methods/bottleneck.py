@@ -184,9 +184,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             closing = taps.closing_norm(u, [self.taps[name] for name in names])
             total = reduce(add, (self._branch(name, self.taps[name].read(u)) for name in names))
             total = total.view_as(u)  # a mixture of experts may give its tokens in one row
-            # A post-norm block ends in its norm: there the adapters' output is added before the norm, whose own hooks,
-            # this one perhaps among them, have run.
-            joined = closing.norm.forward(closing.read + total) if closing else u + total
+            # A post-norm block ends in its norm: there the adapters' output is added before the norm.
+            joined = type(closing.norm).forward(closing.norm, closing.read + total) if closing else u + total
             output = taps.with_first_tensor(output, joined)
         for tap in self.taps.values():
             tap.forget()
@@ -271,8 +270,7 @@ class BottleneckModel(BaseTuner):
             convolutional = is_convolution(target) or any(map(is_convolution, block.modules()))
             layer = BottleneckLayer(site.width, channels_first=convolutional)
             layer._active_adapter = self.active_adapter
-            target.add_module(taps.CHILD, layer)
-            target.register_forward_hook(taps.join)
+            taps.open_host(target, layer)
         device = next((parameter.device for parameter in target.parameters()), torch.device("cpu"))
         layer.add(adapter_name, peft_config, tap, device)
 

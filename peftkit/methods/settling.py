@@ -11,6 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peftkit.anatomy import is_reversible
+from peftkit.methods import taps
 
 _GEOMETRY = ("stride", "padding", "kernel_size", "dilation", "groups", "in_channels", "out_channels")
 
@@ -32,6 +33,7 @@ def _train_heads_in_float32(model: PeftModel, name: str) -> None:
 
     for wrapper in model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
+            taps.listen_outside(wrapper, wrapper.original_module, *wrapper.modules_to_save.values())
             dtype = next(wrapper.original_module.parameters()).dtype
             if dtype in (torch.bfloat16, torch.float16) and name in wrapper.modules_to_save:
 
@@ -48,8 +50,9 @@ def _adapt_shared_layers_once(backbone: nn.Module) -> None:
     first: dict[tuple[type, int], nn.Module] = {}
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
-            wraps = isinstance(child, BaseTunerLayer) and hasattr(child, "base_layer")
-            weight = getattr(child.get_base_layer(), "weight", None) if wraps else None
+            weight = None
+            if isinstance(child, BaseTunerLayer) and hasattr(child, "base_layer"):
+                weight = getattr(child.get_base_layer(), "weight", None)
             if isinstance(weight, nn.Parameter):
                 setattr(parent, name, first.setdefault((type(child), id(weight)), child))
 

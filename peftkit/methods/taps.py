@@ -1,11 +1,12 @@
-"""Where a bottleneck adapter reads and writes: hooks on modules of the backbone, which keep their place and their names.
+"""Where a bottleneck adapter reads and writes, in modules of the backbone that keep their place and their names.
 
-The adapter is a child of the module whose output it changes. The hooks are plain functions that find everything through the
-module they are called with, so that copies of a model have adapters of their own, and gradient checkpointing may run a block
-twice. What a hook must tell a later one is left on the module for that moment: a source leaves its input, a norm its input
-and output.
+The adapter is a child of the module whose output it changes, its host. All here are plain functions that find what they need
+through the module they are called with, so that copies of a model have adapters of their own, and gradient checkpointing may
+run a block twice. What one must tell a later one is left on the module for that moment: a source leaves its input, a norm its
+input and output.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,9 +22,15 @@ _NORMED = "_peftkit_normed"
 Branch = Callable[[Tensor], Tensor]
 
 
-def join(module: nn.Module, args: Any, output: Any) -> Any:
-    """Let the adapters that are a child of `module` change its output."""
-    return module.get_submodule(CHILD)(output)
+def open_host(host: nn.Module, layer: nn.Module) -> None:
+    """Make `layer` a child of `host`, and let it change what the host's forward gives, however that is called."""
+    host.add_module(CHILD, layer)
+    own = vars(host).get("forward") or functools.partial(type(host).forward, host)
+    vars(host)["forward"] = functools.partial(_joined, host, own)
+
+
+def _joined(host: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return host.get_submodule(CHILD)(own(*args, **kwargs))
 
 
 def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -34,6 +41,16 @@ def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def leave_normed(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Leave what a norm has read and what it has given."""
     vars(module)[_NORMED] = Normed(module, args[0], output)
+
+
+def listen_outside(wrapper: nn.Module, *inner: nn.Module) -> None:
+    """Let what listens to norms that PEFT has wrapped, to train a copy, listen to the wrapper: its dtypes are the block's."""
+    listening = [part for part in inner if leave_normed in part._forward_hooks.values()]
+    for part in listening:
+        for number in [number for number, hook in part._forward_hooks.items() if hook is leave_normed]:
+            del part._forward_hooks[number]
+    if listening and leave_normed not in wrapper._forward_hooks.values():
+        wrapper.register_forward_hook(leave_normed)
 
 
 class Normed(NamedTuple):

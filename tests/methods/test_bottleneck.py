@@ -52,6 +52,7 @@ def plain(module):
     bare = copy.deepcopy(module)
     for part in list(bare.modules()):
         part._forward_hooks.clear()
+        vars(part).pop("forward", None)
         part._forward_pre_hooks.clear()
     return bare
 
@@ -184,6 +185,23 @@ def test_layer_norms_can_be_trained_as_well_and_come_back(tmp_path):
         assert torch.equal(output(adapted, batch), before)
     peftkit.save(adapted, tmp_path)
     assert torch.equal(output(peftkit.load(architecture.model(), tmp_path), batch), output(adapted, batch))
+
+
+def test_trained_norms_close_the_blocks_of_a_bfloat16_backbone_too():
+    """They are float32 copies behind casts: the block must still be seen to end in its norm."""
+    model = ARCHITECTURES["bert"].model().to(torch.bfloat16)
+    config = peftkit.BottleneckConfig(placement="pfeiffer", train_layer_norms=True, bottleneck_dim=5)
+    model = shaken(peftkit.attach(model, config), scale=0.3)
+    block = model.get_base_model().bert.encoder.layer[0]
+    x = torch.randn(2, 6, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = block(x, attention_mask=None)
+        found = (found if isinstance(found, torch.Tensor) else found[0]).float()
+        norm = block.output.LayerNorm.modules_to_save["default"]
+        normalised = (found - norm.bias) / norm.weight
+    assert found.shape == (2, 6, 32)
+    torch.testing.assert_close(normalised.mean(-1), torch.zeros(2, 6), rtol=0, atol=0.05)
+    torch.testing.assert_close(normalised.std(-1), torch.ones(2, 6), rtol=0, atol=0.1)
 
 
 def test_layers_and_width_can_be_chosen():
