@@ -30,7 +30,7 @@ Task = Literal[
     "image-classification",
     "speech-seq2seq",
 ]
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -75,8 +75,8 @@ def load_backbone(
     Raises:
         BackboneError: the source cannot be found or read, or an argument is none of those above.
     """
-    if task not in _AUTO_CLASSES:
-        raise BackboneError(f"task {task!r} is none of {', '.join(_AUTO_CLASSES)}{nearest(task, _AUTO_CLASSES)}")
+    if task not in AUTO_CLASSES:
+        raise BackboneError(f"task {task!r} is none of {', '.join(AUTO_CLASSES)}{nearest(task, AUTO_CLASSES)}")
     if quantization is not None and quantization not in get_args(Quantization):
         raise BackboneError(f"quantization {quantization!r} is none of None, 'int8', 'nf4', 'fp4'")
     place = torch.device(device) if device is not None else default_device()
@@ -86,7 +86,7 @@ def load_backbone(
         arguments["quantization_config"] = bitsandbytes_config(quantization, resolved_dtype, double_quantization)
     if attention is not None:
         arguments["attn_implementation"] = attention
-    auto_class = getattr(transformers, _AUTO_CLASSES[task])
+    auto_class = getattr(transformers, AUTO_CLASSES[task])
     location = resolve_source(source, cache_dir)
     try:
         model: PreTrainedModel = auto_class.from_pretrained(location, **arguments)

@@ -35,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preview.add_argument("--count", type=int, default=3, help="examples to show (default: 3)")
     preview.set_defaults(run=_preview)
 
+    look = commands.add_parser(
+        "inspect", help="show a model's anatomy and what each method would touch; needs no weights"
+    )
+    look.add_argument("model", help="Hub id, directory, .gguf file, package:NAME/FILE, or a config.json")
+    look.add_argument("--task", help="the head to build, e.g. sequence-classification (default: what the config names)")
+    look.set_defaults(run=_inspect)
+
     merge = commands.add_parser("merge", help="fold an adapter into a 16- or 32-bit copy of its backbone")
     merge.add_argument("backbone", help="Hub id, directory, .gguf file, or package:NAME/FILE")
     merge.add_argument("adapter", help="an adapter directory")
@@ -97,6 +104,13 @@ def _preview(options: argparse.Namespace) -> int:
     rendered, _, kind = load_examples(data, data.train, tokenizer)
     print(f"{data.train}: {kind}")
     print(preview(rendered, tokenizer, count=options.count, color=sys.stdout.isatty()))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from peftkit.inspection import describe, empty_model
+
+    print(describe(empty_model(options.model, options.task)))
     return 0
 
 

@@ -12,7 +12,7 @@ FLOORS = [
     ["quantization", "anatomy", "sections", "fingerprint", "snapshot"],
     ["methods"],
     ["backbone", "adapter"],
-    ["merging", "export", "generation"],
+    ["merging", "export", "generation", "inspection"],
     ["data"],
     ["training"],
     ["cli"],

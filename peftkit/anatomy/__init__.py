@@ -1,8 +1,10 @@
 """What a transformers model is made of, found from its structure. Everything that must know where things are asks here."""
 
+from peftkit.anatomy.attention import Attention, attentions, computes_attention, why_none
 from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks
 from peftkit.anatomy.layers import (
     convolutions,
+    fused_experts,
     is_convolution,
     is_linear,
     is_reversible,
@@ -15,10 +17,14 @@ from peftkit.anatomy.layers import (
 from peftkit.anatomy.norms import stream_norms
 
 __all__ = [
+    "Attention",
     "Block",
     "Stack",
     "Sublayer",
+    "attentions",
+    "computes_attention",
     "convolutions",
+    "fused_experts",
     "is_convolution",
     "is_convolutional",
     "is_linear",
@@ -30,4 +36,5 @@ __all__ = [
     "stream_norms",
     "task_head",
     "task_type",
+    "why_none",
 ]

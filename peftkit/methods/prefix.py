@@ -21,7 +21,7 @@ from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from peftkit.anatomy.attention import Attention, attentions, why_none
+from peftkit.anatomy import Attention, attentions, why_none
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods.prefix_layer import PrefixLayer, attend
 from peftkit.methods.registration import register
@@ -198,7 +198,8 @@ class PrefixModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PrefixConfig, key: str) -> bool:
-        return key in (peft_config.target_modules or ())
+        names = peft_config.target_modules or ()  # of many, PEFT keeps the ends that tell them from other modules
+        return key in names or any(key.endswith(f".{name}") for name in names)
 
     def _create_and_replace(
         self,
