@@ -158,7 +158,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _explain(kind: type, error: Any) -> str:
     """Return one line for one of pydantic's errors: the dotted key, what is wrong, and the nearest right key."""
-    place = [str(part) for part in error["loc"]]
+    place = _without_tags(kind, [str(part) for part in error["loc"]])
     dotted = ".".join(place)
     if error["type"] == "unexpected_keyword_argument":
         return f"{dotted}: unknown key{nearest(place[-1], _keys(kind, place[:-1]))}"
@@ -169,14 +169,37 @@ def _explain(kind: type, error: Any) -> str:
     return f"{dotted or 'config'}: {message[0].lower()}{message[1:]}{given}"
 
 
+def _without_tags(kind: type, place: Sequence[str]) -> list[str]:
+    """Leave out of pydantic's path what names a member of a union and no key."""
+    kept: list[str] = []
+    for number, part in enumerate(place):
+        is_last = number == len(place) - 1
+        if is_last or part in _keys(kind, kept) or not _is_section(kind, kept):
+            kept.append(part)
+    return kept
+
+
+def _is_section(kind: type, place: Sequence[str]) -> bool:
+    return any(dataclasses.is_dataclass(cls) for cls in _classes(kind, place))
+
+
 def _keys(kind: type, place: Sequence[str]) -> list[str]:
-    """Return the keys of the section at a place, following pydantic's path through unions."""
+    """Return the keys of the section at a place."""
+    sections = [cls for cls in _classes(kind, place) if dataclasses.is_dataclass(cls)]
+    return list(dict.fromkeys(field.name for cls in sections for field in dataclasses.fields(cls)))
+
+
+def _classes(kind: type, place: Sequence[str]) -> list[type]:
+    """Return what can stand at a place, every member of a union."""
     current: list[type] = [kind]
     for part in place:
-        hints = [typing.get_type_hints(cls).get(part) for cls in current if dataclasses.is_dataclass(cls)]
-        found = [member for hint in hints if hint is not None for member in _members(hint)]
-        current = found or current
-    return [field.name for cls in current if dataclasses.is_dataclass(cls) for field in dataclasses.fields(cls)]
+        hints = [
+            typing.get_type_hints(cls, include_extras=True).get(part)
+            for cls in current
+            if dataclasses.is_dataclass(cls)
+        ]
+        current = [member for hint in hints if hint is not None for member in _members(hint)]
+    return current
 
 
 def _members(hint: Any) -> list[type]:

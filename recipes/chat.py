@@ -12,7 +12,7 @@ from dataclasses import field
 from pydantic import NonNegativeInt, PositiveInt
 
 from peftkit.config import run_recipe, section
-from peftkit.sections import DataSettings, LoraSettings, ModelSettings
+from peftkit.sections import Adapter, DataSettings, LoraSettings, ModelSettings
 from peftkit.training.settings import TrainSettings
 
 
@@ -22,7 +22,7 @@ class Config:
 
     model: ModelSettings
     data: DataSettings
-    adapter: LoraSettings = field(default_factory=LoraSettings)
+    adapter: Adapter = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run_dir: str
     """Takes the adapter, the report, the metrics and the checkpoints."""

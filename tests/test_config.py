@@ -6,7 +6,7 @@ import yaml
 
 from peftkit.config import build, load_yaml, parse, read, section, to_yaml
 from peftkit.errors import ConfigError
-from peftkit.sections import DataSettings, LoraSettings, ModelSettings
+from peftkit.sections import Adapter, DataSettings, LoraSettings, ModelSettings
 from peftkit.training.settings import TrainSettings
 
 
@@ -16,7 +16,7 @@ class Config:
 
     model: ModelSettings
     data: DataSettings
-    adapter: LoraSettings = field(default_factory=LoraSettings)
+    adapter: Adapter = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run_dir: str = "runs/x"
 
@@ -73,7 +73,7 @@ def test_the_program_ends_with_2_after_an_error_and_0_after_help(capsys):
         (["--train.epochs"], "--train.epochs needs a value"),
         (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
         ([*NEEDED, "--train.early_stopping", "2"], "early_stopping needs evaluate_every"),
-        ([*NEEDED, "--model.quantization", "nf5"], "model.quantization: input should be 'nf4', 'fp4' or 'int8'"),
+        ([*NEEDED, "--model.quantization", "nf5"], "model.quantization: input should be 'int8', 'nf4' or 'fp4'"),
         ([*NEEDED, "--train.learning_rate", ".inf"], "train.learning_rate: input should be a finite number"),
         ([*NEEDED, "--train.beta2", "1.0"], "train.beta2: input should be less than 1"),
         ([*NEEDED, "--data.max_length", "1"], "data.max_length: input should be greater than or equal to 2"),
@@ -131,3 +131,27 @@ def test_every_shipped_config_parses_and_every_misspelt_key_is_refused(path):
         target[place[-1] + "x"] = target.pop(place[-1])
         with pytest.raises(ConfigError, match=f"{place[-1]}x: unknown key; did you mean '{place[-1]}'"):
             build(ChatConfig, values, "misspelt")
+
+
+# The method
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ([], "LoraConfig"),
+        (["--adapter.method", "adalora", "--adapter.init_r", "6", "--adapter.target_r", "3"], "AdaLoraConfig"),
+        (["--adapter.method", "bottleneck", "--adapter.placement", "houlsby"], "BottleneckConfig"),
+        (["--adapter.method", "prefix", "--adapter.options", "{init_std: 0.1}"], "PrefixConfig"),
+    ],
+)
+def test_a_recipe_chooses_among_the_four_methods(words, kind):
+    assert type(read(Config, [*NEEDED, *words]).adapter.build()).__name__ == kind
+
+
+def test_what_is_wrong_with_a_methods_section_is_told_by_its_own_key():
+    with pytest.raises(ConfigError) as caught:
+        read(Config, [*NEEDED, "--adapter.method", "bottleneck", "--adapter.placment", "houlsby"])
+    assert "adapter.placment: unknown key; did you mean 'placement'?" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"adapter: .*'bottelneck'"):
+        read(Config, [*NEEDED, "--adapter.method", "bottelneck"])
