@@ -259,20 +259,22 @@ def main():
         "--quick", action="store_true", help="20 steps a run and one rate a method, to see that it runs"
     )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time; each computes on one thread")
+    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="beside full fine-tuning")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()
     settings = SETTINGS | ({"max_steps": 20} if chosen.quick else {})
     chosen.run_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal(chosen.run_dir / "runs.jsonl", settings)
     sizes = {name: len(examples) for name, examples in splits().items()}  # and what is fetched, is fetched here
+    methods = [method for method in GRIDS if method == "full" or method in chosen.methods]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.workers, context) as pool:
         if chosen.quick:
-            rates = {method: grid[1] for method, grid in GRIDS.items()}
+            rates = {method: GRIDS[method][1] for method in methods}
             seeds = SEEDS[:1]
         else:
-            rates, seeds = dict(zip(GRIDS, pool.map(journal.search, GRIDS), strict=True)), SEEDS
-        jobs = [(method, rates[method], seed) for seed in seeds for method in GRIDS]
+            rates, seeds = dict(zip(methods, pool.map(journal.search, methods), strict=True)), SEEDS
+        jobs = [(method, rates[method], seed) for seed in seeds for method in methods]
         list(pool.map(journal.result, *zip(*jobs, strict=True)))
     folder = chosen.run_dir if chosen.quick else Path(__file__).parent / "results"
     about = {"grids": GRIDS, "chosen": rates, "seeds": seeds, "settings": settings, "split": sizes, "sources": SOURCES}

@@ -93,7 +93,7 @@ def _search(about, runs):
     yield ""
     yield "| method | learning rate: accuracy |"
     yield "| --- | --- |"
-    for method in about["grids"]:
+    for method in about["chosen"]:
         tried = [found for found in runs if found["method"] == method and found["seed"] == about["seeds"][0]]
         cells = (
             f"{found['learning_rate']:g}: {100 * found['validation']['accuracy']:.1f}"

@@ -15,6 +15,7 @@ from benchmarks.gradients import (
     save_llama,
 )
 from tests.conftest import logits, randomize
+from tests.contract import METHODS
 from tests.training.job import train
 
 pytestmark = [
@@ -74,3 +75,45 @@ def test_the_loop_learns_in_every_precision(llama_dir, tmp_path, precision, quan
     train(tmp_path, llama_dir, settings, quantization=quantization, dtype=dtype)
     curve = [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")]
     assert sum(curve[-3:]) < 0.95 * sum(curve[:3])
+
+
+@pytest.mark.parametrize("quantization", [None, *KINDS])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_reloads_and_comes_off(llama_dir, tmp_path, method, quantization):
+    ids = torch.randint(4, 320, (2, 24)).cuda()
+    backbone = peftkit.load_backbone(llama_dir, quantization=quantization)
+    before = logits(backbone, ids)
+    model = randomize(peftkit.attach(backbone, METHODS[method]()), 0.1)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.requires_grad)
+    expected = logits(model.requires_grad_(False), ids)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, ids), before)
+    peftkit.save(model, tmp_path)
+    plain = peftkit.detach(model)
+    assert torch.equal(logits(plain, ids), before)
+    assert torch.equal(logits(peftkit.load(plain, tmp_path), ids), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prefix_in_the_fused_kernels_is_a_prefix_in_eager_attention(llama_dir, dtype, padded):
+    """Without padding the mask is lower right and the kernel fused; with it the mask is given."""
+    backbone = peftkit.load_backbone(llama_dir, dtype=dtype)
+    model = randomize(peftkit.attach(backbone, METHODS["prefix"]()), 0.5)
+    ids = torch.randint(4, 320, (2, 24)).cuda()
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, -5:] = 0
+    found = {}
+    for implementation in ("eager", "sdpa"):
+        backbone.set_attn_implementation(implementation)
+        model.zero_grad()
+        output = model(input_ids=ids, attention_mask=mask, labels=ids)
+        output.loss.backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        found[implementation] = (output.logits[mask.bool()].detach(), grads)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    torch.testing.assert_close(found["sdpa"][0], found["eager"][0], **tolerance)
+    for ours, theirs in zip(found["sdpa"][1], found["eager"][1], strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)

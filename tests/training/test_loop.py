@@ -255,8 +255,27 @@ def crash_at(step):
     return Hooks(after_step=after_step)
 
 
-@pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp_path, quantization):
+ADAPTERS = {
+    "lora": peftkit.LoraConfig(r=4, lora_dropout=0.3),
+    "bottleneck": peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned", dropout=0.3),
+    "prefix": peftkit.PrefixConfig(
+        num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=8, prefix_dropout=0.3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization"),
+    [
+        ("lora", None),
+        ("lora", "nf4"),
+        ("bottleneck", None),
+        ("bottleneck", "int8"),
+        ("prefix", None),
+        ("prefix", "nf4"),
+    ],
+)
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp_path, method, quantization):
     """Parameters, optimiser, schedule, data order and dropout, from the middle of an epoch."""
     settings = {
         "batch_size": 2,
@@ -266,7 +285,11 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
         "evaluate_every": 6,
         "weight_decay": 0.1,
     }
-    options = {"quantization": quantization, "dropout": 0.3, "evaluation": ragged_examples(5, seed=2)}
+    options = {
+        "quantization": quantization,
+        "adapter": ADAPTERS[method],
+        "evaluation": ragged_examples(5, seed=2),
+    }
     whole, outcome = train(tmp_path / "whole", llama_dir, settings, **options)
     for step in (7, 15):
         with pytest.raises(_CrashError):
