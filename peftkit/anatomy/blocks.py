@@ -173,7 +173,8 @@ class _Reader:
         links: list[_Link] = []  # of the feed-forward layer that is being put together
         for name, part in parts:
             if name in mixing:
-                kind, writer = _kind(name, part), _writer(name, part, width)
+                kind = _kind(name, part)
+                writer = _writer(name, part, width, kind)
                 unfinished, links = None if writer else (kind, name), []
                 if writer:
                     yield Sublayer(kind, name, *writer)
@@ -227,11 +228,12 @@ def _inner_names(name: str, mixer: nn.Module) -> list[str]:
     return [name.rpartition(".")[2], type(mixer).__name__, *(child for child, _ in mixer.named_children())]
 
 
-def _writer(name: str, mixer: nn.Module, width: int) -> tuple[str, int] | None:
+def _writer(name: str, mixer: nn.Module, width: int, kind: Kind) -> tuple[str, int] | None:
     """Return what gives a mixer's contribution to the stream, and its width.
 
-    It is the last layer that gives `width` features and is no query, key or value; where there is none, and the mixer does
-    not hold the stream's norm too, the mixer itself; and in a block that changes the width, the last such layer of any.
+    It is the last layer that gives `width` features and is no query, key or value; in a block that changes the width, the
+    last such layer of any; and where there is none, the mixer itself, unless it is an attention that holds the stream's
+    norm too.
     """
     layers = [(n, layer) for n, layer in _layers(name, mixer) if not _reads(n, name)]
     layers = [(n, layer) for n, layer in layers if is_linear(layer)] or layers
@@ -241,7 +243,7 @@ def _writer(name: str, mixer: nn.Module, width: int) -> tuple[str, int] | None:
     wider = [(n, features(layer)[1]) for n, layer in layers if any(map(_WRITES.search, n.split(".")[-2:]))]
     if wider:
         return wider[-1]
-    closed = not any(norm_width(part) == width for part in mixer.modules())
+    closed = kind == "mixer" or not any(norm_width(part) == width for part in mixer.modules())
     inner = [n for n, layer in mixer.named_modules(prefix=name) if is_linear(layer) or is_convolution(layer)]
     computes = fused_experts(mixer) or any(not _reads(n, name) for n in inner)
     return (name, width) if closed and computes else None

@@ -198,7 +198,7 @@ def task_head(model: nn.Module) -> list[str]:
     """Return the names of the modules that a task adds to the pretrained body and that start out random.
 
     These are the children beside the body (``classifier``, ``score``, ``pre_classifier``, ``qa_outputs``) that hold
-    matrices and are not the output embedding. They must be trained, and saved with the adapter. Where a class for
+    matrices and do not hold the output embedding. They must be trained, and saved with the adapter. Where a class for
     classification does not say which child is its body, that is the largest one, and the head is what follows it.
     """
     children = {name: child for name, child in model.named_children() if any(p.dim() > 1 for p in child.parameters())}
@@ -214,4 +214,4 @@ def task_head(model: nn.Module) -> list[str]:
     outputs = {id(module) for module in output_modules(model)}
     modules = dict(model.named_modules())
     inside = [name for name in _HEADS_INSIDE.get(type(model).__name__, ()) if name in modules]
-    return [name for name in outside if id(children[name]) not in outputs] + inside
+    return [name for name in outside if not outputs & {id(part) for part in children[name].modules()}] + inside
