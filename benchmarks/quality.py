@@ -191,7 +191,7 @@ def run(method, learning_rate, seed, settings):
         )
         outcome = training.run()
     if outcome.interrupted:
-        raise KeyboardInterrupt
+        os._exit(128 + outcome.interrupted)  # an exception would end this run alone, and the pool would start the next
     counts.append(trained_parameters(model))
     found = {"method": method, "learning_rate": learning_rate, "seed": seed, "steps": outcome.step}
     found |= {name: evaluated(model, splits()[name], accelerator) for name in ("validation", "test")}

@@ -1,5 +1,9 @@
 """What every method promises on every architecture."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from peft.utils.other import ModulesToSaveWrapper
@@ -190,3 +194,34 @@ def test_what_cannot_be_is_one_sentence_and_leaves_the_model_alone(method, name)
     with pytest.raises(TargetError, match=REFUSED[method, name]):
         peftkit.attach(model, METHODS[method]())
     assert torch.equal(output(model, batch), before)
+
+
+FRESH = """
+import sys, warnings
+warnings.filterwarnings("ignore")
+import peft, torch
+import peftkit
+from tests.contract import METHODS, output
+from tests.architectures import ARCHITECTURES
+for name in ("llama", "bert", "t5"):
+    for method in METHODS:
+        path = f"{sys.argv[1]}/{name}/{method}"
+        with_labels, without = torch.load(f"{path}/expected.pt")
+        model = peftkit.load(ARCHITECTURES[name].model(), path)
+        assert torch.equal(output(model, ARCHITECTURES[name].batch()), with_labels), (name, method)
+        model = peft.PeftModel.from_pretrained(ARCHITECTURES[name].model(), path)  # PEFT's AdaLoRA fails on labels
+        torch.testing.assert_close(output(model, ARCHITECTURES[name].batch(labels=False)), without)
+"""
+
+
+def test_a_fresh_process_gives_the_same_bits_by_peftkit_and_by_peft(tmp_path):
+    for name in ("llama", "bert", "t5"):
+        for method in METHODS:
+            model = attached(method, name).requires_grad_(False)
+            peftkit.save(model, tmp_path / name / method)
+            expected = [output(model, ARCHITECTURES[name].batch(labels=labels)) for labels in (True, False)]
+            torch.save(expected, tmp_path / name / method / "expected.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
