@@ -75,6 +75,14 @@ def test_rows_of_a_batch_can_have_different_lora_adapters():
     torch.testing.assert_close(found, torch.stack(expected))
 
 
+@pytest.mark.parametrize(("first", "second"), [("lora", "adalora"), ("adalora", "lora")])
+def test_lora_and_adalora_are_not_put_on_one_model(first, second):
+    model = peftkit.attach(ARCHITECTURES["llama"].model(), METHODS[first]())
+    with pytest.raises(ConfigError, match="cannot be on one model"):
+        peftkit.attach(model, METHODS[second](), name="second")
+    assert model.peft_config.keys() == {"default"}
+
+
 def test_a_failed_second_adapter_leaves_the_first(tmp_path):
     model, batch = ARCHITECTURES["llama"].model(), ARCHITECTURES["llama"].batch()
     model = shaken(peftkit.attach(model, METHODS["lora"]()))

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -50,7 +50,15 @@ def join(model: PeftModel, config: PeftConfig, name: str) -> PeftModel:
 
     It joins the active adapters of other methods, and takes the place of those of its own. The first adapter's tuner stays
     the model's, and from then on switches the layers of all methods.
+
+    Raises:
+        ConfigError: LoRA would join AdaLoRA, or AdaLoRA LoRA: one would wrap the layers of the other.
     """
+    kinds = {config.peft_type, *(other.peft_type for other in model.peft_config.values())}
+    if kinds >= {PeftType.LORA, PeftType.ADALORA}:
+        raise ConfigError(
+            "LoRA and AdaLoRA cannot be on one model, since both update the weights of its layers; detach first"
+        )
     tuner, backbone = model.base_model, model.get_base_model()
     kept = [other for other in model.active_adapters if model.peft_config[other].peft_type != config.peft_type]
     del backbone.peft_config  # the tuners' common dictionary, which PEFT takes for a sign of trouble
