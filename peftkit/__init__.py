@@ -1,6 +1,9 @@
 """Parameter-efficient tuning for people with one small GPU.
 
 The public surface, and nothing else. Names are imported when they are first used, so that ``import peftkit`` is quick.
+
+PEFT learns of peftkit's methods when `peft` is imported already, or else at the first use of a name; before a bare
+``peft.PeftModel.from_pretrained`` of one of their directories, import `peft` first, or `peftkit.methods`.
 """
 
 import importlib

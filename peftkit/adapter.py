@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from peftkit.files import (
     write_json,
     write_tensors,
 )
+from peftkit.methods.registration import quiet_peft
 from peftkit.methods.settling import settle
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note
@@ -48,7 +47,7 @@ def attach(model: PreTrainedModel | PeftModel, config: PeftConfig, *, name: str 
 
     Args:
         model: The backbone; float, 8-bit or 4-bit; or what `attach` has returned. It is changed in place, and `detach`
-            undoes that.
+            undoes that. Move it to its device first.
         config: ``LoraConfig``, ``AdaLoraConfig``, ``BottleneckConfig`` or ``PrefixConfig``. It is not changed; what was
             resolved stands in ``record(model)["attach"]``.
         name: The adapter's name in PEFT.
@@ -76,13 +75,16 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
         resolved = methods.resolve(config, bare)
         left_alone = methods.left_alone(resolved, bare)
     if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
-        resolved.modules_to_save = None
+        resolved.modules_to_save = []
+    if first and methods.changes_backbone(resolved):
+        raise ConfigError(
+            f"init_lora_weights={config.init_lora_weights!r} writes to the backbone's weights, on which another adapter of the "
+            "model stands; attach it first, or alone"
+        )
     before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
     try:
         with quiet_peft(), methods.injection(resolved):
-            adapted = (
-                methods.join(model, resolved, name) if first else get_peft_model(model, resolved, adapter_name=name)
-            )
+            adapted = methods.join(model, resolved, name) if first else _wrapped(model, resolved, name)
         settle(adapted, name)
     except BaseException as problem:
         before.restore()
@@ -92,9 +94,16 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
         raise
     before.keep_trained_values()
     vars(adapted).setdefault(_SNAPSHOT, before)
-    described = _describe(adapted, resolved) | {"left_alone": left_alone}
+    described = _describe(adapted, resolved, name) | {"left_alone": left_alone}
     note(adapted, "attach" if first is None else f"attach {name}", described)
-    return adapted.train(), before
+    return adapted.train(any(parameter.requires_grad for parameter in adapted.parameters())), before
+
+
+def _wrapped(model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
+    """Return PEFT's model for a backbone; its classes for classification would train a head where none is asked for."""
+    if config.modules_to_save == []:
+        return PeftModel(model, config, adapter_name=name)
+    return get_peft_model(model, config, adapter_name=name)
 
 
 def _trains_head(model: PeftModel, *, besides: str) -> bool:
@@ -103,9 +112,13 @@ def _trains_head(model: PeftModel, *, besides: str) -> bool:
     return any(config.modules_to_save for config in active if config.peft_type != besides)
 
 
-def _describe(model: PeftModel, config: PeftConfig) -> dict[str, Any]:
+def _describe(model: PeftModel, config: PeftConfig, name: str) -> dict[str, Any]:
     layers = dict(model.get_base_model().named_modules())
-    saved = [layer for layer, module in layers.items() if isinstance(module, ModulesToSaveWrapper)]
+    saved = [
+        layer
+        for layer, module in layers.items()
+        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
+    ]
     if config.modules_to_save:
         config.modules_to_save = saved  # PEFT adds names of its own, present or not
     targets = config.target_modules
@@ -113,8 +126,13 @@ def _describe(model: PeftModel, config: PeftConfig) -> dict[str, Any]:
         "method": str(config.peft_type.value),
         "targets": targets if isinstance(targets, str) else sorted(targets or ()),
         "saved_modules": saved,
-        "adapted_layers": sum(isinstance(module, BaseTunerLayer) for module in layers.values()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "adapted_layers": sum(
+            isinstance(module, BaseTunerLayer) and name in module._get_available_adapters()
+            for module in layers.values()
+        ),
+        "trained_parameters": sum(
+            p.numel() for key, p in model.named_parameters() if p.requires_grad and f".{name}" in key
+        ),
     }
 
 
@@ -200,6 +218,8 @@ def load(
     config, tensors = methods.converted(config, tensors, backbone)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     config.inference_mode = not trainable
+    if getattr(config, "modules_to_save", []) is None:
+        config.modules_to_save = []  # nothing in the file is trained whole
     adapted, before = _attach(backbone, config, name)
     try:
         check_shapes(shapes, {key: tuple(value.shape) for key, value in adapter_tensors(adapted, name).items()}, path)
@@ -210,7 +230,7 @@ def load(
     except BaseException:
         before.restore()
         raise
-    return adapted.train(trainable)
+    return adapted
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
@@ -268,14 +288,3 @@ def _check_rank(config: PeftConfig, shapes: dict[str, tuple[int, ...]], path: Pa
         raise AdapterFileError(
             f"{path}: r is {max(ranks)}, but no weight in {WEIGHTS_NAME} has a side longer than {largest}"
         )
-
-
-@contextlib.contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Silence what PEFT warns of and no user can do anything about."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
-        warnings.filterwarnings("ignore", message=".*zero-sized lora_A / lora_B")  # AdaLoRA may leave a layer no rank
-        yield

@@ -15,11 +15,11 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peftkit.adapter import quiet_peft
 from peftkit.anatomy import output_modules
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
 from peftkit.methods.adalora import AdaLoraLinear, adapted_layers
+from peftkit.methods.registration import quiet_peft
 from peftkit.quantization import dequantized_weight, quantization_of, stores_conv1d
 from peftkit.recording import note
 
@@ -47,6 +47,11 @@ def merge(
     """
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32")
+    if isinstance(model, PeftModel) and len(model.active_adapters) > 1:
+        active = ", ".join(model.active_adapters)
+        raise ConfigError(
+            f"{active} are active, and one adapter is merged at a time; choose it with model.set_adapter(name)"
+        )
     if isinstance(model, PeftModel) and (others := _not_mergeable(model)):
         raise ConfigError(f"{others} cannot be merged: it is no update of a weight; keep it beside the backbone")
     adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None

@@ -149,7 +149,7 @@ class PrefixSettings(AdapterSettings):
 
 def _method(values: Any) -> str:
     """Return which method a section is for: the one that it names, or LoRA."""
-    return str(values.get("method", "lora") if isinstance(values, dict) else values.method)
+    return str(values.get("method", "lora") if isinstance(values, dict) else getattr(values, "method", "lora"))
 
 
 Adapter = Annotated[

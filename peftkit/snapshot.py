@@ -42,7 +42,7 @@ class Snapshot:
             vars(module).clear()
             vars(module).update(self._copied(attributes, shared))
         for parameter, data, requires_grad in self._parameters:
-            if parameter.data_ptr() != data.data_ptr():
+            if parameter.device == data.device and parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = None

@@ -132,6 +132,7 @@ def gradients(model, batch):
     model.zero_grad()
     torch.manual_seed(0)
     model(**batch).loss.backward()
+    assert not [key for part in model.modules() for key in vars(part) if key in ("_peftkit_input", "_peftkit_normed")]
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
@@ -169,6 +170,23 @@ def real(batch, model):
     shape = output(model, batch).shape[:-1]
     mask = batch["attention_mask"].bool()
     return mask if mask.shape == shape else torch.ones(shape, dtype=torch.bool)
+
+
+@each_pair
+def test_rows_of_a_batch_are_what_they_are_alone_and_tokens_what_they_are_in_a_longer_text(method, name):
+    """With as many rows as heads, and as many tokens as features: no axis may be taken for another."""
+    architecture = ARCHITECTURES[name]
+    if architecture.inputs != "text" or architecture.task != "causal-lm":
+        pytest.skip("no causal model of text")
+    model = attached(method, name)
+    ids = torch.randint(4, 90, (4, 40))
+    whole = output(model, {"input_ids": ids[:, :32]})
+    for row in range(4):
+        torch.testing.assert_close(
+            output(model, {"input_ids": ids[row : row + 1, :32]})[0], whole[row], rtol=1e-4, atol=1e-4
+        )
+    if name not in ("gpt_oss",):  # whose tokens are kept within the capacity of a window of positions
+        torch.testing.assert_close(output(model, {"input_ids": ids})[:, :32], whole, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[0] in ("prefix", "pfeiffer")])

@@ -51,8 +51,8 @@ def test_a_second_adapter_of_a_method_takes_the_firsts_place_and_switching_goes_
     assert torch.equal(output(model, batch), one)
     model.set_adapter("two")
     assert torch.equal(output(model, batch), two)
-    model.delete_adapter("two")
     model.set_adapter("one")
+    model.delete_adapter("two")
     assert torch.equal(output(model, batch), one)
 
 
@@ -81,6 +81,62 @@ def test_lora_and_adalora_are_not_put_on_one_model(first, second):
     with pytest.raises(ConfigError, match="cannot be on one model"):
         peftkit.attach(model, METHODS[second](), name="second")
     assert model.peft_config.keys() == {"default"}
+
+
+def test_each_adapter_stays_as_trainable_as_it_was_attached(tmp_path):
+    peftkit.save(shaken(peftkit.attach(ARCHITECTURES["llama"].model(), METHODS["lora"]())), tmp_path)
+    model = peftkit.load(ARCHITECTURES["llama"].model(), tmp_path, name="frozen")
+    model = peftkit.attach(model, METHODS["prefix"](), name="prefix")
+    assert {"prefix" in key for key, p in model.named_parameters() if p.requires_grad} == {True}
+    model = peftkit.attach(ARCHITECTURES["llama"].model(), METHODS["prefix"](), name="prefix")
+    model = peftkit.load(model, tmp_path, name="frozen")
+    assert {"prefix" in key for key, p in model.named_parameters() if p.requires_grad} == {True}
+    assert model.training
+
+
+@pytest.mark.parametrize("order", [("lora", "houlsby"), ("houlsby", "lora")])
+def test_adapters_read_what_lora_has_changed_whichever_came_first(order, tmp_path):
+    architecture, batch = ARCHITECTURES["llama"], ARCHITECTURES["llama"].batch()
+    for method in order:
+        peftkit.save(shaken(peftkit.attach(architecture.model(), METHODS[method]())), tmp_path / method)
+    expected = architecture.model()
+    for method in ("lora", "houlsby"):
+        expected = peftkit.load(expected, tmp_path / method, name=method)
+    found = architecture.model()
+    for method in order:
+        found = peftkit.load(found, tmp_path / method, name=method)
+    assert torch.equal(output(found, batch), output(expected, batch))
+    assert torch.equal(output(peftkit.detach(found), batch), output(architecture.model(), batch))
+
+
+def test_a_module_that_one_adapter_trains_is_not_anothers(tmp_path):
+    model = shaken(peftkit.attach(ARCHITECTURES["bert"].model(), METHODS["lora"](), name="head"))
+    model = shaken(peftkit.attach(model, METHODS["prefix"](), name="other"))
+    assert peftkit.record(model)["attach other"]["saved_modules"] == []
+    peftkit.save(model, tmp_path, name="other")
+    alone = peftkit.load(ARCHITECTURES["bert"].model(), tmp_path)
+    assert not [key for key in alone.state_dict() if "modules_to_save" in key]
+
+
+@pytest.mark.parametrize("method", ["adalora", "houlsby", "prefix", "joined"])
+def test_an_adapter_for_each_row_is_refused_where_it_would_not_be_heeded(method):
+    batch = ARCHITECTURES["llama"].batch(labels=False)
+    model = peftkit.attach(ARCHITECTURES["llama"].model(), METHODS["lora" if method == "joined" else method]())
+    if method == "joined":
+        model = peftkit.attach(model, METHODS["prefix"](), name="prefix")
+    with pytest.raises(ConfigError, match="adapter_names needs LoRA adapters alone"):
+        model(**batch, adapter_names=["default", "__base__"])
+
+
+def test_what_writes_to_the_backbone_comes_first_and_one_adapter_is_merged():
+    model = peftkit.attach(ARCHITECTURES["llama"].model(), METHODS["lora"]())
+    with pytest.raises(ConfigError, match="init_lora_weights='pissa' writes to the backbone's weights"):
+        peftkit.attach(model, peftkit.LoraConfig(r=2, init_lora_weights="pissa"), name="second")
+    model = peftkit.attach(model, METHODS["prefix"](), name="prefix")
+    with pytest.raises(ConfigError, match="one adapter is merged at a time"):
+        peftkit.merge(model)
+    with pytest.raises(ConfigError, match="layer_replication builds layers anew"):
+        peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.LoraConfig(r=2, layer_replication=[[0, 2], [0, 2]]))
 
 
 def test_a_failed_second_adapter_leaves_the_first(tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType, PrefixTuningConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -66,8 +66,9 @@ def join(model: PeftModel, config: PeftConfig, name: str) -> PeftModel:
     model.peft_config[name] = config
     backbone.peft_config = model.peft_config
     tuner.tuner_layer_cls = BaseTunerLayer
-    tuner.set_adapter([*kept, name], inference_mode=config.inference_mode)
-    tuner.set_requires_grad([other for other in model.peft_config if other not in (*kept, name)], requires_grad=False)
+    tuner.set_adapter([*kept, name])
+    for other, its in model.peft_config.items():
+        tuner.set_requires_grad(other, requires_grad=other in (*kept, name) and not its.inference_mode)
     model.active_adapter = name
     return model
 

@@ -14,6 +14,7 @@ from the sublayer's last layer, before the sublayer's own dropout. W_up starts a
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -25,11 +26,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from peftkit.anatomy import is_convolution, stream_norms
+from peftkit.anatomy import is_convolution, is_convolutional, stream_norms
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods import taps
 from peftkit.methods.registration import register
-from peftkit.methods.resolution import resolved_copy
+from peftkit.methods.resolution import is_number, is_whole, resolved_copy
 from peftkit.methods.sites import sites
 
 _PLACEMENTS = {
@@ -81,8 +82,7 @@ class BottleneckConfig(PeftConfig):
     norm_before: bool = False
     train_layer_norms: bool = False
     layers_to_transform: list[int] | None = None
-    target_modules: list[str] | set[str] | str | None = None
-    exclude_modules: list[str] | None = None
+    target_modules: list[str] | set[str] | None = None
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -90,26 +90,44 @@ class BottleneckConfig(PeftConfig):
         from peft import PeftType
 
         self.peft_type = PeftType("BOTTLENECK")
-        problems = []
-        for name, allowed in (
-            ("placement", tuple(_PLACEMENTS)),
-            ("init_weights", _INITS),
-            ("parallel_input", ("ffn", "residual")),
-            ("activation", (None, *ACT2FN)),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                problems.append(f"{name} is {value!r}{nearest(str(value), [str(one) for one in allowed])}")
-        if self.bottleneck_dim is not None and (not _is_whole(self.bottleneck_dim) or self.bottleneck_dim < 1):
-            problems.append(f"bottleneck_dim is {self.bottleneck_dim!r}; it must be a whole number of at least 1")
-        if not _is_number(self.reduction_factor) or self.reduction_factor <= 0:
-            problems.append(f"reduction_factor is {self.reduction_factor!r}; it must be greater than 0")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            problems.append(f"dropout is {self.dropout!r}; it must be at least 0 and less than 1")
-        if self.scale not in (None, "learned") and not _is_number(self.scale):
-            problems.append(f"scale is {self.scale!r}; it must be a finite number, or 'learned'")
+        problems = [*_not_allowed(self), *_out_of_bounds(self), *_of_wrong_type(self)]
         if problems:
             raise ConfigError("BottleneckConfig: " + "; ".join(problems))
+
+
+def _not_allowed(config: BottleneckConfig) -> Iterator[str]:
+    for name, allowed in (
+        ("placement", tuple(_PLACEMENTS)),
+        ("init_weights", _INITS),
+        ("parallel_input", ("ffn", "residual")),
+        ("activation", (None, *ACT2FN)),
+    ):
+        value = getattr(config, name)
+        if value not in allowed:
+            yield f"{name} is {value!r}{nearest(str(value), [str(one) for one in allowed])}"
+    if config.activation in ACT2FN and any(True for _ in ACT2FN[config.activation].parameters()):
+        yield f"activation is {config.activation!r}, which has weights of its own; choose one without"
+
+
+def _out_of_bounds(config: BottleneckConfig) -> Iterator[str]:
+    if config.bottleneck_dim is not None and (not is_whole(config.bottleneck_dim) or config.bottleneck_dim < 1):
+        yield f"bottleneck_dim is {config.bottleneck_dim!r}; it must be a whole number of at least 1"
+    if not is_number(config.reduction_factor) or config.reduction_factor <= 0:
+        yield f"reduction_factor is {config.reduction_factor!r}; it must be greater than 0"
+    if not is_number(config.dropout) or not 0 <= config.dropout < 1:
+        yield f"dropout is {config.dropout!r}; it must be at least 0 and less than 1"
+    if config.scale not in (None, "learned") and (not is_number(config.scale) or config.scale == 0):
+        yield f"scale is {config.scale!r}; it must be a finite number other than 0, or 'learned'"
+
+
+def _of_wrong_type(config: BottleneckConfig) -> Iterator[str]:
+    for name in ("norm_before", "train_layer_norms"):
+        if not isinstance(getattr(config, name), bool):
+            yield f"{name} is {getattr(config, name)!r}; it must be true or false"
+    for name, kind in (("layers_to_transform", int), ("target_modules", str), ("modules_to_save", str)):
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, str | int) or not all(isinstance(one, kind) for one in value)):
+            yield f"{name} is {value!r}; it must be a list of {'numbers' if kind is int else 'names'}"
 
 
 def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
@@ -120,6 +138,12 @@ def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
     """
     resolved = resolved_copy(config, model)
     places = sites(resolved, model)
+    for name in resolved.modules_to_save or ():
+        inside = [site.host for site in places if f".{site.host}.".find(f".{name}.") >= 0]
+        if inside:
+            raise TargetError(
+                f"modules_to_save trains {name!r} whole, and {inside[0]!r} in it would get an adapter too"
+            )
     setattr(resolved, _SITES, places)  # no field of the config, so not in its file: every model has its own
     if config.train_layer_norms:
         norms = {
@@ -130,14 +154,6 @@ def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
         }
         resolved.modules_to_save = [*(resolved.modules_to_save or ()), *sorted(norms)]
     return resolved
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
@@ -187,8 +203,6 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             # A post-norm block ends in its norm: there the adapters' output is added before the norm.
             joined = type(closing.norm).forward(closing.norm, closing.read + total) if closing else u + total
             output = taps.with_first_tensor(output, joined)
-        for tap in self.taps.values():
-            tap.forget()
         return output
 
     def _branch(self, name: str, z: Tensor) -> Tensor:
@@ -267,8 +281,7 @@ class BottleneckModel(BaseTuner):
         )
         layer = dict(target.named_children()).get(taps.CHILD)
         if not isinstance(layer, BottleneckLayer):
-            convolutional = is_convolution(target) or any(map(is_convolution, block.modules()))
-            layer = BottleneckLayer(site.width, channels_first=convolutional)
+            layer = BottleneckLayer(site.width, channels_first=is_convolution(target) or is_convolutional(self.model))
             layer._active_adapter = self.active_adapter
             taps.open_host(target, layer)
         device = next((parameter.device for parameter in target.parameters()), torch.device("cpu"))

@@ -69,6 +69,10 @@ def _check_bounds(config: LoraConfig) -> None:
         problems.append(f"lora_alpha is {alpha!r}; it must be a finite number")
     if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         problems.append(f"lora_dropout is {config.lora_dropout!r}; it must be at least 0 and less than 1")
+    if config.layer_replication:
+        problems.append(
+            "layer_replication builds layers anew, which detach could not undo; build such a backbone first"
+        )
     if problems:
         raise ConfigError("LoraConfig: " + "; ".join(problems))
 

@@ -8,12 +8,10 @@ With rotary positions, how a query sees the prefix depends on the query's positi
 ``position_ids`` that count real tokens (``generate`` passes them), as models with learned positions do.
 """
 
-import contextlib
 import functools
 import inspect
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +23,7 @@ from peftkit.anatomy import Attention, attentions, why_none
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods.prefix_layer import PrefixLayer, attend
 from peftkit.methods.registration import register
-from peftkit.methods.resolution import resolved_copy
+from peftkit.methods.resolution import is_number, numbered_blocks, resolved_copy
 
 CHILD = "prefix"
 """Name of the module that is added to an attention."""
@@ -78,9 +76,9 @@ def _check_bounds(config: PrefixConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             problems.append(f"{name} is {value!r}; it must be a whole number of at least 1")
-    if not _is_number(config.prefix_dropout) or not 0 <= config.prefix_dropout < 1:
+    if not is_number(config.prefix_dropout) or not 0 <= config.prefix_dropout < 1:
         problems.append(f"prefix_dropout is {config.prefix_dropout!r}; it must be at least 0 and less than 1")
-    if not _is_number(config.init_std) or config.init_std <= 0:
+    if not is_number(config.init_std) or config.init_std <= 0:
         problems.append(f"init_std is {config.init_std!r}; it must be more than 0")
     if not isinstance(config.prefix_projection, bool):
         problems.append(f"prefix_projection is {config.prefix_projection!r}; it must be true or false")
@@ -88,10 +86,6 @@ def _check_bounds(config: PrefixConfig) -> None:
         problems.append(f"attention is {config.attention!r}; it must be 'all', 'self' or 'cross'")
     if problems:
         raise ConfigError("PrefixConfig: " + "; ".join(problems))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def resolve(config: PrefixConfig, model: nn.Module) -> PrefixConfig:
@@ -129,8 +123,10 @@ def sites(config: PrefixConfig, model: nn.Module) -> list[Attention]:
         found = [site for site in found if site.kind == "self"]
     if config.layers_to_transform is not None:
         chosen = config.layers_to_transform
-        numbers = {chosen} if isinstance(chosen, int) else set(chosen)
-        found = [site for site in found if _layer_number(site.name) in numbers]
+        blocks = tuple(
+            f"{block.name}." for block in numbered_blocks([chosen] if isinstance(chosen, int) else chosen, model)
+        )
+        found = [site for site in found if f"{site.name}.".startswith(blocks)]
     if not found:
         raise TargetError(
             f"{what} has no attention that attention={config.attention!r} and layers_to_transform="
@@ -162,11 +158,6 @@ def _named(targets: Iterable[str] | str, found: list[Attention], model: nn.Modul
 
 def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
-
-
-def _layer_number(name: str) -> int | None:
-    numbers = [int(part) for part in name.split(".") if part.isdigit()]
-    return numbers[0] if numbers else None
 
 
 def _summary(found: list[Attention]) -> str:
@@ -217,15 +208,6 @@ class PrefixModel(BaseTuner):
             vars(target)["forward"] = functools.partial(attend, layer, target, own)
             target.add_module(CHILD, layer)
         layer.add(adapter_name, peft_config, next(target.parameters()).device)
-
-    @contextlib.contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "prefix tuning takes no adapter_names: all rows of a batch see the same prefix; run one batch for each "
-                "adapter, after model.set_adapter(name)"
-            )
-        yield
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:

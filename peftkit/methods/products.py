@@ -28,7 +28,7 @@ class Heads:
 
     def axis(self, sizes: Sequence[int], groups: int) -> int | None:
         """Return which of the axes (batch first) is that of the heads, or of the groups of heads."""
-        axes = range(1, len(sizes)) if self.before_blocks else range(len(sizes) - 1, -1, -1)
+        axes = range(1, len(sizes)) if self.before_blocks else range(len(sizes) - 1, 0, -1)
         return next((axis for wanted in (self.number, groups) for axis in axes if sizes[axis] == wanted), None)
 
 

@@ -11,6 +11,7 @@ shared experts and of dense layers for those of the experts, adapts these instea
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -51,3 +52,14 @@ def targets_as_they_are() -> Iterator[None]:
 
 def _as_they_are(*, adapter_state_dict: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
     return adapter_state_dict
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence what PEFT warns of and no user can do anything about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Adapter name .* should not be contained in the prefix")
+        warnings.filterwarnings("ignore", message=".*zero-sized lora_A / lora_B")  # AdaLoRA may leave a layer no rank
+        yield

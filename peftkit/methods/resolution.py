@@ -1,13 +1,14 @@
 """What every method resolves alike: the task, the head that is trained whole, and names that must exist."""
 
 import copy
+import math
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peft import PeftConfig
 from torch import nn
 
-from peftkit.anatomy import task_head, task_type
+from peftkit.anatomy import Block, stacks, task_head, task_type
 from peftkit.errors import TargetError, nearest
 
 Config = TypeVar("Config", bound=PeftConfig)
@@ -50,3 +51,28 @@ def matching(name: str, model: nn.Module) -> list[str]:
         ends = {part for module in modules for part in (module, module.rpartition(".")[2])}
         raise TargetError(f"{name!r} matches no module of {type(model).__name__}{nearest(name, ends)}")
     return found
+
+
+def numbered_blocks(numbers: Iterable[int] | None, model: nn.Module) -> list[Block]:
+    """Return the blocks with these numbers in each of the model's stacks; None is all of them.
+
+    Raises:
+        TargetError: no stack has a block of one of the numbers.
+    """
+    found = stacks(model)
+    deepest = max((len(stack.blocks) for stack in found), default=0)
+    for number in numbers or ():
+        if not 0 <= number < deepest:
+            what = f"{type(model).__name__} has layers 0 to {deepest - 1}"
+            raise TargetError(f"layers_to_transform names layer {number}, but {what}")
+    return [block for stack in found for i, block in enumerate(stack.blocks) if numbers is None or i in set(numbers)]
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a config's value is a whole number, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a config's value is a finite number, and not true or false."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from peftkit.anatomy import Block, is_reversible, stacks
+from peftkit.anatomy import Block, is_reversible
 from peftkit.errors import TargetError
-from peftkit.methods.resolution import matching
+from peftkit.methods.resolution import matching, numbered_blocks
 
 if TYPE_CHECKING:
     from peftkit.methods.bottleneck import BottleneckConfig
@@ -33,13 +33,7 @@ def sites(config: "BottleneckConfig", model: nn.Module) -> list[Site]:
         TargetError: the model has no such place, or a name or layer index of the config matches nothing.
     """
     name = type(model).__name__
-    found = stacks(model)
-    chosen = config.layers_to_transform
-    deepest = max((len(stack.blocks) for stack in found), default=0)
-    for index in chosen or ():
-        if not 0 <= index < deepest:
-            raise TargetError(f"layers_to_transform names layer {index}, but {name} has layers 0 to {deepest - 1}")
-    blocks = [block for stack in found for i, block in enumerate(stack.blocks) if chosen is None or i in chosen]
+    blocks = numbered_blocks(config.layers_to_transform, model)
     places = {site.host: site for block in blocks for site in _in_block(config, block)}
     if config.target_modules is not None:
         return _named(config, model, places, blocks)

@@ -15,22 +15,57 @@ from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
 
-CHILD = "bottleneck_adapter"
+CHILD = "bottlenecks"  # not to begin like the parameters, "bottleneck_", by which PEFT tells these
 _INPUT = "_peftkit_input"
 _NORMED = "_peftkit_normed"
+_NORMS = "_peftkit_norms"
+_LISTENS = "_peftkit_listens"
+_LISTENS_ALWAYS = "_peftkit_listens_always"
 
 Branch = Callable[[Tensor], Tensor]
 
 
 def open_host(host: nn.Module, layer: nn.Module) -> None:
     """Make `layer` a child of `host`, and let it change what the host's forward gives, however that is called."""
+    _watch(host)
     host.add_module(CHILD, layer)
-    own = vars(host).get("forward") or functools.partial(type(host).forward, host)
-    vars(host)["forward"] = functools.partial(_joined, host, own)
 
 
-def _joined(host: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return host.get_submodule(CHILD)(own(*args, **kwargs))
+def _watch(module: nn.Module) -> None:
+    own = vars(module).get("forward") or functools.partial(type(module).forward, module)
+    if getattr(own, "func", None) is not _run:
+        vars(module)["forward"] = functools.partial(_run, module, own)
+
+
+def _run(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a host or a block; nothing that was left for it outlives that, not even when checkpointing stops it early."""
+    norms = _norms(module)
+    for norm in norms:
+        vars(norm)[_LISTENS] = True
+    try:
+        output = own(*args, **kwargs)
+        layer = module._modules.get(CHILD)
+        return output if layer is None else layer(output)
+    finally:
+        for norm in norms:
+            vars(norm).pop(_LISTENS, None)
+            vars(norm).pop(_NORMED, None)
+        for tap in getattr(module._modules.get(CHILD), "taps", {}).values():
+            tap.forget()
+
+
+def _norms(block: nn.Module) -> list[nn.Module]:
+    """Return the norms of a block that leave what they read, with what PEFT has put in their places."""
+    return [part for name in vars(block).get(_NORMS, ()) for part in block.get_submodule(name).modules()]
+
+
+def move_outside(wrapper: nn.Module) -> None:
+    """Move adapters from a layer that PEFT has wrapped since to the wrapper: they read what LoRA has changed."""
+    base = wrapper._modules.get("base_layer")
+    layer = base._modules.pop(CHILD, None) if base is not None else None
+    if base is not None and layer is not None:
+        vars(base)["forward"] = vars(base)["forward"].args[1]
+        open_host(wrapper, layer)
 
 
 def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -39,8 +74,12 @@ def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def leave_normed(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Leave what a norm has read and what it has given."""
-    vars(module)[_NORMED] = Normed(module, args[0], output)
+    """Leave what a norm has read and what it has given, where somebody will take it.
+
+    Checkpointing computes the inside of a block once more, in which there is no block to close.
+    """
+    if vars(module).get(_LISTENS) or vars(module).get(_LISTENS_ALWAYS):
+        vars(module)[_NORMED] = Normed(module, args[0], output)
 
 
 def listen_outside(wrapper: nn.Module, *inner: nn.Module) -> None:
@@ -51,6 +90,7 @@ def listen_outside(wrapper: nn.Module, *inner: nn.Module) -> None:
             del part._forward_hooks[number]
     if listening and leave_normed not in wrapper._forward_hooks.values():
         wrapper.register_forward_hook(leave_normed)
+        vars(wrapper)[_LISTENS_ALWAYS] = any(vars(part).get(_LISTENS_ALWAYS) for part in listening)
 
 
 class Normed(NamedTuple):
@@ -85,16 +125,17 @@ class Tap:
         normed = self.normed(left) if self.reads_residual else None
         return normed.read if normed else left
 
+    def forget(self) -> None:
+        """Let go of what was left for it."""
+        if self.source is not None:
+            vars(self.source).pop(_INPUT, None)
+            for norm in _norms(self.block):
+                vars(norm).pop(_NORMED, None)
+
     def normed(self, tensor: Tensor) -> "Normed | None":
         """Return what the block's norms have left of this very tensor, if it is the output of one of them."""
-        left = (vars(module).get(_NORMED) for module in self.block.modules())
+        left = (vars(norm).get(_NORMED) for norm in _norms(self.block))
         return next((normed for normed in left if normed and normed.given is tensor), None)
-
-    def forget(self) -> None:
-        """Let go of what was left."""
-        for module in (*self.block.modules(), *(() if self.source is None else (self.source,))):
-            vars(module).pop(_NORMED, None)
-            vars(module).pop(_INPUT, None)
 
 
 def open_tap(
@@ -103,9 +144,16 @@ def open_tap(
     """Place the hooks that a tap needs, once each, and return the tap."""
     if source is not None and leave_input not in source._forward_pre_hooks.values():
         source.register_forward_pre_hook(leave_input, with_kwargs=True)
-    for norm in norms if closes_block or (source is not None and reads_residual) else ():
-        if leave_normed not in norm._forward_hooks.values():
-            norm.register_forward_hook(leave_normed)
+    reads_residual = reads_residual and source is not None
+    if closes_block or reads_residual:
+        names = {id(part): name for name, part in block.named_modules()}
+        vars(block)[_NORMS] = tuple(names[id(norm)] for norm in norms)
+        _watch(block)
+        for norm in norms:
+            if reads_residual:
+                vars(norm)[_LISTENS_ALWAYS] = True
+            if leave_normed not in norm._forward_hooks.values():
+                norm.register_forward_hook(leave_normed)
     return Tap(block, source, closes_block, reads_residual)
 
 
@@ -116,7 +164,10 @@ def closing_norm(output: Tensor, active: list[Tap]) -> Normed | None:
 
 
 def on_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) -> Tensor:
-    """Apply a branch to the features of z: its last dimension, or the second one of an image's or a convolution's output."""
+    """Apply a branch to the features of z: its last dimension, or the second one of a convolution's or an image's.
+
+    Where both dimensions have that width, `channels_first` decides.
+    """
     last, second = z.shape[-1] == width, z.dim() > 2 and z.shape[1] == width
     if second and (channels_first or not last):
         return branch(z.movedim(1, -1).contiguous()).movedim(-1, 1)

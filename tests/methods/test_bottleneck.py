@@ -22,7 +22,7 @@ def adapted(name, seed=0, **options):
 
 def branch(model, path, scale=1.0):
     """Return f of an adapter, from its weights alone: s (W_up tanh(W_down z + b) + b)."""
-    weights = model.get_base_model().get_submodule(f"{path}.bottleneck_adapter").state_dict()
+    weights = model.get_base_model().get_submodule(f"{path}.bottlenecks").state_dict()
     get = {key.replace(".default", ""): value for key, value in weights.items()}
 
     def f(z):
@@ -153,6 +153,29 @@ def test_a_sandwiched_sublayer_is_changed_before_its_second_norm():
         torch.testing.assert_close(layer.mlp(x), u + branch(model, "model.layers.0.mlp")(u), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, reentrant):
+    model = adapted(name, placement="parallel", parallel_input="residual")
+    batch = ARCHITECTURES[name].batch()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    def gradients():
+        model.train().zero_grad()
+        model(**batch).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    backbone = model.get_base_model()
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    backbone.enable_input_require_grads()
+    for found, value in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+
+
 # Options
 
 
@@ -209,8 +232,8 @@ def test_layers_and_width_can_be_chosen():
     model = peftkit.attach(ARCHITECTURES["llama"].model(), config)
     shapes = {key.split("layers.")[1]: tuple(p.shape) for key, p in model.named_parameters() if p.requires_grad}
     assert {key[0] for key in shapes} == {"1"}
-    assert shapes["1.bottleneck_adapter.bottleneck_down.default.weight"] == (3, 32)
-    assert shapes["1.bottleneck_adapter.bottleneck_norm.default.weight"] == (32,)
+    assert shapes["1.bottlenecks.bottleneck_down.default.weight"] == (3, 32)
+    assert shapes["1.bottlenecks.bottleneck_norm.default.weight"] == (32,)
 
 
 def test_modules_can_be_named():

@@ -397,7 +397,7 @@ def test_a_prefix_cannot_be_merged(backbone):
 
 
 def test_an_adapter_for_each_row_is_refused_and_not_ignored(backbone, ids):
-    with pytest.raises(ConfigError, match=r"takes no adapter_names.*set_adapter"):
+    with pytest.raises(ConfigError, match=r"adapter_names needs LoRA adapters alone.*set_adapter"):
         peftkit.attach(backbone, CONFIG)(ids, adapter_names=["default", "default"])
 
 
@@ -467,7 +467,7 @@ def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_cho
         ({"target_modules": ["self_atn"]}, TargetError, "'self_atn' is no attention .*did you mean 'self_attn'"),
         ({"target_modules": ["mlp"]}, TargetError, "'mlp' is no attention"),
         ({"attention": "cross"}, TargetError, "no attention that attention='cross'.*it has model.layers"),
-        ({"layers_to_transform": [7]}, TargetError, r"layers_to_transform=\[7\]"),
+        ({"layers_to_transform": [7]}, TargetError, r"names layer 7"),
         ({"modules_to_save": ["lm_haed"]}, TargetError, "did you mean 'lm_head'"),
     ],
 )
