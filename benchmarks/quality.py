@@ -230,7 +230,7 @@ class Journal:
         return found
 
     def search(self, method):
-        """The learning rate of the best validation accuracy; where it is the last of the grid, one rate further is tried."""
+        """The learning rate of the best validation accuracy; where it is at an end of the grid, one rate further is tried."""
         found = [self.result(method, rate, SEEDS[0]) for rate in GRIDS[method]]
         best = max(found, key=quality)["learning_rate"]
         if best in (GRIDS[method][0], GRIDS[method][-1]):

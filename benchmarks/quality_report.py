@@ -55,7 +55,7 @@ def _introduction(about, machine):
         f"{settings['max_steps']} steps of {settings['batch_size']} in every run, bfloat16 autocast on float32 weights, "
         f"one thread a run, {about['workers']} runs at a time.",
         "",
-        f"`{'python benchmarks/quality.py'}` · {machine['processor']}, torch {machine['packages']['torch']}, transformers "
+        f"`python benchmarks/quality.py` · {machine['processor']}, torch {machine['packages']['torch']}, transformers "
         f"{machine['packages']['transformers']}, peft {machine['packages']['peft']}",
         "",
     ]
@@ -89,7 +89,7 @@ def _table(about, summary):
 
 
 def _search(about, runs):
-    yield "Validation accuracy by learning rate, first seed; where the best was the last of the three, a fourth was tried:"
+    yield "Validation accuracy by learning rate, first seed; where the best was at an end of the three, a fourth was tried:"
     yield ""
     yield "| method | learning rate: accuracy |"
     yield "| --- | --- |"

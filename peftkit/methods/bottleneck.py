@@ -160,6 +160,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     """The adapters at one place: each adds its f to what the host has given."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up", "bottleneck_norm", "bottleneck_scale")
+    cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting sets it on every layer of an adapter
 
     if TYPE_CHECKING:  # what PEFT's class brings has no types
 

@@ -23,6 +23,7 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_embedding", "prefix_projection")
+    cast_input_dtype_enabled = True  # PEFT's disable_input_dtype_casting sets it on every layer of an adapter
     other_param_names = ("dropout",)
     weight = bias = None  # what PEFT asks of a layer that wraps another
 

@@ -23,6 +23,7 @@ from peftkit.training.objective import CausalLanguageModel, ModelLoss
 from peftkit.training.order import Order
 from peftkit.training.settings import TrainSettings
 from tests.conftest import llama_config
+from tests.contract import METHODS
 from tests.training import job
 from tests.training.job import ragged_examples, train, trained
 
@@ -127,6 +128,15 @@ def test_precisions_and_quantised_backbones_learn(llama_dir, tmp_path, quantizat
     model, _ = train(tmp_path, llama_dir, settings, quantization=quantization, dtype="bfloat16")
     curve = losses(tmp_path)
     assert sum(curve[-3:]) < 0.95 * sum(curve[:3])  # 5.3 is the floor that the frozen random head sets
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_under_autocast_on_a_16_bit_backbone(llama_dir, tmp_path, method):
+    settings = {"batch_size": 8, "epochs": 8, "precision": "auto", "learning_rate": 3e-2}
+    model, _ = train(tmp_path, llama_dir, settings, dtype="bfloat16", adapter=METHODS[method]())
+    curve = losses(tmp_path)
+    assert sum(curve[-3:]) < 0.995 * sum(curve[:3])
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
