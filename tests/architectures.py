@@ -137,7 +137,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                        sliding_window=4, layer_types=[_SLIDING, _FULL]),
     "deepseek_v3": _causal("DeepseekV3", **_TEXT, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
                            moe_intermediate_size=16, first_k_dense_replace=1, n_group=2, topk_group=1, q_lora_rank=16,
-                           kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8),
+                           kv_lora_rank=8, num_key_value_heads=4, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8),
     "mamba2": _causal("Mamba2", **_TOKENS, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8,
                       n_groups=2, chunk_size=4),
     "jamba": _causal("Jamba", **_GROUPED | {"num_hidden_layers": 4}, attn_layer_period=3, attn_layer_offset=1,

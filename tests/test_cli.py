@@ -128,4 +128,4 @@ def test_a_recipe_ends_with_2_and_all_errors(config):
     failed = run("train", "--cpu", "chat", "--config", str(config), "--train.epoch", "3", "--model.quantization", "nf3")
     assert failed.returncode != 0
     assert "train.epoch: unknown key; did you mean 'epochs'?" in failed.stderr
-    assert "model.quantization: input should be 'nf4', 'fp4' or 'int8'" in failed.stderr
+    assert "model.quantization: input should be 'int8', 'nf4' or 'fp4'" in failed.stderr

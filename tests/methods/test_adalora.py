@@ -281,12 +281,6 @@ def test_several_adapters_for_inference_are_switched(backbone, tmp_path, ids):
         assert torch.equal(logits(loaded, ids), expected)
 
 
-def test_a_layer_is_not_shared_with_plain_lora(backbone):
-    model = peftkit.attach(backbone, peftkit.LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(TargetError, match="carries an adapter of another method"):
-        peftkit.attach(model, config(), name="second")
-
-
 # merging and export
 
 
