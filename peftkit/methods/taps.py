@@ -158,9 +158,19 @@ def open_tap(
 
 
 def closing_norm(output: Tensor, active: list[Tap]) -> Normed | None:
-    """Return the norm that gave a block its output, where adapters close the block and a norm did."""
+    """Return the norm that gave a block its output, where adapters close the block and a norm did.
+
+    Raises:
+        PeftkitError: reentrant checkpointing has cut what the norm read off the graph.
+    """
     closing = [tap for tap in active if tap.closes_block]
-    return closing[0].normed(output) if closing else None
+    normed = closing[0].normed(output) if closing else None
+    if normed and output.requires_grad and not normed.read.requires_grad:
+        raise PeftkitError(
+            "placement='pfeiffer' on post-norm blocks gets no gradient through reentrant checkpointing; enable it with "
+            "use_reentrant=False"
+        )
+    return normed
 
 
 def on_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import peftkit
-from peftkit.errors import ConfigError, TargetError
+from peftkit.errors import ConfigError, PeftkitError, TargetError
 from tests.architectures import ARCHITECTURES
 from tests.contract import output, shaken
 
@@ -174,6 +174,16 @@ def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, re
     backbone.enable_input_require_grads()
     for found, value in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(found, value)
+
+
+def test_reentrant_checkpointing_cannot_give_a_closing_adapter_its_gradient_and_is_refused():
+    model, batch = adapted("bert", placement="pfeiffer"), ARCHITECTURES["bert"].batch()
+    backbone = model.get_base_model()
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": True})
+    backbone.enable_input_require_grads()
+    with pytest.raises(PeftkitError, match="use_reentrant=False"):
+        model.train()(**batch)
 
 
 # Options
