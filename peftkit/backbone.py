@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ def load_backbone(
 
     Args:
         source: A Hub id, a local directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file that an installed Python
-            package carries. GGUF weights are dequantised once, into a cache of bfloat16 safetensors.
+            package carries. GGUF weights are dequantised once, into a cache of bfloat16 safetensors. The path of a
+            ``config.json`` asks for the architecture alone, with random weights (seed 0), to be learned from nothing.
         task: The head to load: which of transformers' auto classes.
         quantization: "nf4", "fp4", "int8", or None for 16-bit weights.
         dtype: Dtype of activations and of all that is not quantised; "auto" is bfloat16 where the device computes in it,
@@ -96,6 +98,7 @@ def load_backbone(
     model.requires_grad_(False)
     model.eval()
     settings = {"source": str(source), "task": task, "quantization": quantization, "device": str(place)}
+    settings["weights"] = "random" if str(source).endswith(".json") else "pretrained"
     note(model, "load_backbone", settings | describe_storage(model))
     return model
 
@@ -161,8 +164,11 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneError(f"there is no GGUF file at {path}")
-        root = Path(cache_dir or os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser()
-        return str(_dequantized_gguf(path, root))
+        return str(_dequantized_gguf(path, _cache(cache_dir)))
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise BackboneError(f"there is no config at {path}")
+        return str(_random_weights(path, _cache(cache_dir)))
     if path.is_dir():
         return str(path)
     is_path = isinstance(source, Path) or text.startswith((".", "/", "~", _PACKAGE)) or text.count("/") > 1
@@ -171,6 +177,10 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
             f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file"
         )
     return text
+
+
+def _cache(cache_dir: str | Path | None) -> Path:
+    return Path(cache_dir or os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser()
 
 
 def _package_file(source: str) -> Path:
@@ -190,6 +200,36 @@ def _dequantized_gguf(path: Path, cache: Path) -> Path:
         if not (target / "config.json").exists():
             _dequantize_gguf(path, target)
     return target
+
+
+def _random_weights(path: Path, cache: Path) -> Path:
+    """Return the cached directory of the model that a config describes, with random weights, the same each time."""
+    files = [file for file in sorted(path.parent.iterdir()) if file.is_file()]
+    digest = hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()[:16]
+    target = cache / "random" / f"{path.parent.name}-{digest}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        recover(target)
+        if not (target / "config.json").exists():
+            with staged_directory(target) as stage:
+                for file in files:
+                    shutil.copy(file, stage)
+                _build(path).save_pretrained(stage)
+    return target
+
+
+def _build(path: Path) -> PreTrainedModel:
+    """Return the model of a config with freshly drawn weights, in float32; the generator is left as it was."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        names = config.architectures or ["AutoModel"]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            architecture = getattr(transformers, names[0])
+            model: PreTrainedModel = (architecture.from_config if names == ["AutoModel"] else architecture)(config)
+    except (OSError, ValueError, KeyError, AttributeError) as problem:
+        raise BackboneError(f"cannot build a model from the config {path}: {problem}") from problem
+    return model
 
 
 def _dequantize_gguf(path: Path, target: Path) -> None:

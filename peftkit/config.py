@@ -5,7 +5,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import pydantic.dataclasses
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from peftkit.errors import ConfigError, PeftkitError, nearest
+from peftkit.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -25,16 +25,6 @@ def section(cls: type[T]) -> type[T]:
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)  # type: ignore[call-overload]
     checked: type[T] = made
     return checked
-
-
-def run_recipe(main: Callable[[T], None], kind: type[T]) -> None:
-    """Call a recipe's `main` with the config that the command line asks for; a user's mistake ends it with one sentence."""
-    config = parse(kind)
-    try:
-        main(config)
-    except PeftkitError as problem:
-        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
-        raise SystemExit(2) from problem
 
 
 def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:

@@ -40,6 +40,10 @@ class NonFiniteError(PeftkitError, ArithmeticError):
     """A loss, a gradient or a weight is not a number."""
 
 
+class OutOfMemoryError(PeftkitError, RuntimeError):
+    """The memory of the device does not suffice. The message names the settings that need less."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, or an empty string if none is."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

@@ -30,7 +30,8 @@ def summary(model: nn.Module) -> str:
     if "load_backbone" in known:
         entry = known["load_backbone"]
         sizes = ", ".join(f"{size / 2**20:.0f} MiB {dtype}" for dtype, size in entry["size_bytes"].items())
-        lines.append(f"backbone: {entry['class']} on {entry['device']}, {sizes}")
+        random = " of random weights" if entry["weights"] == "random" else ""
+        lines.append(f"backbone: {entry['class']} on {entry['device']}, {sizes}{random}")
         if entry["quantization"] is not None:
             lines.append(f"not quantised: {', '.join(entry['not_quantized'])}")
     if "attach" in known:

@@ -163,20 +163,77 @@ Adapter = Annotated[
 
 
 @section
-class DataSettings:
-    """Which rows to learn from."""
+class ReplaySettings:
+    """Old rows to learn again beside new ones, against forgetting."""
 
     train: str
-    """A JSONL, JSON, CSV or Parquet file."""
-    evaluation: str | None = None
-    """Held-out rows, in another such file."""
-    format: Literal["auto", "chat", "prompt-completion", "text"] = "auto"
-    """What the rows are; "auto" tells by the columns and says so."""
+    """The file with the old rows."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Old rows in an epoch, as a share of all rows of the epoch; drawn once, by the run's seed."""
+
+
+@section
+class RowSettings:
+    """Which rows to learn from."""
+
+    train: str | list[str]
+    """A JSONL, JSON, CSV or Parquet file, or several; sample:NAME/SPLIT for one of peftkit's samples."""
+    evaluation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Held-out rows: another such file, or the share of the training rows to hold out."""
     columns: dict[str, str] = field(default_factory=dict)
     """The file's names for the columns: {messages: conversation}."""
+    replay: ReplaySettings | None = None
+    """Rows of an earlier task to learn again."""
+    retention: str | None = None
+    """Held-out rows of an earlier task: the report says what the training has changed there."""
+
+
+@section
+class TextSettings(RowSettings):
+    """Which rows to learn from, and how much of each."""
+
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longest example in tokens; what is longer is cut, and counted."""
+
+
+@section
+class DataSettings(TextSettings):
+    """Which dialogues, completions or texts to learn from."""
+
+    format: Literal["auto", "chat", "prompt-completion", "alpaca", "sharegpt", "text"] = "auto"
+    """What the rows are; "auto" tells by the columns and says so."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """Longest example in tokens; what is longer is cut, and counted."""
-    loss_on: Literal["assistant", "all"] = "assistant"
-    """Learn the answers alone, or every token."""
+    loss_on: Literal["assistant", "all"] | None = None
+    """Learn the answers alone, or every token; null is the answers where there are answers."""
     system: str | None = None
     """A system message for dialogues that have none."""
+
+    def __post_init__(self) -> None:
+        if self.loss_on == "assistant" and self.format == "text":
+            raise ValueError("loss_on: assistant needs rows with answers; text rows have none, leave it out")
+
+
+@section
+class GenerationSettings:
+    """How a model writes."""
+
+    max_new_tokens: PositiveInt = 64
+    """Longest text to write, in tokens."""
+    num_beams: PositiveInt = 1
+    """Beams of the search; 1 is greedy."""
+    length_penalty: float = 1.0
+    """With beams: above 1 favours longer texts."""
+    no_repeat_ngram_size: NonNegativeInt = 0
+    """No sequence of so many tokens twice; 0 allows all."""
+    temperature: NonNegativeFloat = 0.0
+    """Draws tokens by their probability, sharpened below 1; 0 always takes the likeliest."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With a temperature: draw among the likeliest tokens that make up this probability."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields of transformers' GenerationConfig."""
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        beams = {"num_beams": self.num_beams, "length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        repeats = {"no_repeat_ngram_size": self.no_repeat_ngram_size} if self.no_repeat_ngram_size else {}
+        return {"max_new_tokens": self.max_new_tokens, **beams, **repeats, **(drawn if self.temperature else {})}

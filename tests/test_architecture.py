@@ -12,9 +12,10 @@ FLOORS = [
     ["quantization", "anatomy", "sections", "fingerprint", "snapshot"],
     ["methods"],
     ["backbone", "adapter"],
-    ["merging", "export", "generation", "inspection"],
+    ["merging", "export", "combining", "generation", "inspection"],
     ["data"],
     ["training"],
+    ["comparison", "sweep"],
     ["cli"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

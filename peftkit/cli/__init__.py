@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from peftkit.cli import inspect, merge, preview, train
+from peftkit.cli import combine, compare, evaluate, generate, inspect, merge, predict, preview, sweep, train
 from peftkit.errors import PeftkitError
 
-_VERBS = (train, preview, inspect, merge)
+_VERBS = (train, evaluate, predict, generate, compare, sweep, preview, inspect, merge, combine)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.add_to(commands)
     words = list(sys.argv[1:] if arguments is None else arguments)
     passes_words_on = words[:1] == ["train"] and words[1:2] not in (["-h"], ["--help"])
-    options = parser.parse_args(words[:1] if passes_words_on else words)
+    for_accelerate = words.index("--") if words[:1] == ["sweep"] and "--" in words else len(words)
+    options = parser.parse_args(words[:1] if passes_words_on else words[:for_accelerate])
     options.words = words[1:]
     try:
         code: int = options.run(options)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.errors import ConfigError, nearest
+from peftkit.recipes import recipes
 
 
 def add_to(commands: Any) -> None:
@@ -20,13 +21,6 @@ def add_to(commands: Any) -> None:
         description=f"Print and run `accelerate launch` for a recipe. Recipes: {', '.join(sorted(recipes()))}.",
     )
     train.set_defaults(run=_run)
-
-
-def recipes() -> dict[str, Path]:
-    """Return the recipes by name: those of the installed package, or of the source tree that it is imported from."""
-    package = Path(__file__).parent.parent
-    directory = package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
-    return {path.stem: path for path in directory.glob("*.py")}
 
 
 def _run(options: argparse.Namespace) -> int:

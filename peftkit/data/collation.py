@@ -1,10 +1,12 @@
 """Put examples of unequal length into one batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.rendering import IGNORED, Example
 
@@ -33,3 +35,13 @@ class PadRight:
             "attention_mask": torch.tensor([padded([1] * len(example.input_ids), 0) for example in examples]),
             "labels": torch.tensor([padded(example.labels, IGNORED) for example in examples]),
         }
+
+
+def pad_with(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
+    """Return a function that pads a tokenizer's encodings at the right, to a multiple of 8 tokens, into one batch."""
+
+    def pad(encodings: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = tokenizer.pad(list(encodings), return_tensors="pt", pad_to_multiple_of=8, padding_side="right")
+        return dict(batch)
+
+    return pad

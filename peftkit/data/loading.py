@@ -1,34 +1,28 @@
-"""From a config's data section to rows and examples."""
+"""From a config's data section to checked rows."""
 
-from transformers import PreTrainedTokenizerBase
-
-from peftkit.data.formats import Format, Row, check_rows, detect_format, read_rows, rename_columns
-from peftkit.data.rendering import Rendered, render_rows
+from peftkit.data.formats import Format, Row, check_rows, converted, detect_format, read_rows, rename_columns
+from peftkit.errors import ConfigError
 from peftkit.sections import DataSettings
 
+_TO_BE_WRITTEN = {"prompt": {"completion": ""}, "instruction": {"output": "-"}}
 
-def load_rows(settings: DataSettings, path: str) -> tuple[list[Row], Format]:
+
+def load_rows(settings: DataSettings, path: str, *, labelled: bool = True) -> tuple[list[Row], Format]:
     """Return the checked rows of a file, under peftkit's names for the columns, and their format.
+
+    Args:
+        settings: Names of columns, and the format.
+        path: What `read_rows` reads.
+        labelled: Rows must have the texts that a model learns to write; else prompts and instructions alone will do.
 
     Raises:
         DataError: the file cannot be read, or a row is not what the format asks for.
     """
     rows = rename_columns(read_rows(path), settings.columns)
-    kind = detect_format(rows) if settings.format == "auto" else settings.format
+    for column, missing in () if labelled else _TO_BE_WRITTEN.items():
+        rows = [missing | row if column in row else row for row in rows]
+    rows, kind = converted(rows, detect_format(rows) if settings.format == "auto" else settings.format)
     check_rows(rows, kind)
+    if kind == "text" and settings.loss_on == "assistant":
+        raise ConfigError(f"data.loss_on: assistant needs rows with answers; {path} has texts: leave data.loss_on out")
     return rows, kind
-
-
-def load_examples(
-    settings: DataSettings, path: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Rendered, list[Row], Format]:
-    """Return the examples of a file with the rows they were rendered from and the rows' format.
-
-    Raises:
-        DataError: as `load_rows`, or more than half of the rows have nothing to learn.
-    """
-    rows, kind = load_rows(settings, path)
-    rendered = render_rows(
-        rows, kind, tokenizer, max_length=settings.max_length, loss_on=settings.loss_on, system=settings.system
-    )
-    return rendered, rows, kind

@@ -9,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.formats import Format, Row
 from peftkit.data.rendering import prompt_text
 
+_PROMPT_TOKENS = 32  # of a text that is to be continued
+_SHOWN_CHARACTERS = 300  # of how it went on
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -20,33 +23,21 @@ class Question:
     expect: tuple[str, ...] = ()
 
 
-def questions(
-    rows: Sequence[Row], kind: Format, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None, count: int = 12
-) -> list[Question]:
-    """Return the questions of all rows with an ``expect`` list; where no row has one, those of the first `count` rows.
-
-    Text rows ask nothing.
-    """
-    checked = [row for row in rows if row.get("expect")]
-    chosen = checked or rows[:count]
+def question(row: Row, kind: Format, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> Question:
+    """Return what a row asks: its last question, its prompt, or the beginning of its text to go on with."""
+    expect = tuple(row.get("expect") or ())
+    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    start = tokenizer.bos_token if adds_bos else ""  # prompts are answered as rendered, and training begins so
+    if kind == "chat":
+        messages = row["messages"]
+        asked = messages[:-1] if messages[-1]["role"] == "assistant" and messages[1:] else messages
+        reference = messages[-1]["content"] if len(asked) < len(messages) else ""
+        return Question(prompt_text(asked, tokenizer, system), asked[-1]["content"], reference, expect)
     if kind == "prompt-completion":
-        adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        start = tokenizer.bos_token if adds_bos else ""  # prompts are answered as rendered, and training begins so
-        return [
-            Question(start + r["prompt"], r["prompt"], r["completion"], tuple(r.get("expect") or ())) for r in chosen
-        ]
-    dialogues = [
-        row for row in chosen if kind == "chat" and row["messages"][-1]["role"] == "assistant" and row["messages"][1:]
-    ]
-    return [
-        Question(
-            prompt_text(row["messages"][:-1], tokenizer, system),
-            row["messages"][-2]["content"],
-            row["messages"][-1]["content"],
-            tuple(row.get("expect") or ()),
-        )
-        for row in dialogues
-    ]
+        return Question(start + row["prompt"], row["prompt"], row["completion"], expect)
+    ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+    beginning = tokenizer.decode(ids[: min(_PROMPT_TOKENS, (len(ids) + 1) // 2)])
+    return Question(start + beginning, beginning, row["text"][len(beginning) :][:_SHOWN_CHARACTERS], expect)
 
 
 def fact_accuracy(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:

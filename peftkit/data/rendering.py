@@ -1,7 +1,7 @@
 """Turn rows into token ids and labels: the tokenizer's own chat template, and the loss on the answers alone."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +21,9 @@ class Example:
     input_ids: list[int]
     labels: list[int]
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
     @property
     def supervised(self) -> int:
         """How many tokens are learned: those with a label and a token before them."""
@@ -36,6 +39,12 @@ class Rendered:
     truncated: int = 0
     dropped: int = 0
     split: int = 0
+
+    def __iadd__(self, other: "Rendered") -> "Rendered":
+        self.examples += other.examples
+        for name in ("rows", "truncated", "dropped", "split"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
 
     def __str__(self) -> str:
         parts = [f"{self.rows} rows -> {len(self.examples)} examples"]
@@ -53,6 +62,7 @@ def render_rows(
     max_length: int,
     loss_on: LossOn = "assistant",
     system: str | None = None,
+    cut: Callable[[Example, int], list[Example]] | None = None,
 ) -> Rendered:
     """Render all rows, truncated to `max_length` tokens; rows left without a supervised token are dropped and counted.
 
@@ -63,6 +73,7 @@ def render_rows(
         max_length: The longest example, in tokens; what is longer is cut at its end.
         loss_on: "assistant" learns the answers (and completions); "all" every token.
         system: A system message for chat rows that have none.
+        cut: Makes several examples of one that is too long, instead of truncating it.
 
     Raises:
         DataError: more than half of the rows have no supervised token, or the tokenizer cannot render them.
@@ -70,11 +81,11 @@ def render_rows(
     rendered = Rendered(rows=len(rows))
     for row in rows:
         examples = _render_row(row, kind, tokenizer, loss_on, system)
-        cut = [Example(example.input_ids[:max_length], example.labels[:max_length]) for example in examples]
-        kept = [example for example in cut if example.supervised]
+        parts = [part for example in examples for part in (cut or _truncated)(example, max_length)]
+        kept = [part for part in parts if part.supervised]
         rendered.examples += kept
         rendered.split += len(examples) > 1
-        rendered.truncated += any(len(example.input_ids) > max_length for example in examples)
+        rendered.truncated += cut is None and any(len(example) > max_length for example in examples)
         rendered.dropped += not kept
     if rendered.dropped > len(rows) / 2:
         raise DataError(
@@ -82,6 +93,10 @@ def render_rows(
             "raise data.max_length, or see `peftkit preview` for what is supervised"
         )
     return rendered
+
+
+def _truncated(example: Example, max_length: int) -> list[Example]:
+    return [Example(example.input_ids[:max_length], example.labels[:max_length])]
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> str:

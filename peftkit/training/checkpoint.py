@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import json
-import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
@@ -17,11 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from peftkit.adapter import save
+from peftkit.adapter import adapter_tensors, write_adapter
 from peftkit.errors import CheckpointError
-from peftkit.files import read_json, read_tensors, write_json, write_tensors
+from peftkit.files import WEIGHTS_NAME, read_json, read_tensors, write_json, write_tensors
 from peftkit.methods.adalora import fit_ranks
 from peftkit.methods.allocation import Allocation
+from peftkit.training.random_state import random_state, set_random_state
+from peftkit.training.sharding import Shards, shared_like, whole
 
 _MANIFEST = "manifest.json"
 
@@ -34,6 +34,11 @@ class Trained:
     optimizer: Optimizer
     scheduler: LRScheduler
     allocation: Allocation
+    shards: Shards | None = None
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which each process has the whole model, to look at."""
+        return contextlib.nullcontext() if self.shards is None else self.shards.gathered()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
@@ -63,12 +68,13 @@ class Checkpoints:
             _delete(path)  # what a killed run left half-written
             path.mkdir(parents=True)
         self._accelerator.wait_for_everyone()
-        tensors, scalars = _random_state()
+        tensors, scalars = random_state()
         write_tensors(path / f"random-{rank}.safetensors", tensors)
         write_json(path / f"random-{rank}.json", scalars)
+        weights = {name: whole(parameter) for name, parameter in trained.parameters().items()}
+        moments, rest = _flat_optimizer(trained.optimizer)
         if main:
-            write_tensors(path / "trainable.safetensors", trained.parameters())
-            moments, rest = _flat_optimizer(trained.optimizer)
+            write_tensors(path / "trainable.safetensors", weights)
             write_tensors(path / "optimizer.safetensors", moments)
             write_tensors(path / "allocation.safetensors", trained.allocation.state())
             scaler = self._accelerator.scaler
@@ -82,13 +88,24 @@ class Checkpoints:
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             write_json(path / "state.json", state)
-            if isinstance(trained.model, PeftModel):
-                save(trained.model, path / "adapter")
+        if isinstance(trained.model, PeftModel):
+            self._save_adapter(trained.model, trained, path / "adapter")
         self._accelerator.wait_for_everyone()
         if main:
             files = [file for file in sorted(path.rglob("*")) if file.is_file()]
             write_json(path / _MANIFEST, {str(file.relative_to(path)): _sha256(file) for file in files})
         self._accelerator.wait_for_everyone()
+
+    def _save_adapter(self, model: PeftModel, trained: Trained, directory: Path) -> None:
+        """Write the adapter, put together from the shares of all processes, and read it back: a share alone is no adapter."""
+        tensors = {name: whole(value) for name, value in adapter_tensors(model, "default").items()}
+        with trained.gathered():
+            if self._accelerator.is_main_process:
+                write_adapter(model.get_base_model(), model.peft_config["default"], tensors, directory)
+        if self._accelerator.is_main_process and trained.shards is not None:
+            written = read_tensors(directory / WEIGHTS_NAME, CheckpointError)
+            if any(not torch.equal(written[name], value.cpu()) for name, value in tensors.items()):
+                raise CheckpointError(f"{directory} does not hold the adapter that is trained")
 
     def latest(self) -> Path | None:
         """Return the newest whole checkpoint, or None."""
@@ -125,12 +142,13 @@ class Checkpoints:
         self.restore_weights(path, trained.model)
         trained.allocation.load_state(read_tensors(path / "allocation.safetensors", CheckpointError))
         moments = read_tensors(path / "optimizer.safetensors", CheckpointError)
-        trained.optimizer.load_state_dict(_nested_optimizer(moments, state["optimizer"]))
+        parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
+        trained.optimizer.load_state_dict(_nested_optimizer(moments, state["optimizer"], parameters))
         trained.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         rank = self._accelerator.process_index
-        _set_random_state(
+        set_random_state(
             read_tensors(path / f"random-{rank}.safetensors", CheckpointError),
             read_json(path / f"random-{rank}.json", CheckpointError),
         )
@@ -154,7 +172,7 @@ class Checkpoints:
             )
         with torch.no_grad():
             for name, parameter in here.items():
-                parameter.copy_(saved[name])
+                parameter.copy_(shared_like(saved[name], parameter))
 
 
 def _delete(path: Path) -> None:
@@ -176,38 +194,20 @@ def _sha256(path: Path) -> str:
 
 
 def _flat_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Separate an optimiser's state into tensors, named "parameter.key", and plain values."""
+    """Separate an optimiser's state into whole tensors, named "parameter.key", and plain values."""
     state = optimizer.state_dict()
     entries = {f"{number}.{key}": value for number, each in state["state"].items() for key, value in each.items()}
-    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    tensors = {name: whole(value) for name, value in entries.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
     return tensors, {"values": plain, "param_groups": json.loads(json.dumps(state["param_groups"]))}
 
 
-def _nested_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+def _nested_optimizer(
+    tensors: dict[str, Tensor], rest: dict[str, Any], parameters: list[nn.Parameter]
+) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **rest["values"]}.items():
         number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = value
+        shared = shared_like(value, parameters[int(number)]) if isinstance(value, Tensor) else value
+        state.setdefault(int(number), {})[key] = shared
     return {"state": state, "param_groups": rest["param_groups"]}
-
-
-def _random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the states of all generators that a step may draw from, on this process."""
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    numpy_state = [name, [int(key) for key in keys], *(float(value) for value in rest)]
-    return tensors, {"python": [version, list(numbers), gauss], "numpy": numpy_state}
-
-
-def _set_random_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-    version, numbers, gauss = scalars["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = scalars["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached))

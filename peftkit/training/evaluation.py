@@ -1,7 +1,7 @@
 """The loss on held-out examples, exact whatever the batch size and the number of processes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import torch
@@ -13,29 +13,34 @@ from peftkit.training.objective import Batch, CausalLanguageModel, Objective, on
 
 def evaluate(
     model: nn.Module,
-    examples: Sequence[Any],
+    examples: Sequence[Sized],
     collate: Callable[[Sequence[Any]], Batch],
     accelerator: Accelerator,
     *,
     batch_size: int = 8,
     objective: Objective | None = None,
 ) -> dict[str, float]:
-    """Return loss per supervised item (nats) and perplexity over all examples, exact whatever the batch size.
+    """Return the loss per supervised item (nats) over all examples, exact whatever the batch size; of a language model, the
+    perplexity too.
 
     Memory does not grow with the number of examples. The model is left in the mode in which it came.
     """
     objective = objective or CausalLanguageModel()
-    by_length = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
+    by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i]))  # what does not fit shows at once
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     training = model.training
     model.eval()
-    with torch.no_grad(), accelerator.autocast():
-        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
-            batch = on_device(accelerator.device, collate([examples[i] for i in numbers]))
-            totals += torch.stack(
-                [objective.loss(model, batch).double(), torch.tensor(float(objective.count(batch))).to(totals)]
-            )
-    model.train(training)
-    loss, count = accelerator.reduce(totals).tolist()
-    return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 700.0))}
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
+                batch = on_device(accelerator.device, collate([examples[i] for i in numbers]))
+                count = torch.tensor(float(objective.count(batch))).to(totals)
+                totals += torch.stack([objective.loss(model, batch).double(), count])
+    finally:
+        model.train(training)
+    summed, items = accelerator.reduce(totals).tolist()
+    metrics = {"loss": summed / items}
+    if getattr(objective, "is_language_model", False):
+        metrics["perplexity"] = math.exp(min(summed / items, 700.0))
+    return metrics

@@ -1,38 +1,37 @@
 """The training loop: any model with trained parameters, on any number of processes, through Accelerate's public API."""
 
-import contextlib
 import dataclasses
-import hashlib
+import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft.helpers import disable_input_dtype_casting
-from torch import nn
-from transformers import get_scheduler
+from torch import Tensor, nn
 
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.methods.allocation import Allocation
+from peftkit.quantization import model_quantization
+from peftkit.training import refusals, sharding
 from peftkit.training.checkpoint import Checkpoints, Trained
 from peftkit.training.evaluation import evaluate
 from peftkit.training.interruption import Interruption
-from peftkit.training.metrics import MetricsLog, ProgressLine
-from peftkit.training.objective import IGNORED, Batch, CausalLanguageModel, Objective, on_device
+from peftkit.training.metrics import MetricsLog, ProgressLine, memory_bytes
+from peftkit.training.objective import Batch, CausalLanguageModel, Objective
 from peftkit.training.order import Order
+from peftkit.training.out_of_memory import explained, until_it_fits
+from peftkit.training.passes import Passes
+from peftkit.training.preparation import checkpoint_activations, digest_of, optimizer_for, scheduler_for
+from peftkit.training.progress import Outcome, Progress
+from peftkit.training.random_state import random_state, set_random_state
 from peftkit.training.settings import TrainSettings
 
 _SKIPPED_STEPS_LIMIT = 20  # float16 scales its loss down after an overflow; so many in a row are not an overflow
-
-
-class Example(Protocol):
-    """What the loop asks of an example: its tokens, to know its length."""
-
-    input_ids: list[int]
 
 
 @dataclasses.dataclass
@@ -47,38 +46,16 @@ class Hooks:
     evaluate: Callable[[], dict[str, float]] | None = None
 
 
-@dataclasses.dataclass
-class Outcome:
-    """How a run ended: at which step of how many, where its best evaluation was, and the signal that stopped it, if one did."""
-
-    step: int
-    total_steps: int
-    best_step: int | None
-    best_loss: float | None
-    interrupted: int | None
-    checkpoint: Path
-
-
-@dataclasses.dataclass
-class _Progress:
-    step: int = 0
-    best_step: int | None = None
-    best_loss: float | None = None
-    evaluations_since_best: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-
-    def evaluated(self, loss: float) -> None:
-        self.evaluations_since_best += 1
-        if self.best_loss is None or loss < self.best_loss:
-            self.best_loss, self.best_step, self.evaluations_since_best = loss, self.step, 0
-
-
 def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
-    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name."""
+    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name.
+
+    Raises:
+        ConfigError: the device or the model cannot compute in that precision.
+    """
     dtypes = {parameter.dtype for parameter in model.parameters()}
     auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
     precision = auto if settings.precision == "auto" else settings.precision
+    refusals.check_precision(precision, model)
     return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
 
 
@@ -91,7 +68,7 @@ class Training:
 
     Args:
         model: A model from `attach`, or any module; it is trained in place.
-        examples: The training examples; each has ``input_ids``.
+        examples: The training examples; ``len`` of one is its length in tokens, its ``repr`` tells it from others.
         collate: Makes a batch of tensors from a list of examples.
         settings: How to train.
         run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
@@ -102,16 +79,17 @@ class Training:
         seed: Seed of the order of the examples.
 
     Raises:
-        ConfigError: nothing can be trained, or an evaluation is asked for without examples.
+        ConfigError: nothing can be trained, an evaluation is asked for without examples, or the processes cannot do what
+            the settings want (`peftkit.training.refusals`).
     """
 
     model: nn.Module
-    examples: Sequence[Any]
+    examples: Sequence[Sized]
     collate: Callable[[Sequence[Any]], Batch]
     settings: TrainSettings
     run_dir: Path
     accelerator: Accelerator
-    evaluation: Sequence[Any] = ()
+    evaluation: Sequence[Sized] = ()
     objective: Objective = dataclasses.field(default_factory=CausalLanguageModel)
     hooks: Hooks = dataclasses.field(default_factory=Hooks)
     seed: int = 0
@@ -124,34 +102,49 @@ class Training:
             raise ConfigError("there are no examples to train on")
         if settings.evaluate_every is not None and not self.evaluation:
             raise ConfigError("train.evaluate_every needs held-out rows: set data.evaluation")
-        lengths = [len(example.input_ids) for example in self.examples]
+        refusals.check_processes(settings, model, accelerator)
+        lengths = list(map(len, self.examples))
         cut = (settings.batch_size, settings.accumulate, accelerator.num_processes)
         self.order = Order(lengths, *cut, self.seed, settings.group_by_length)
         wanted = max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.total_steps = min(wanted, settings.max_steps or wanted)
         self.evaluation_interval = self._interval(settings.evaluate_every)
         self.save_interval = self._interval(settings.save_every)
-        if settings.gradient_checkpointing:
-            _checkpoint_activations(model)
-        model.to(accelerator.device)
-        optimizer = _optimizer(model, settings)
-        self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
-        # The loop does its own autocast; Accelerate's, on the model's forward, would cast all logits to float32.
-        accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        scheduler = get_scheduler(
-            "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-            optimizer,
-            round(settings.warmup * self.total_steps if settings.warmup < 1 else settings.warmup),
-            self.total_steps,
+        self.explained = functools.partial(
+            explained, train=settings, quantization=model_quantization(model), longest=max(lengths)
         )
+        if settings.gradient_checkpointing:
+            checkpoint_activations(model)
+        model.to(accelerator.device)
+        shards, optimizer = self._prepare()
+        scheduler = scheduler_for(optimizer, settings, self.total_steps)
         self.allocation = Allocation(model, optimizer, self.total_steps, in_place=accelerator.num_processes == 1)
-        self.trained = Trained(model, optimizer, scheduler, self.allocation)
+        self.passes = Passes(
+            self.prepared, self.objective, self.examples, self.collate, self.order, accelerator, self.explained
+        )
+        self.trained = Trained(model, optimizer, scheduler, self.allocation, shards)
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", accelerator)
         self.log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
-        self.line = ProgressLine(self.total_steps, accelerator.is_main_process)
-        self.data_digest = hashlib.sha256(repr([e.input_ids for e in self.examples]).encode()).hexdigest()
-        self.progress = _Progress()
+        self.line = ProgressLine(
+            self.total_steps, accelerator.is_main_process, getattr(self.objective, "unit", "examples")
+        )
+        self.data_digest = digest_of(self.examples)
+        self.progress = Progress()
         self.skipped = 0
+
+    def _prepare(self) -> tuple[sharding.Shards | None, torch.optim.Optimizer]:
+        """Make model and optimiser ready for the processes that there are."""
+        accelerator, self.prepared = self.accelerator, self.model
+        if sharding.is_in_use():
+            shards = sharding.Shards(self.model, accelerator)
+            optimizer = optimizer_for(self.model, self.settings)
+            self.optimizer = accelerator.prepare_optimizer(optimizer)
+            return shards, optimizer
+        optimizer = optimizer_for(self.model, self.settings)
+        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
+        # The loop does its own autocast; Accelerate's, on the model's forward, would cast all logits to float32.
+        accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        return None, optimizer
 
     def _interval(self, every: float | None) -> int | None:
         if every is None:
@@ -163,7 +156,9 @@ class Training:
 
         Raises:
             CheckpointError: the checkpoint to go on from is damaged or belongs to another run.
+            ConfigError: the evaluation does not give the metric ``train.best``.
             NonFiniteError: a loss or gradient is not finite.
+            OutOfMemoryError: a step or an evaluation does not fit in memory.
         """
         self._resume()
         self.log.start(self.progress.step)
@@ -174,15 +169,22 @@ class Training:
                 started = time.monotonic()
                 entry, received = self._step(interruption)
                 progress.seconds += time.monotonic() - started
-                self.log.write(progress.step, "train", entry | {"seconds": progress.seconds})
+                self.log.write(progress.step, "train", entry | self._cost())
+                self.log.write_ranks(progress.step, self.allocation)
                 self.line.show(progress.step, entry, progress.seconds)
                 self._evaluate_and_save(stopping=received is not None)
         self.line.close()
+        if self.trained.shards is not None:
+            self.trained.shards.dissolve()
         if received is None and self.settings.restore_best and progress.best_step not in (None, progress.step):
             self.checkpoints.restore_weights(self.checkpoints.path(progress.best_step), self.model)
         self.allocation.finish()
         last = self.checkpoints.path(progress.step)
-        return Outcome(progress.step, self.total_steps, progress.best_step, progress.best_loss, received, last)
+        return Outcome(progress.step, self.total_steps, progress.best_step, progress.best_value, received, last)
+
+    def _cost(self) -> dict[str, float]:
+        """Return the seconds of all steps so far, and the peak of the memory in GiB."""
+        return {"seconds": self.progress.seconds, "memory_gib": memory_bytes()[1] / 2**30}
 
     def _casts_are_idle(self) -> bool:
         """Tell whether autocast takes back at once what PEFT casts to float32 before an update: without the casts, the same
@@ -194,26 +196,18 @@ class Training:
     def _step(self, interruption: Interruption) -> tuple[dict[str, float], int | None]:
         """Make one optimiser step; return what to log, and a signal if any process has received one."""
         progress, accelerator = self.progress, self.accelerator
-        batches = list(self._batches(progress.step))
-        count = sum(map(self.objective.count, batches))
-        items = float(accelerator.reduce(torch.tensor(float(count), device=accelerator.device)))
-        loss = torch.zeros((), device=accelerator.device)
-        for number, batch in enumerate(batches):
-            is_last = number == len(batches) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared):
-                with accelerator.autocast():
-                    summed = self.objective.loss(self.prepared, batch)
-                accelerator.backward(summed * (accelerator.num_processes / items))
-            loss += summed.detach()
+        items, loss = self._gradients()
         asked_to_stop = torch.tensor(float(interruption.received is not None), device=accelerator.device)
         total, stop = accelerator.reduce(torch.stack([loss, asked_to_stop])).tolist()
         mean_loss = total / items
-        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf))
+        clipped = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        norm = float(sharding.whole(clipped))
         self._check_finite(mean_loss, norm)
         rate = self.trained.scheduler.get_last_lr()[0]
-        self.allocation.before_step(finite=math.isfinite(norm))
-        self.optimizer.step()
-        self.allocation.after_step(progress.step + 1)
+        with self.explained("step"):
+            self.allocation.before_step(finite=math.isfinite(norm))
+            self.optimizer.step()
+            self.allocation.after_step(progress.step + 1)
         if self.hooks.after_step is not None:
             self.hooks.after_step(progress.step, self.total_steps)
         self.optimizer.zero_grad()
@@ -222,6 +216,28 @@ class Training:
         progress.tokens += round(items)
         entry = {"loss": mean_loss, "gradient_norm": norm, "learning_rate": rate, "items": items}
         return entry, (interruption.received or signal.SIGTERM) if stop else None
+
+    def _gradients(self) -> tuple[float, Tensor]:
+        """Do the passes of a step, with ``auto_batch`` in as many as it takes: see `Passes.accumulate`."""
+        settings, progress = self.settings, self.progress
+        start = random_state() if settings.auto_batch else None
+
+        def attempt(size: int) -> tuple[float, Tensor]:
+            self.order.batch_size = size
+            if start is not None:
+                set_random_state(*start)
+                self.optimizer.zero_grad()
+            return self.passes.accumulate(progress.step)
+
+        def tell(size: int) -> None:
+            progress.batch_size, number = size, math.ceil(settings.batch_size * settings.accumulate / size)
+            self.log.write(progress.step + 1, "auto_batch", {"batch_size": size, "accumulate": number})
+            self.line.message(
+                f"out of memory: from step {progress.step + 1} on, {number} passes of {size} make one step"
+            )
+
+        size = progress.batch_size or settings.batch_size
+        return until_it_fits(attempt, size, may_halve=settings.auto_batch, tell=tell)
 
     def _check_finite(self, loss: float, norm: float) -> None:
         scaling = self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled()
@@ -233,13 +249,6 @@ class Training:
             f"{what} at step {self.progress.step + 1}; no weight was changed by it and the last checkpoint stands. "
             "Try a lower train.learning_rate, or train.precision=no"
         )
-
-    def _batches(self, step: int) -> Iterator[Batch]:
-        for numbers in self.order.micro_batches(step, self.accelerator.process_index):
-            batch = on_device(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
-            if not numbers:  # nothing is left for this process: it takes part with a batch that counts for nothing
-                batch["labels"] = torch.full_like(batch["labels"], IGNORED)
-            yield batch
 
     def _evaluate_and_save(self, stopping: bool) -> None:
         """Evaluate and save where the settings say so, at the end, and before stopping."""
@@ -253,18 +262,35 @@ class Training:
                 f"evaluation at step {progress.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             )
             if self.allocation.is_final:  # before, the model is larger than it may end, and no such one is the best
-                progress.evaluated(metrics["loss"])
+                progress.evaluated(metrics, self.settings.best)
         save_due = self.save_interval is not None and progress.step % self.save_interval == 0
         if due or save_due or at_end or stopping:
             self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress), self.data_digest)
             self.checkpoints.keep({progress.step, progress.best_step or progress.step})
 
     def _evaluated(self) -> dict[str, float]:
-        size = self.settings.evaluation_batch_size or self.settings.batch_size
-        metrics = evaluate(
-            self.model, self.evaluation, self.collate, self.accelerator, batch_size=size, objective=self.objective
-        )
-        return metrics | (self.hooks.evaluate() if self.hooks.evaluate is not None else {})
+        settings, progress = self.settings, self.progress
+
+        def attempt(size: int) -> dict[str, float]:
+            with self.explained("evaluation"):
+                return evaluate(
+                    self.model,
+                    self.evaluation,
+                    self.collate,
+                    self.accelerator,
+                    batch_size=size,
+                    objective=self.objective,
+                )
+
+        def tell(size: int) -> None:
+            progress.evaluation_batch_size = size
+            self.line.message(f"out of memory: evaluations go on with batches of {size}")
+
+        size = progress.evaluation_batch_size or settings.evaluation_batch_size or settings.batch_size
+        with self.trained.gathered():
+            metrics = until_it_fits(attempt, size, may_halve=settings.auto_batch, tell=tell)
+            with self.explained("evaluation"):
+                return metrics | (self.hooks.evaluate() if self.hooks.evaluate is not None else {})
 
     def _is_stopped_early(self) -> bool:
         patience = self.settings.early_stopping
@@ -277,24 +303,7 @@ class Training:
         if path is not None:
             if not path.is_dir():
                 raise CheckpointError(f"train.resume is {wanted!r}: there is no checkpoint directory of that name")
-            self.progress = _Progress(**self.checkpoints.restore(path, self.trained, self.data_digest))
+            self.progress = Progress(**self.checkpoints.restore(path, self.trained, self.data_digest))
             if path.parent.resolve() != self.checkpoints.directory.resolve():  # another run's: its best is not here
-                self.progress.best_step, self.progress.best_loss, self.progress.evaluations_since_best = None, None, 0
+                self.progress.forget_best()
             self.line.message(f"resumed at step {self.progress.step} from {path}")
-
-
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv:1711.05101) over the trained parameters, with weight decay on matrices only."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, without reentrance; transformers has renamed how."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})

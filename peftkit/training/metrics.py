@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from peftkit.files import write_file
+from peftkit.methods.allocation import Allocation
 
 _PLAIN_SECONDS = 10.0  # a line this often where nobody can see it move
 _WINDOW = 20  # steps that the shown loss and speed are taken over
@@ -31,12 +32,24 @@ class MetricsLog:
             write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Append one line; `kind` is "train" or "evaluation"."""
-        if self._accelerator.is_main_process:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        """Append one line; `kind` is "train", "evaluation" or "auto_batch"."""
+        self._append({"step": step, "kind": kind, **values})
         if self._accelerator.trackers:
             self._accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def write_ranks(self, step: int, allocation: Allocation) -> None:
+        """Append one line of the kind "ranks", AdaLoRA's triplets a layer, where `step` has changed them.
+
+        The allocation remembers some hundred steps of the fall. Trackers, which take numbers, do not get them.
+        """
+        last = allocation.history[-2:]
+        if last and last[-1][0] == step and (len(last) == 1 or not torch.equal(last[0][1], last[1][1])):
+            self._append({"step": step, "kind": "ranks", "ranks": allocation.rank_map()[step]})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -48,9 +61,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class ProgressLine:
     """Step, time left, loss, learning rate, speed and memory: one line that moves on a terminal, plain lines in a file."""
 
-    def __init__(self, total_steps: int, enabled: bool) -> None:
+    def __init__(self, total_steps: int, enabled: bool, unit: str = "tokens") -> None:
         self._total = total_steps
         self._enabled = enabled
+        self._unit = unit
         self._moves = sys.stderr.isatty()
         self._recent: list[tuple[float, float, float]] = []
         self._printed = 0.0
@@ -78,7 +92,7 @@ class ProgressLine:
         now, peak = memory_bytes()
         return (
             f"step {step}/{self._total}  left {left}  loss {loss:.4f}  lr {entry['learning_rate']:.2e}  "
-            f"{speed:.0f} supervised tok/s  memory {now / 2**30:.2f} (peak {peak / 2**30:.2f}) GiB"
+            f"{speed:.0f} {self._unit}/s  memory {now / 2**30:.2f} (peak {peak / 2**30:.2f}) GiB"
         )
 
     def message(self, text: str) -> None:

@@ -11,7 +11,11 @@ Batch = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """A loss as a sum, and how many items it sums over."""
+    """A loss as a sum, and how many items it sums over.
+
+    Two attributes may stand beside the methods: `is_language_model` (False), which adds a perplexity to evaluations, and
+    `unit` ("examples"), what the items are called.
+    """
 
     def count(self, batch: Batch) -> int:
         """Return the number of supervised items of a batch."""
@@ -25,6 +29,9 @@ class CausalLanguageModel:
 
     Only supervised positions are cast to float32: the softmax over the vocabulary is not computed for the others.
     """
+
+    is_language_model = True
+    unit = "tokens"
 
     def count(self, batch: Batch) -> int:
         """Return the number of labels that are not -100, except the first of each row, which nothing predicts."""

@@ -13,7 +13,7 @@ class Order:
     """Which examples each optimiser step takes, and how they fall to processes and micro-batches.
 
     What a step takes depends on the size of the whole step alone: 1 x 8, 8 x 1 and 2 x 4 (examples in a pass x passes), on
-    one process or several, take the same examples.
+    one process or several, take the same examples. `batch_size` may be set to another size at any time.
 
     Args:
         lengths: The length of every example, in tokens.
@@ -28,7 +28,7 @@ class Order:
         self, lengths: Sequence[int], batch_size: int, accumulate: int, processes: int, seed: int, group_by_length: bool
     ) -> None:
         self._lengths = lengths
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._processes = processes
         self._step_size = batch_size * accumulate * processes
         self._seed = seed
@@ -44,7 +44,7 @@ class Order:
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         examples = self._epoch(epoch)[place]
-        batches = [examples[i : i + self._batch_size] for i in range(0, len(examples), self._batch_size)]
+        batches = [examples[i : i + self.batch_size] for i in range(0, len(examples), self.batch_size)]
         rounds = math.ceil(len(batches) / self._processes)
         mine = batches[rank :: self._processes]
         return mine + [[] for _ in range(rounds - len(mine))]

@@ -12,8 +12,8 @@ from yaml import safe_load
 from peftkit.config import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
-from peftkit.training.loop import Outcome
 from peftkit.training.process import environment, prepare_process
+from peftkit.training.progress import Outcome
 
 _MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
 

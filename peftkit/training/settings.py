@@ -20,6 +20,10 @@ class TrainSettings:
     """Examples in one forward pass on one device."""
     accumulate: PositiveInt = 1
     """Forward passes a step; the gradient is that of one pass over all of them."""
+    global_batch_size: PositiveInt | None = None
+    """What `batch_size` x `accumulate` x processes must be; null takes what it is."""
+    auto_batch: bool = False
+    """Where a step does not fit in memory, make it again with half the batch_size and twice the passes; on one process."""
     learning_rate: PositiveFloat = 2e-4
     """Peak of the schedule."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -44,10 +48,12 @@ class TrainSettings:
     """Examples in one forward pass of an evaluation; null is `batch_size`."""
     save_every: PositiveFloat | None = None
     """A resumable checkpoint this often, in the unit of `evaluate_every`; null saves at each evaluation and at the end."""
+    best: str = "loss"
+    """The metric of the evaluation that tells which is best: the highest, or the lowest loss, perplexity or error rate."""
     early_stopping: PositiveInt | None = None
-    """Stop after this many evaluations without a lower evaluation loss."""
+    """Stop after this many evaluations without a better one."""
     restore_best: bool = True
-    """End with the weights of the lowest evaluation loss instead of the last."""
+    """End with the weights of the best evaluation instead of the last."""
     group_by_length: bool = True
     """Put examples of similar length into one step, which saves padding; the order stays random."""
     resume: str = "auto"

@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from peftkit.data.formats import check_rows, detect_format, read_rows, rename_columns
+from peftkit.data.formats import check_rows, converted, detect_format, read_rows, rename_columns
 from peftkit.data.loading import load_rows
 from peftkit.errors import DataError
 from peftkit.sections import DataSettings
@@ -82,3 +82,77 @@ def test_a_missing_column_names_the_nearest(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
     with pytest.raises(DataError, match=r"no column 'conversation' .*did you mean 'conversations'"):
         load_rows(DataSettings(train="", columns={"messages": "conversation"}), str(tmp_path / "rows.jsonl"))
+
+
+def said(*texts):
+    """Messages of system, user and assistant in turn; without a system message if the first is None."""
+    roles = ["system", *("user", "assistant") * len(texts)]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text is not None]
+
+
+ALPACA = {"instruction": "Add.", "input": "1 + 1", "output": "2", "text": "### Instruction: ..."}
+TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        (ALPACA, said(None, "Add.\n\n1 + 1", "2")),
+        ({"instruction": "Hi", "output": "yo", "expect": ["yo"]}, said(None, "Hi", "yo")),
+        (ALPACA | {"input": None, "system": "Be brief."}, said("Be brief.", "Add.", "2")),
+        (ALPACA | {"input": "", "history": [["a", "b"], ["c", "d"]]}, said(None, "a", "b", "c", "d", "Add.", "2")),
+        ({"conversations": TURNS}, said(None, "hi", "yo")),
+        ({"conversations": TURNS, "system": "Be brief."}, said("Be brief.", "hi", "yo")),
+        ({"conversations": [{"from": "system", "value": "s"}, *TURNS], "system": "x"}, said("s", "hi", "yo")),
+        ({"conversations": said("s", "hi", "yo")}, said("s", "hi", "yo")),
+        (
+            {"conversations": [*TURNS, {"from": "observation", "value": "{}"}, {"from": "gpt", "value": "so"}]},
+            [*said(None, "hi", "yo"), {"role": "tool", "content": "{}"}, {"role": "assistant", "content": "so"}],
+        ),
+    ],
+)
+def test_alpaca_and_sharegpt_rows_become_chats(tmp_path, row, messages):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": 7}) + "\n")
+    rows, kind = load_rows(DataSettings(train=""), str(path))
+    assert kind == "chat"
+    assert [each["messages"] for each in rows] == [messages, messages]
+    assert rows[1]["id"] == 7
+    assert rows[0].get("expect") == row.get("expect")
+
+
+def test_other_rows_are_not_converted():
+    assert converted(CHAT, "chat") == (CHAT, "chat")
+    assert converted(ROWS, "prompt-completion") == (ROWS, "prompt-completion")
+
+
+def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ALPACA) + "\n")
+    rows, kind = load_rows(DataSettings(train="", format="text"), str(path))
+    assert (rows, kind) == ([ALPACA], "text")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ALPACA | {"output": " "}, "row 2: an answer is empty"),
+        (ALPACA | {"output": None}, "row 2: an answer is empty"),
+        (ALPACA | {"output": 7}, "row 2: 'output' is 7; it must be a text"),
+        (ALPACA | {"instruction": "", "input": ""}, "row 2: there is neither an instruction nor an input"),
+        (ALPACA | {"history": [["a"]]}, r"row 2: 'history' is \[\['a'\]\]"),
+        (ALPACA | {"history": [["a", ""]]}, "row 2: an answer is empty"),
+        ({"conversations": []}, r"row 2: 'conversations' is \[\]"),
+        ({"conversations": ["hi"]}, "row 2: 'hi' is not a message"),
+        (
+            {"conversations": [{"from": "humam", "value": "x"}]},
+            "row 2: a message is from 'humam'.*did you mean 'human'",
+        ),
+        ({"conversations": [{"from": "gpt", "value": ""}]}, "row 2: an answer is empty"),
+        ({"conversations": [{"from": "human"}]}, "row 2: the user's message is None"),
+    ],
+)
+def test_bad_dialogues_are_named_by_their_row(row, message):
+    good = {"conversations": TURNS} if "conversations" in row else ALPACA
+    with pytest.raises(DataError, match=message):
+        converted([good, row], "sharegpt" if "conversations" in row else "alpaca")

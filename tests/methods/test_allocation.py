@@ -286,7 +286,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
     resumed, again = train(tmp_path / "cut", llama_dir, settings, **options)
     expected, found = trained(whole), trained(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert (again.best_step, again.best_loss) == (outcome.best_step, outcome.best_loss)
+    assert (again.best_step, again.best_value) == (outcome.best_step, outcome.best_value)
     for file in ("optimizer.safetensors", "allocation.safetensors", "adapter/adapter_model.safetensors"):
         first, second = (read_tensors(each.checkpoint / file) for each in (outcome, again))
         assert first.keys() == second.keys()

@@ -57,7 +57,7 @@ def test_the_progress_line_names_what_matters(capsys):
     for step in range(1, 11):
         line.show(step, {"loss": 2.0, "learning_rate": 1e-3, "items": 50}, seconds=0.5 * step)
     last = capsys.readouterr().err.splitlines()[-1]
-    for part in ("step 10/10", "left 00:00:00", "loss 2.0000", "lr 1.00e-03", "100 supervised tok/s", "GiB"):
+    for part in ("step 10/10", "left 00:00:00", "loss 2.0000", "lr 1.00e-03", "100 tokens/s", "GiB"):
         assert part in last
 
 

@@ -1,0 +1,33 @@
+"""`peftkit evaluate`: measure finished runs on labelled rows."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_to(commands: Any) -> None:
+    """Add the verb to the parser's commands."""
+    verb = commands.add_parser("evaluate", help="measure a finished run, or the mean of several, on labelled rows")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)")
+    verb.add_argument("--data", help="a data file or sample:NAME/SPLIT (default: the first run's held-out rows)")
+    verb.add_argument("--batch_size", type=int, default=32, help="rows in a batch (default: 32)")
+    verb.add_argument("--output", help="also write the metrics to this JSON file")
+    verb.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from peftkit.files import write_json
+    from peftkit.training.opening import open_run
+    from peftkit.training.prediction import measured
+
+    runs = [open_run(directory) for directory in options.runs]
+    data = options.data or runs[0].held_out()
+    found = measured(runs, runs[0].task.read(data), batch_size=options.batch_size)
+    print(f"{' + '.join(options.runs)} on {data}")
+    for name, value in found.metrics.items():
+        print(f"  {name:<24} {value:.4f}")
+    if found.details:
+        print(f"\n{found.details}")
+    if options.output:
+        write_json(Path(options.output), {"runs": options.runs, "data": data, **vars(found)})
+    return 0

@@ -1,0 +1,121 @@
+"""Tagged words: from words with tags, or a text with spans of characters, to tokens; and back."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.data.formats import Row, read_rows, rename_columns
+from peftkit.errors import DataError
+
+LabelOn = Literal["first", "last"]
+Offsets = list[tuple[int, int]]
+_CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
+
+
+def read_tagged(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
+    """Return rows with ``tokens`` (and ``tags``), or ``text`` (and ``spans``, a list of ``{"start", "end", "label"}``).
+
+    Raises:
+        DataError: names the first row, counted from 1, that is neither.
+    """
+    rows = rename_columns(read_rows(path), columns)
+    for number, row in enumerate(rows, 1):
+        problem = _problem(row, labelled)
+        if problem:
+            raise DataError(f"{path}, row {number}: {problem}")
+    return rows
+
+
+def _problem(row: Row, labelled: bool) -> str:
+    if "tokens" in row:
+        tokens, tags = row["tokens"], row.get("tags")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+            return f"'tokens' is {tokens!r}; it must be a list of texts that are not empty"
+        if labelled and (not isinstance(tags, list) or len(tags) != len(tokens)):
+            return f"there are {len(tokens)} tokens and {len(tags) if isinstance(tags, list) else 'no'} tags"
+        return ""
+    if not isinstance(row.get("text"), str):
+        return "it has neither 'tokens' (with 'tags') nor 'text' (with 'spans')"
+    if not labelled:
+        return ""
+    spans = row.get("spans")
+    if not isinstance(spans, list):
+        return f"'spans' is {spans!r}; it must be a list of {{start, end, label}}"
+    end = 0
+    for span in sorted(spans, key=lambda span: span.get("start", -1)):
+        if not 0 <= span.get("start", -1) < span.get("end", -1) <= len(row["text"]) or "label" not in span:
+            return (
+                f"the span {span!r} is not {{start, end, label}} within the {len(row['text'])} characters of the text"
+            )
+        if span["start"] < end:
+            return f"the span {span!r} overlaps another; nested entities cannot be tagged"
+        end = span["end"]
+    return ""
+
+
+def words(row: Row) -> tuple[str, Offsets]:
+    """Return a row's text and where its words are in it: its tokens, or runs of letters, single signs, Chinese characters."""
+    if "tokens" not in row:
+        return row["text"], [match.span() for match in _WORD.finditer(row["text"])]
+    offsets, start = [], 0
+    for token in row["tokens"]:
+        offsets.append((start, start + len(token)))
+        start += len(token) + 1
+    return " ".join(row["tokens"]), offsets
+
+
+def tags(row: Row) -> list[str]:
+    """Return the tag of each of `words`: the row's own, or B-, I- and O by its spans; a word partly in a span is in it."""
+    if "tokens" in row:
+        return [str(tag) for tag in row["tags"]]
+    spans = sorted(row["spans"], key=lambda span: span["start"])
+    found, last = [], None
+    for start, end in words(row)[1]:
+        span = next((each for each in spans if each["start"] < end and start < each["end"]), None)
+        found.append("O" if span is None else f"{'I' if span is last else 'B'}-{span['label']}")
+        last = span
+    return found
+
+
+def place_words(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int, label_on: LabelOn
+) -> tuple[dict[str, Any], list[int | None]]:
+    """Tokenise a row as one text; return the encoding, and for each word the token that carries its tag.
+
+    Words behind `max_length` tokens, and words of which the tokenizer leaves nothing, have none.
+
+    Raises:
+        DataError: the tokenizer tells no character offsets.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(f"the tokenizer of {tokenizer.name_or_path} tells no character offsets, which tags need")
+    text, offsets = words(row)
+    encoding = dict(tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True))
+    places: list[int | None] = [None] * len(offsets)
+    number = 0
+    for token, (start, end) in enumerate(encoding.pop("offset_mapping")):
+        while number < len(offsets) and offsets[number][1] <= start:
+            number += 1
+        inside = number < len(offsets) and start < end and offsets[number][0] < end
+        if inside and (label_on == "last" or places[number] is None):
+            places[number] = token
+    return encoding, places
+
+
+def spans(row: Row, predicted: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entities of B-, I- and O tags as spans of characters with their text."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    text, offsets = words(row)
+    return [
+        {
+            "start": offsets[first][0],
+            "end": offsets[last][1],
+            "label": label,
+            "text": text[offsets[first][0] : offsets[last][1]],
+        }
+        for label, first, last in get_entities(list(predicted))
+    ]

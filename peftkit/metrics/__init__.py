@@ -1,0 +1,1 @@
+"""How good predictions are: classes, rankings, entities, texts. Well-kept libraries do the counting."""

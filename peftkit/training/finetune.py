@@ -1,0 +1,184 @@
+"""One fine-tuning run, whatever the task: rows, backbone, adapter, training, what was saved measured again, a report."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+import peftkit
+from peftkit.data.columns import held_out_share, with_replay
+from peftkit.data.formats import Row
+from peftkit.files import staged_directory, write_rows
+from peftkit.merging import save_merged
+from peftkit.recipes import recipes
+from peftkit.recording import summary
+from peftkit.training.evaluation import evaluate
+from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.measured import Measured
+from peftkit.training.opening import open_run
+from peftkit.training.report import write_report
+from peftkit.training.run import Run
+from peftkit.training.task import Task
+from peftkit.training.teacher import taught
+
+
+def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
+    """Run a recipe from its config to its report; an interrupted run goes on where it stopped.
+
+    ``config.run_dir`` then holds ``adapter/`` (a PEFT directory with the tokenizer), ``report.md`` with its pictures,
+    ``metrics.jsonl``, ``before.json`` and ``after.json``, the frozen config, and ``merged/`` if the config asks for it.
+
+    Args:
+        make_task: Makes the task of a config.
+        config: A `peftkit.training.recipe.RecipeSettings`.
+        recipe: The recipe's file, by which `peftkit evaluate` and `peftkit predict` find it again.
+
+    Raises:
+        PeftkitError: whatever the user has to change.
+        SystemExit: a signal has stopped the training; its state is saved.
+    """
+    run = Run(config)
+    finetuning = Finetuning(make_task(config), config, recipe, run)
+    finetuning.train()
+    finetuning.finish()
+
+
+class Finetuning:
+    """The parts of one run: made in `__init__`, trained in `train`, saved, measured and reported in `finish`."""
+
+    def __init__(self, task: Task, config: Any, recipe: Path, run: Run) -> None:
+        self.task, self.config, self.recipe, self.run = task, config, recipe, run
+        start = None if config.start is None else open_run(config.start)
+        if start is not None:
+            task.learned = start.task.learned
+        self.rows, self.held_out = self._rows()
+        self.retained = task.read(config.data.retention) if config.data.retention else []
+        task.fit(self.rows)
+        self._remember_task()
+        backbone = peftkit.load_backbone(**config.model.arguments(), task=task.head, overrides=task.overrides())
+        self.model: nn.Module = (
+            peftkit.attach(backbone, config.adapter.build())
+            if start is None
+            else peftkit.load(backbone, start.adapter, trainable=True)
+        )
+        run.say(summary(self.model))
+        run.remember("model", peftkit.record(self.model))
+        self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
+        run.start_trackers(self.accelerator)
+        teacher = getattr(config, "teacher", None)
+        if teacher is not None:
+            self.rows = taught(task, self.rows, teacher, self.accelerator, batch_size=self._batch_size)
+        self.examples = self._examples(self.rows, config.data.train)
+        self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
+
+    def _rows(self) -> tuple[list[Row], list[Row]]:
+        """Return the rows to train on, with replayed ones and noisy copies, and those held out."""
+        data, seed = self.config.data, self.config.seed
+        rows = self.task.read(data.train)
+        held_out: list[Row] = []
+        if isinstance(data.evaluation, float):
+            rows, held_out = held_out_share(rows, data.evaluation, seed)
+            if self.run.is_main:
+                write_rows(self.run.directory / "evaluation.jsonl", held_out)
+        elif data.evaluation is not None:
+            held_out = self.task.read(data.evaluation)
+        if data.replay is not None:
+            rows = with_replay(rows, self.task.read(data.replay.train), data.replay.share, seed)
+        return self.task.training_rows(rows), held_out
+
+    def _examples(self, rows: Sequence[Row], where: object) -> Sequence[Any]:
+        examples = self.task.examples(rows)
+        remarks = self.task.remarks() or f"{len(rows)} rows -> {len(examples)} examples"
+        self.run.say(f"{where}: {remarks}")
+        return examples
+
+    def _remember_task(self) -> None:
+        self.run.remember("task", {"recipe": self._recipe_name(), "learned": self.task.learned})
+
+    def _recipe_name(self) -> str:
+        """Return the name of one of peftkit's recipes, the path of any other."""
+        own = recipes().get(self.recipe.stem)
+        return self.recipe.stem if own is not None and own.resolve() == self.recipe else str(self.recipe)
+
+    def train(self) -> None:
+        """Measure the model, and train it to the end or to a signal."""
+        self.task.check(self.model)
+        self.before = Measured(
+            **(self.run.remembered("before") or self.run.remember("before", vars(self._measured(self.model))))
+        )
+        self.run.say(f"before: {_spelled(self.before)}")
+        training = Training(
+            self.model, self.examples, self.task.collate, self.config.train, self.run.directory, self.accelerator,
+            evaluation=self.held_out_examples, objective=self.task.objective, seed=self.config.seed,
+            hooks=Hooks(evaluate=self._metrics if self._measures_often() else None),
+        )  # fmt: skip
+        self.run.exit_if_interrupted(training.run())
+
+    def _measures_often(self) -> bool:
+        """Tell whether each evaluation gives the task's metrics: where they are quick, or decide which is best."""
+        best = self.config.train.best
+        return self.task.is_quick_to_measure or best not in ("loss", "perplexity")
+
+    def _metrics(self) -> dict[str, float]:
+        return self._found(self.model, self.held_out).metrics
+
+    def _found(self, model: nn.Module, rows: Sequence[Row], *, settling: bool = False) -> Measured:
+        """Return how good the model's outputs are, after the task has settled by them where that is asked for."""
+        rows = self.task.measured_rows(rows)
+        outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
+        if settling:
+            self.task.settle(rows, outputs)
+            self._remember_task()
+        return self.task.measure(rows, outputs)
+
+    @property
+    def _batch_size(self) -> int:
+        train = self.config.train
+        return int(train.evaluation_batch_size or train.batch_size)
+
+    def _measured(self, model: nn.Module, *, settling: bool = False) -> Measured:
+        """Return loss and metrics on the held-out rows (the training rows if there are none), and on those of the old task."""
+        rows, examples = (self.held_out, self.held_out_examples) if self.held_out else (self.rows, self.examples)
+        found = self._found(model, rows, settling=settling)
+        loss = evaluate(
+            model, examples, self.task.collate, self.accelerator,
+            batch_size=self._batch_size, objective=self.task.objective,
+        )  # fmt: skip
+        metrics = loss | found.metrics
+        if self.retained:
+            retained = self._found(model, self.retained).metrics
+            metrics |= {f"retained {name}": value for name, value in retained.items()}
+        return dataclasses.replace(found, metrics=metrics)
+
+    def finish(self) -> None:
+        """Save the adapter, load it again, measure and report what was saved, and merge where the config asks for it."""
+        run, task, directory = self.run, self.task, self.run.directory / "adapter"
+        if run.is_main:
+            peftkit.save(self.model, directory)
+            with staged_directory(directory) as stage:
+                task.processor.save_pretrained(stage)
+        self.accelerator.wait_for_everyone()
+        model = peftkit.load(peftkit.detach(self.model), directory)  # what is measured is what was saved
+        after = self._measured(model, settling=True)
+        run.remember("after", vars(after))
+        run.say(f"after: {_spelled(after)}")
+        measured, remarks = {"before": self.before, "after": after}, []
+        if self.config.merge:
+            merged = peftkit.merge(model)
+            measured["merged"] = self._measured(merged)
+            remarks.append(f"{summary(merged)}.")
+            if run.is_main:
+                save_merged(merged, task.processor, run.directory / "merged")
+        if run.is_main:
+            title = f"{self.config.model.source} on {self.config.data.train}"
+            shown = task.shown(task.measured_rows(self.held_out or self.rows))
+            report = write_report(run.directory, title, measured, shown, samples=self.config.samples, remarks=remarks)
+            run.say(f"the adapter is in {directory}, the report in {report}")
+        self.accelerator.end_training()
+
+
+def _spelled(measured: Measured) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in measured.metrics.items())

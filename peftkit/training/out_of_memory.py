@@ -1,0 +1,109 @@
+"""What helps when memory runs out: the settings to change, and the same step in smaller passes."""
+
+import contextlib
+import gc
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+import psutil
+import torch
+
+from peftkit.errors import OutOfMemoryError
+from peftkit.training.settings import TrainSettings
+
+Place = Literal["load", "attach", "forward", "backward", "step", "evaluation"]
+_NAMES: dict[Place, str] = {
+    "load": "while the backbone was loaded",
+    "attach": "while the adapter was attached",
+    "forward": "in the forward pass",
+    "backward": "in the backward pass",
+    "step": "in the optimiser's step",
+    "evaluation": "in the evaluation",
+}
+_Result = TypeVar("_Result")
+
+
+@contextlib.contextmanager
+def explained(
+    place: Place, train: TrainSettings, *, quantization: str | None = None, longest: int | None = None
+) -> Iterator[None]:
+    """A context in which running out of memory is an error that says what to change.
+
+    Args:
+        place: What is done inside.
+        train: The settings of the run; what they have already is not proposed.
+        quantization: How the backbone is stored.
+        longest: The length of the longest example, in tokens, where it has a part in it.
+
+    Raises:
+        OutOfMemoryError: memory ran out, of the GPU or of the machine.
+    """
+    try:
+        yield
+    except RuntimeError as problem:  # torch.OutOfMemoryError is one; that of the CPU has no class of its own
+        if not isinstance(problem, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(problem):
+            raise
+        remedies = [f"  {remedy}" for remedy in _remedies(place, train, quantization, longest)]
+        text = f"out of memory {_NAMES[place]}: {_in_use()}. What helps, in this order:"
+        raise OutOfMemoryError("\n".join([text, *remedies])) from problem
+
+
+def until_it_fits(
+    attempt: Callable[[int], _Result], size: int, *, may_halve: bool, tell: Callable[[int], None]
+) -> _Result:
+    """Return what `attempt` of a batch size returns; where memory runs out, of half the size, and so on.
+
+    Args:
+        attempt: Starts anew each time.
+        size: The first size, in examples.
+        may_halve: False for one attempt only.
+        tell: Gets each smaller size before it is tried.
+
+    Raises:
+        OutOfMemoryError: one example does not fit, or `may_halve` is False.
+    """
+    while True:
+        try:
+            return attempt(size)
+        except OutOfMemoryError:
+            if not may_halve or size == 1:
+                raise
+        gc.collect()  # here, and not above, where the error still holds on to all tensors of the attempt
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size = math.ceil(size / 2)
+        tell(size)
+
+
+def _remedies(place: Place, train: TrainSettings, quantization: str | None, longest: int | None) -> list[str]:
+    """Return the flags that help at a place, the most effective and the least costly first."""
+    found = []
+    if place in ("forward", "backward"):
+        if train.batch_size > 1:
+            passes = train.batch_size * train.accumulate
+            found.append(f"--train.batch_size 1 --train.accumulate {passes}  (the same step in smaller passes)")
+        if not train.gradient_checkpointing:
+            found.append("--train.gradient_checkpointing true  (a third more time)")
+    if place == "evaluation" and (train.evaluation_batch_size or train.batch_size) > 1:
+        found.append("--train.evaluation_batch_size 1  (the same numbers)")
+    if quantization not in ("nf4", "fp4"):
+        found.append("--model.quantization nf4  (a backbone of 4 bits a weight)")
+    if longest and longest > 1 and place in ("forward", "backward", "evaluation"):
+        found.append(f"--data.max_length {longest // 2}  (the longest example now has {longest} tokens)")
+    if place in ("attach", "step"):
+        found.append("a smaller adapter: a lower rank, a narrower bottleneck, fewer targets")
+    return [*found, "a smaller backbone"]
+
+
+def _in_use() -> str:
+    """Return how much memory is used and free, of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        used, where = torch.cuda.memory_allocated(), torch.cuda.get_device_name()
+    else:
+        machine = psutil.virtual_memory()
+        free, total, used, where = machine.available, machine.total, psutil.Process().memory_info().rss, "this machine"
+    return (
+        f"this process uses {used / 2**30:.2f} GiB, {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free on {where}"
+    )

@@ -1,0 +1,45 @@
+"""What a training needs before its first step: the optimiser and its schedule, recomputed activations, the digest of the data."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from peftkit.training.settings import TrainSettings
+
+
+def optimizer_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return AdamW (arXiv:1711.05101) over the trained parameters, with weight decay on matrices only."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
+
+
+def scheduler_for(optimizer: torch.optim.Optimizer, settings: TrainSettings, total_steps: int) -> LRScheduler:
+    """Return the schedule of the learning rate over all steps, one call of ``step`` each."""
+    warmup = round(settings.warmup * total_steps if settings.warmup < 1 else settings.warmup)
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    scheduler: LRScheduler = get_scheduler(name, optimizer, warmup, total_steps)
+    return scheduler
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, without reentrance; transformers has renamed how."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def digest_of(examples: Iterable[object]) -> str:
+    """Return the sha256 of the examples' ``repr``, which has to say all that is learned from."""
+    sha = hashlib.sha256()
+    for example in examples:
+        sha.update(repr(example).encode())
+    return sha.hexdigest()

@@ -1,0 +1,65 @@
+"""Turn one text into another: translation, summaries.
+
+    accelerate launch recipes/seq2seq.py --config recipes/configs/seq2seq/quick.yaml
+
+Rows are {"source": ..., "target": ...}. The report has BLEU, chrF and exact matches for translations, ROUGE for summaries.
+"""
+
+from dataclasses import field
+from typing import Literal
+
+from peftkit.config import section
+from peftkit.sections import GenerationSettings, TextSettings
+from peftkit.training.recipe import RecipeSettings, run_recipe
+
+
+@section
+class Pairs(TextSettings):
+    """Which texts to learn from."""
+
+    prompt: str = ""
+    """What to put before every source, such as T5's "translate English to German: "."""
+
+
+@section
+class Config(RecipeSettings):
+    """Turn one text into another."""
+
+    data: Pairs
+    metrics: Literal["translation", "summary"] = "translation"
+    """BLEU, chrF and exact matches, or ROUGE."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+def task(config: Config):
+    """Return how sources and targets become tokens, and what is measured."""
+    import peftkit
+    from peftkit.data.collation import pad_with
+    from peftkit.metrics.texts import summary_metrics, translation_metrics
+    from peftkit.training.writer import Writer
+
+    tokenizer = peftkit.load_tokenizer(config.model.source)
+    limits = {"truncation": True, "max_length": config.data.max_length}
+
+    def encode(row):
+        return tokenizer(config.data.prompt + row["source"], **limits)
+
+    def label(target):
+        return tokenizer(text_target=target, **limits)["input_ids"]
+
+    return Writer(
+        config,
+        head="seq2seq-lm",
+        processor=tokenizer,
+        tokenizer=tokenizer,
+        source="source",
+        target="target",
+        encode=encode,
+        label=label,
+        pad=pad_with(tokenizer),
+        metrics=translation_metrics if config.metrics == "translation" else summary_metrics,
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(task, Config)

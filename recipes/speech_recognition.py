@@ -1,0 +1,64 @@
+"""Write down what is said, with encoder-decoders of Whisper's kind.
+
+    accelerate launch recipes/speech_recognition.py --config recipes/configs/speech_recognition/quick.yaml
+
+Rows are {"audio": PATH, "text": ...}; a relative path is taken from the data file's directory. Sound is brought to the
+model's sampling rate; what is longer than the model's window (30 seconds for Whisper) is cut. The report has word and
+character error rates.
+"""
+
+from dataclasses import field
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+
+from peftkit.config import section
+from peftkit.sections import GenerationSettings, RowSettings
+from peftkit.training.recipe import RecipeSettings, run_recipe
+
+
+@section
+class Recordings(RowSettings):
+    """Which recordings to learn from."""
+
+    max_length: Annotated[int, Field(ge=2)] = 448
+    """Longest text in tokens; what is longer is cut, and counted."""
+    language: str | None = None
+    """The language of a multilingual model, such as "german"; null lets the model tell."""
+
+
+@section
+class Config(RecipeSettings):
+    """Write down what is said."""
+
+    data: Recordings
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+
+
+def task(config: Config):
+    """Return how sound becomes features and texts become tokens."""
+    from peftkit.data.processors import SpeechProcessor
+    from peftkit.data.sounds import read_sounds, spectrograms
+    from peftkit.metrics.texts import transcription_metrics
+    from peftkit.training.writer import Writer
+
+    processor = SpeechProcessor(config.model.source, config.data.language)
+    return Writer(
+        config,
+        head="speech-seq2seq",
+        processor=processor,
+        tokenizer=processor.tokenizer,
+        source="audio",
+        target="text",
+        encode=lambda row: {"audio": row["audio"]},
+        label=partial(processor.label, max_length=config.data.max_length),
+        pad=partial(spectrograms, processor.extractor),
+        metrics=transcription_metrics,
+        read=read_sounds,
+        options=processor.options,
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(task, Config)

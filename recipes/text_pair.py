@@ -1,0 +1,67 @@
+"""Judge pairs of texts: does this interest that reader, do they mean the same, does this answer that?
+
+    accelerate launch recipes/text_pair.py --config recipes/configs/text_pair/quick.yaml
+
+Rows are {"text": ..., "other": ..., "label": ...}, or "score", a number, instead of the label (`data.target: score`). With a
+"group" in each row (a reader, a query), the pairs of a group are ranked by the second label's probability or by the score,
+and the report has NDCG, mean reciprocal rank and hit rates over the groups.
+"""
+
+from dataclasses import field
+from typing import Literal
+
+from peftkit.config import section
+from peftkit.sections import TextSettings
+from peftkit.task_sections import AugmentSettings, LossSettings, TeacherSettings
+from peftkit.training.recipe import RecipeSettings, run_recipe
+
+
+@section
+class Pairs(TextSettings):
+    """Which pairs to learn from."""
+
+    target: Literal["label", "score"] = "label"
+    """What the model predicts: one of several labels, or a number."""
+
+
+@section
+class Config(RecipeSettings):
+    """Judge pairs of texts."""
+
+    data: Pairs
+    loss: LossSettings = field(default_factory=LossSettings)
+    augment: AugmentSettings | None = None
+    teacher: TeacherSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.target == "score" and self.teacher is not None:
+            raise ValueError(
+                "teacher needs labels: a teacher's probabilities teach no scores; leave out data.target: score"
+            )
+
+
+def task(config: Config):
+    """Return how a pair becomes tokens."""
+    import peftkit
+    from peftkit.data.collation import pad_with
+    from peftkit.training.classifier import Classifier, Scorer
+
+    tokenizer = peftkit.load_tokenizer(config.model.source)
+
+    def encode(row):
+        return tokenizer(row["text"], row["other"], truncation=True, max_length=config.data.max_length)
+
+    kind = Classifier if config.data.target == "label" else Scorer
+    return kind(
+        config,
+        head="sequence-classification",
+        processor=tokenizer,
+        columns=["text", "other"],
+        encode=encode,
+        pad=pad_with(tokenizer),
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(task, Config)
