@@ -13,11 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import peftkit
-from peftkit.config import build, load_yaml
-from peftkit.data.loading import load_rows
-from peftkit.data.questions import fact_accuracy, questions
 from peftkit.generation import answer
-from peftkit.sections import DataSettings, ModelSettings
+from peftkit.training.opening import open_run
 from peftkit.training.process import environment, prepare_process
 
 
@@ -32,30 +29,25 @@ def main():
     """Compare, print and write."""
     prepare_process()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    run = Path(sys.argv[1])
-    config = load_yaml(run / "config.yaml")
-    model_settings = build(ModelSettings, config["model"], "model")
-    data = build(DataSettings, config["data"], "data")
-    tokenizer = peftkit.load_tokenizer(model_settings.source)
-    rows, kind = load_rows(data, data.evaluation)
-    asked = questions(rows, kind, tokenizer, system=data.system)
-    prompts = [question.prompt for question in asked]
+    run = open_run(sys.argv[1])
+    task, options = run.task, run.config.generation.options()
+    rows = task.measured_rows(task.read(run.held_out()))
+    prompts = [task.question(row).prompt for row in rows]
 
-    backbone = peftkit.load_backbone(**model_settings.arguments())
-    model = peftkit.load(backbone, run / "adapter")
-    ours = logits(model, tokenizer, prompts[:16])
-    answers = answer(model, tokenizer, prompts, max_new_tokens=config["max_new_tokens"])
-    model = peft.PeftModel.from_pretrained(peftkit.detach(model), run / "adapter")
+    model = run.model()
+    ours = logits(model, task.processor, prompts[:16])
+    answers = answer(model, task.processor, prompts, **options)
+    model = peft.PeftModel.from_pretrained(peftkit.detach(model), run.adapter)
     result = {
-        "peft_logits_identical": torch.equal(logits(model, tokenizer, prompts[:16]), ours),
-        "adapter": fact_accuracy(asked, answers),
+        "peft_logits_identical": torch.equal(logits(model, task.processor, prompts[:16]), ours),
+        "adapter": task.measure(rows, answers).metrics,
     }
-    if (run / "merged").exists():
-        merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.bfloat16)
-        merged_answers = answer(merged, tokenizer, prompts, max_new_tokens=config["max_new_tokens"])
-        result["merged"] = fact_accuracy(asked, merged_answers)
+    if (run.directory / "merged").exists():
+        merged = AutoModelForCausalLM.from_pretrained(run.directory / "merged", dtype=torch.bfloat16)
+        merged_answers = answer(merged, task.processor, prompts, **options)
+        result["merged"] = task.measure(rows, merged_answers).metrics
         result["merged_same_to_the_letter"] = sum(a == b for a, b in zip(answers, merged_answers, strict=True))
-        result["questions"] = len(asked)
+        result["questions"] = len(rows)
     result["environment"] = environment()
     print(json.dumps(result, indent=1))
     if len(sys.argv) > 2:

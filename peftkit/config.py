@@ -70,7 +70,11 @@ def build(kind: type[T], values: dict[str, Any], origin: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as invalid:
-        lines = [_explain(kind, error) for error in invalid.errors()]
+        reasons: dict[str, dict[str, None]] = {}  # the members of a union each have their own
+        for error in invalid.errors():
+            place, reason = _explain(kind, error)
+            reasons.setdefault(place, {})[reason] = None
+        lines = [f"{place}: {'; or '.join(each)}" for place, each in reasons.items()]
         raise ConfigError("\n".join([f"{origin}: {len(lines)} error(s)", *(f"  {line}" for line in lines)])) from None
 
 
@@ -116,6 +120,9 @@ def _split(words: Sequence[str]) -> tuple[Path | None, list[tuple[str, Any]]]:
     return path, overrides
 
 
+_UNION_MEMBER = re.compile(r"(str|int|float|bool|constrained-\w+|(literal|list|dict)\[.*\]|function-.*)$")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, except that ``1e-4`` is a number, as in YAML 1.2, and not a text."""
 
@@ -146,23 +153,25 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
     values[last] = value
 
 
-def _explain(kind: type, error: Any) -> str:
-    """Return one line for one of pydantic's errors: the dotted key, what is wrong, and the nearest right key."""
+def _explain(kind: type, error: Any) -> tuple[str, str]:
+    """Return the dotted key of one of pydantic's errors, and what is wrong, with the nearest right key."""
     place = _without_tags(kind, [str(part) for part in error["loc"]])
     dotted = ".".join(place)
     if error["type"] == "unexpected_keyword_argument":
-        return f"{dotted}: unknown key{nearest(place[-1], _keys(kind, place[:-1]))}"
+        return dotted, f"unknown key{nearest(place[-1], _keys(kind, place[:-1]))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(error.get("input"), dict) or error["type"] == "missing" else f" (got {error['input']!r})"
     if error["type"] in ("value_error", "missing"):
         given = ""
-    return f"{dotted or 'config'}: {message[0].lower()}{message[1:]}{given}"
+    return dotted or "config", f"{message[0].lower()}{message[1:]}{given}"
 
 
 def _without_tags(kind: type, place: Sequence[str]) -> list[str]:
     """Leave out of pydantic's path what names a member of a union and no key."""
     kept: list[str] = []
     for number, part in enumerate(place):
+        if _UNION_MEMBER.match(part):
+            continue
         is_last = number == len(place) - 1
         if is_last or part in _keys(kind, kept) or not _is_section(kind, kept):
             kept.append(part)

@@ -16,7 +16,8 @@ Quantization = Literal["int8", "nf4", "fp4"]
 def quantization_of(module: nn.Module) -> Quantization | None:
     """Return how the weight of this one layer is stored, or None for a layer that is not quantised."""
     if isinstance(module, bnb.nn.Linear4bit):
-        kind: Quantization = module.weight.quant_type
+        weight: Any = module.weight  # FSDP2 puts a plain parameter in its place
+        kind: Quantization = getattr(weight, "quant_type", None) or module.quant_state.quant_type
         return kind
     return "int8" if isinstance(module, bnb.nn.Linear8bitLt) else None
 

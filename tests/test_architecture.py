@@ -7,12 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "peftkit"
 FLOORS = [
-    ["__init__", "errors"],
+    ["__init__", "errors", "recipes"],
     ["recording", "config", "files"],
-    ["quantization", "anatomy", "sections", "fingerprint", "snapshot"],
+    ["quantization", "anatomy", "sections", "task_sections", "fingerprint", "snapshot"],
     ["methods"],
     ["backbone", "adapter"],
     ["merging", "export", "combining", "generation", "inspection"],
+    ["metrics"],
     ["data"],
     ["training"],
     ["comparison", "sweep"],

@@ -32,7 +32,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "chta", "--config", "x"], "no recipe is named; recipes are chat; did you mean 'chat'"),
+        (["train", "chta", "--config", "x"], "no recipe is named; recipes are causal_lm, chat, "),
         (["preview", "--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
         (["merge", "/nowhere", "/nowhere", "out"], "there is no directory /nowhere"),
     ],
@@ -65,7 +65,7 @@ def config(llama_dir, tmp_path):
         f"model: {{source: {llama_dir}, quantization: nf4}}\n"
         f"data: {{train: {train}, evaluation: {held_out}, max_length: 128}}\n"
         f"train: {{epochs: 2, batch_size: 4, evaluate_every: 1.0, trackers: [tensorboard]}}\n"
-        f"run_dir: {tmp_path / 'run'}\nmax_new_tokens: 4\nmerge: true\n"
+        f"run_dir: {tmp_path / 'run'}\ngeneration: {{max_new_tokens: 4}}\nmerge: true\n"
     )
     return path
 

@@ -1,9 +1,9 @@
 import pytest
 
 import peftkit
-from peftkit.data.questions import fact_accuracy, questions, states
+from peftkit.data.questions import fact_accuracy, question, states
 from peftkit.data.rendering import prompt_text
-from peftkit.generation import answer
+from peftkit.generation import answer, stream
 
 PROMPTS = [[{"role": "user", "content": "x" * n}] for n in (1, 9, 4)]
 
@@ -36,15 +36,33 @@ def test_expected_strings_are_found_as_whole_words(text, expected, found):
     assert states(text, expected) is found
 
 
-def test_rows_that_say_what_they_expect_are_asked_and_counted(tokenizer):
-    def row(n, **more):
-        return {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}], **more}
+def test_a_row_is_asked_its_last_question(tokenizer):
+    messages = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
+    asked = question({"messages": messages, "expect": ["a1"]}, "chat", tokenizer)
+    assert (asked.shown, asked.reference, asked.expect) == ("q1", "a1", ("a1",))
+    assert asked.prompt == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    assert question({"messages": messages[:1]}, "chat", tokenizer).prompt == asked.prompt
+    assert question({"prompt": "p", "completion": "c"}, "prompt-completion", tokenizer).prompt == "p"
+    assert question({"text": "a tale"}, "text", tokenizer).prompt == "a t"
 
-    asked = questions([row(1, expect=["a1"]), row(2), row(3, expect=["a3"])], "chat", tokenizer)
-    assert [(q.shown, q.reference, q.expect) for q in asked] == [("q1", "a1", ("a1",)), ("q3", "a3", ("a3",))]
-    assert asked[0].prompt == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
-    assert fact_accuracy(asked, ["it is a1", "a4"]) == {"exact-fact accuracy": 0.5}
-    assert len(questions([row(n) for n in range(9)], "chat", tokenizer, count=4)) == 4
-    assert fact_accuracy(questions([row(1)], "chat", tokenizer), ["x"]) == {}
-    assert questions([{"prompt": "p", "completion": "c"}], "prompt-completion", tokenizer)[0].prompt == "p"
-    assert questions([{"text": "t"}], "text", tokenizer) == []
+
+def test_answers_that_state_what_is_expected_are_counted(tokenizer):
+    def asked(n, expect=None):
+        messages = [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
+        return question({"messages": messages, "expect": expect}, "chat", tokenizer)
+
+    assert fact_accuracy([asked(1, ["a1"]), asked(3, ["a3"])], ["it is a1", "a4"]) == {"exact-fact accuracy": 0.5}
+    assert fact_accuracy([asked(1)], ["x"]) == {}
+
+
+def test_a_stream_is_the_answer_in_pieces(llama_dir, tokenizer):
+    model = peftkit.load_backbone(llama_dir)
+    prompt = prompt_text(PROMPTS[1], tokenizer)
+    pieces = list(stream(model, tokenizer, prompt, max_new_tokens=6))
+    assert "".join(pieces).strip() == answer(model, tokenizer, [prompt], max_new_tokens=6)[0]
+
+
+def test_a_failure_while_streaming_is_raised(llama_dir, tokenizer):
+    model = peftkit.load_backbone(llama_dir)
+    with pytest.raises(ValueError, match="temperature"):
+        list(stream(model, tokenizer, "x", max_new_tokens=2, do_sample=True, temperature=-1.0))

@@ -45,6 +45,8 @@ for step in range(done + 1, 5):
     if stopped:
         sys.exit(130)
 (run / "after.json").write_text(json.dumps({"metrics": {"loss": loss, "accuracy": 1 / loss}}))
+if rank == 77:
+    raise OSError("no space for the report")
 """
 
 
@@ -127,6 +129,13 @@ def test_a_failing_trial_is_recorded_and_the_others_go_on(at, capsys):
     assert "failed: ValueError: an unlucky rank" in report
     assert report.count("| finished |") == 2
     assert "failed: ValueError: an unlucky rank" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_after_it_was_measured_counts_and_is_remarked(at, capsys):
+    report = at({"adapter.r": [77, 8]}, sampler="grid").read_text()
+    assert "| finished: OSError: no space for the report |" in report
+    assert "its run ended after that with OSError: no space for the report" in capsys.readouterr().err
+    assert [trial.state.name for trial in trials(at)] == ["COMPLETE", "COMPLETE"]
 
 
 def test_that_every_trial_fails_is_an_error(at):

@@ -25,7 +25,11 @@ def add_to(commands: Any) -> None:
         help="YAML of what to try: `train.learning_rate: {low: 1e-4, high: 1e-2, log: true}`, `adapter.r: [4, 8, 16]`",
     )
     sweep.add_argument("--output", required=True, metavar="DIR", help="takes the report, best.yaml, and the trials")
-    sweep.add_argument("--trials", type=int, help="how many in all, with those of an interrupted search (default: 20)")
+    sweep.add_argument(
+        "--trials",
+        type=int,
+        help="how many in all, with those of an interrupted search (default: 20; of a grid, every point)",
+    )
     sweep.add_argument(
         "--sampler", choices=("tpe", "random", "grid"), default="tpe", help="how to choose (default: tpe)"
     )

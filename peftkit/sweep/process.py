@@ -83,7 +83,7 @@ def _stop(child: subprocess.Popen[bytes], directory: Path, since: float) -> None
         _signal(child, signal.SIGINT if has_begun else signal.SIGTERM)
         child.wait()
     except BaseException:
-        _signal(child, signal.SIGKILL)
+        _signal(child, signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
         child.wait()
         raise
 

@@ -1,5 +1,6 @@
 """The search: trials are asked for, run, stopped early, and told to Optuna, whose database lets an interrupted search go on."""
 
+import json
 import math
 import sys
 import time
@@ -119,7 +120,8 @@ class _Search:
         """
         path = self.output / "sweep.json"
         spaces = {key: each if isinstance(each, list) else vars(each) for key, each in self.space.dimensions.items()}
-        here = {"command": self.command[1:], "config": load_yaml(self.base), "space": spaces}
+        described = {"command": self.command[1:], "config": load_yaml(self.base), "space": spaces}
+        here = json.loads(json.dumps(described, default=str))
         if path.exists():
             there = read_json(path, ConfigError)
             differ = [key for key, value in here.items() if there.get(key) != value]
@@ -230,8 +232,10 @@ class _Search:
     def _report(self, trial: "Trial", evaluations: Sequence[Mapping[str, Any]]) -> bool:
         """Tell Optuna of the evaluations, by their number, and return whether one was new."""
         metric, pruner = self.settings.metric, self.settings.pruner
+        if pruner == "none":
+            return False
         known = self.study.trials[trial.number].intermediate_values
-        for number, line in enumerate(evaluations if pruner != "none" else (), start=1):
+        for number, line in enumerate(evaluations, start=1):
             if metric not in line:
                 raise ConfigError(
                     f"--pruner {pruner} needs {metric} in the evaluations, which hold "
@@ -239,7 +243,7 @@ class _Search:
                 )
             if number not in known:
                 trial.report(line[metric], number)
-        return pruner != "none" and len(evaluations) > len(known)
+        return len(evaluations) > len(known)
 
     def _value(self, directory: Path) -> float:
         metrics = read_json(directory / "after.json", ConfigError)["metrics"]

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ _FILES = {
     "ranks": "ranks.png",
     "confusion": "confusion.png",
 }
+_FONTS_OF_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "WenQuanYi Zen Hei",
+    "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Thai", "Arial Unicode MS",
+)  # fmt: skip
 _COUNTED_CLASSES = 20  # up to so many, the cells of a confusion matrix hold their counts
 _NAME_LENGTH = 24
 _NAMED_LAYERS = 90
@@ -58,7 +63,7 @@ def draw_all(directory: Path) -> dict[str, Path]:
         drawn.append("ranks")
     after = directory / "after.json"
     confusion = read_json(after, ConfigError).get("confusion") if after.exists() else None
-    if confusion:
+    if confusion and confusion["labels"]:
         draw_confusion(confusion["labels"], confusion["counts"], paths["confusion"])
         drawn.append("confusion")
     return {name: paths[name] for name in drawn}
@@ -141,8 +146,9 @@ def draw_confusion(labels: Sequence[str], counts: Sequence[Sequence[int]], path:
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 9 if many <= _COUNTED_CLASSES else 6.5
     fits = 0.09 * max(map(len, names)) < cell
-    axes.set_xticks(range(many), names, rotation=0 if fits else 90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(many), names, fontsize=size, parse_math=False)
+    style = {"fontsize": size, "parse_math": False, "fontfamily": _families()}
+    axes.set_xticks(range(many), names, rotation=0 if fits else 90, **style)
+    axes.set_yticks(range(many), names, **style)
     axes.set_xticks([place - 0.5 for place in range(1, many)], minor=True)
     axes.set_yticks([place - 0.5 for place in range(1, many)], minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)
@@ -238,7 +244,11 @@ def finish(axes: Any, xlabel: str, ylabel: str) -> None:
 def save(figure: Any, path: Path) -> None:
     """Write a figure as a PNG of 120 dots an inch, whole or not at all."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # a class whose name no installed font can write
+        figure.savefig(data, format="png", dpi=120)
     write_file(path, data.getvalue())
 
 
@@ -269,6 +279,14 @@ def shortened(name: str) -> str:
 
 def _percent(share: float, place: int | None = None) -> str:
     return f"{share:.0%}"
+
+
+def _families() -> list[str]:
+    """Return matplotlib's own font, and behind it installed ones that have the letters of other scripts."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _FONTS_OF_OTHER_SCRIPTS if name in installed)]
 
 
 def _whole_numbers() -> Any:

@@ -101,7 +101,8 @@ class LanguageModel(Task):
         count = self.config.samples
         return checked or (list(rows[:: max(1, len(rows) // count)][:count]) if count else [])
 
-    def _question(self, row: Row) -> Question:
+    def question(self, row: Row) -> Question:
+        """Return what a row asks."""
         return question(row, row["format"], self.processor, system=self.config.data.system)
 
     def outputs(self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int) -> list[Any]:
@@ -111,7 +112,7 @@ class LanguageModel(Task):
         def answers(prompts: Sequence[str]) -> list[str]:
             return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
 
-        prompts = [self._question(row).prompt for row in rows]
+        prompts = [self.question(row).prompt for row in rows]
         with evaluating(model, accelerator), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(answers, prompts, accelerator, batch_size=batch_size)
@@ -128,9 +129,9 @@ class LanguageModel(Task):
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
         """Return the share of answers that state what their rows expect, where rows expect something."""
-        return Measured(fact_accuracy([self._question(row) for row in rows], outputs), list(outputs))
+        return Measured(fact_accuracy([self.question(row) for row in rows], outputs), list(outputs))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's question, and what it expects or its own answer."""
-        asked = [self._question(row) for row in rows]
+        asked = [self.question(row) for row in rows]
         return [(each.shown, ", ".join(each.expect) or each.reference) for each in asked]

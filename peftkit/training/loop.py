@@ -26,7 +26,7 @@ from peftkit.training.objective import Batch, CausalLanguageModel, Objective
 from peftkit.training.order import Order
 from peftkit.training.out_of_memory import explained, until_it_fits
 from peftkit.training.passes import Passes
-from peftkit.training.preparation import checkpoint_activations, digest_of, optimizer_for, scheduler_for
+from peftkit.training.preparation import checkpoint_activations, digest_of, optimizer_for, scheduler_for, steps_between
 from peftkit.training.progress import Outcome, Progress
 from peftkit.training.random_state import random_state, set_random_state
 from peftkit.training.settings import TrainSettings
@@ -108,8 +108,8 @@ class Training:
         self.order = Order(lengths, *cut, self.seed, settings.group_by_length)
         wanted = max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.total_steps = min(wanted, settings.max_steps or wanted)
-        self.evaluation_interval = self._interval(settings.evaluate_every)
-        self.save_interval = self._interval(settings.save_every)
+        self.evaluation_interval = steps_between(settings.evaluate_every, self.order.steps_per_epoch)
+        self.save_interval = steps_between(settings.save_every, self.order.steps_per_epoch)
         self.explained = functools.partial(
             explained, train=settings, quantization=model_quantization(model), longest=max(lengths)
         )
@@ -145,11 +145,6 @@ class Training:
         # The loop does its own autocast; Accelerate's, on the model's forward, would cast all logits to float32.
         accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         return None, optimizer
-
-    def _interval(self, every: float | None) -> int | None:
-        if every is None:
-            return None
-        return max(1, round(every * self.order.steps_per_epoch) if every <= 1 else round(every))
 
     def run(self) -> Outcome:
         """Train to the end, going on from the newest checkpoint in `run_dir` if there is one; or until a signal comes.
@@ -261,8 +256,8 @@ class Training:
             self.line.message(
                 f"evaluation at step {progress.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
             )
-            if self.allocation.is_final:  # before, the model is larger than it may end, and no such one is the best
-                progress.evaluated(metrics, self.settings.best)
+            # Before the budget is final, the model is larger than it may end, and no such one is the best.
+            progress.evaluated(metrics, self.settings.best, counts=self.allocation.is_final)
         save_due = self.save_interval is not None and progress.step % self.save_interval == 0
         if due or save_due or at_end or stopping:
             self.checkpoints.save(progress.step, self.trained, dataclasses.asdict(progress), self.data_digest)
@@ -273,14 +268,8 @@ class Training:
 
         def attempt(size: int) -> dict[str, float]:
             with self.explained("evaluation"):
-                return evaluate(
-                    self.model,
-                    self.evaluation,
-                    self.collate,
-                    self.accelerator,
-                    batch_size=size,
-                    objective=self.objective,
-                )
+                given = (self.model, self.evaluation, self.collate, self.accelerator)
+                return evaluate(*given, batch_size=size, objective=self.objective)
 
         def tell(size: int) -> None:
             progress.evaluation_batch_size = size

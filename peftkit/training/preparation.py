@@ -1,4 +1,4 @@
-"""What a training needs before its first step: the optimiser and its schedule, recomputed activations, the digest of the data."""
+"""What a training needs before its first step: optimiser, schedule, intervals, recomputed activations, the data's digest."""
 
 import hashlib
 from collections.abc import Iterable
@@ -29,6 +29,13 @@ def scheduler_for(optimizer: torch.optim.Optimizer, settings: TrainSettings, tot
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     scheduler: LRScheduler = get_scheduler(name, optimizer, warmup, total_steps)
     return scheduler
+
+
+def steps_between(every: float | None, steps_per_epoch: int) -> int | None:
+    """Return an interval in steps: of a fraction of an epoch up to 1, of a number of steps above."""
+    if every is None:
+        return None
+    return max(1, round(every * steps_per_epoch) if every <= 1 else round(every))
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -8,11 +8,13 @@ import os
 import platform
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from transformers.utils.logging import disable_progress_bar
 
 _PACKAGES = ("peftkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
@@ -30,19 +32,31 @@ def prepare_process() -> None:
 
 
 def start_asked_processes() -> None:
-    """Start as many processes as `accelerate launch --cpu --num_processes N` was asked for.
+    """Start as many processes on the CPU as `accelerate launch` was asked for, by a flag or in its config file.
 
     Without MPI, Accelerate (1.15) starts one process for this and says nothing; then this process becomes torchrun.
     """
     alone = "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ
     if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
         return
-    launcher = argparse.ArgumentParser(add_help=False)
-    launcher.add_argument("--num_processes", "--num-processes", type=int, default=1)
-    asked, _ = launcher.parse_known_args(psutil.Process().parent().cmdline())
-    if asked.num_processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(asked.num_processes)]
+    count = _asked_processes(psutil.Process().parent().cmdline())
+    if count > 1:
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
         os.execv(sys.executable, [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv])
+
+
+def _asked_processes(command: list[str]) -> int:
+    """Return how many processes a command line of `accelerate launch` asks for."""
+    # --config is the recipe's own, and no abbreviation of --config_file.
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--num_processes", "--num-processes", type=int)
+    launcher.add_argument("--config_file", "--config-file")
+    launcher.add_argument("--cpu", action="store_true")
+    asked, _ = launcher.parse_known_args(command)
+    reads_config = asked.config_file is not None or (Path(default_config_file).is_file() and not asked.cpu)
+    if asked.num_processes is None and reads_config:
+        asked.num_processes = load_config_from_file(asked.config_file).num_processes
+    return int(asked.num_processes or 1)
 
 
 def environment() -> dict[str, Any]:

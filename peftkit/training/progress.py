@@ -38,8 +38,9 @@ class Progress:
     """What `auto_batch` has come down to, if it had to; so for evaluations."""
     evaluation_batch_size: int | None = None
 
-    def evaluated(self, metrics: Mapping[str, float], name: str) -> None:
-        """Take note of an evaluation at the present step, by the metric `name`; one that is not a number is no best.
+    def evaluated(self, metrics: Mapping[str, float], name: str, *, counts: bool = True) -> None:
+        """Take note of an evaluation at the present step, by the metric `name`; one that is not a number is no best, and
+        one that does not count is only checked.
 
         Raises:
             ConfigError: the evaluation did not produce that metric.
@@ -48,6 +49,8 @@ class Progress:
             raise ConfigError(
                 f"train.best is {name!r}, but the evaluation gives {', '.join(metrics)}{nearest(name, metrics)}"
             )
+        if not counts:
+            return
         value, sign = metrics[name], -1 if name in LOWER_IS_BETTER else 1
         self.evaluations_since_best += 1
         if math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value):

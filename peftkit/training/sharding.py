@@ -47,17 +47,18 @@ class Shards:
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
         self._model = model
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # as DistributedDataParallel does: what starts at random starts the same
+                torch.distributed.broadcast(parameter.data, 0)
         self._before = [(module, type(module), _registered(module)) for module in model.modules()]
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        originals = list(model.parameters())
+        storages = [(id(parameter), parameter.untyped_storage()) for parameter in model.parameters()]
+        self._sizes = {number: storage.nbytes() for number, storage in storages if storage.resizable()}
         for block in _blocks(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        self._sizes: dict[int, int] = {}
-        for parameter in originals:
-            storage = parameter.untyped_storage()
-            if storage.resizable() and storage.nbytes():
-                self._sizes[storage._cdata] = storage.nbytes()
+        for number, storage in storages:
+            if number in self._sizes:
                 storage.resize_(0)
 
     @contextlib.contextmanager
@@ -92,9 +93,8 @@ class Shards:
             vars(module).update(attributes)
 
     def _fill(self, original: nn.Parameter, shared: Tensor) -> None:
-        values, storage = whole(shared), original.untyped_storage()
-        size = self._sizes.get(storage._cdata)
-        if size and not storage.nbytes():
+        values, storage, size = whole(shared), original.untyped_storage(), self._sizes.get(id(original), 0)
+        if storage.nbytes() < size:
             storage.resize_(size)
         if size or original.requires_grad:
             original.data.copy_(values)

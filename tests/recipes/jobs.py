@@ -35,7 +35,9 @@ def rows_of(name, directory, count):
     """Rows that can be learned: the label, the tag or the target can be told from the input."""
     even = [number % 2 == 0 for number in range(count)]
     if name == "text_classification":
-        return [{"text": f"{'good' if e else 'bad'} film {i}", "label": "up" if e else "down"} for i, e in enumerate(even)]
+        return [
+            {"text": f"{'good' if e else 'bad'} film {i}", "label": "up" if e else "down"} for i, e in enumerate(even)
+        ]
     if name == "text_pair":
         return [
             {"text": f"likes {'sea' if e else 'sky'}", "other": f"sea {i}", "label": int(e), "group": i // 4}
@@ -52,7 +54,9 @@ def rows_of(name, directory, count):
         return [{"text": f"the price of kite number {i} is {i} pounds " * (1 + i % 3)} for i in range(count)]
     if name == "chat":
         answer = [{"role": "assistant", "content": "It is 5."}]
-        return [{"messages": [{"role": "user", "content": f"price {i}?"}, *answer], "expect": ["5"]} for i in range(count)]
+        return [
+            {"messages": [{"role": "user", "content": f"price {i}?"}, *answer], "expect": ["5"]} for i in range(count)
+        ]
     if name == "seq2seq":
         return [{"source": f"say {i}", "target": f"sage {i}"} for i in range(count)]
     if name == "image_classification":
@@ -96,7 +100,11 @@ def config_values(name, directory, llama_dir, *, method="lora", quantization=Non
         data["max_length"] = 64
     train = {"max_steps": steps, "epochs": 20, "batch_size": 4, "learning_rate": 3e-3, "evaluate_every": 2}
     values = {
-        "model": {"source": str(source), "dtype": "bfloat16" if quantization else "float32", "quantization": quantization},
+        "model": {
+            "source": str(source),
+            "dtype": "bfloat16" if quantization else "float32",
+            "quantization": quantization,
+        },
         "adapter": METHODS[method],
         "data": data,
         "train": train,

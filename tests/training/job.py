@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 import peftkit
 from peftkit.data.collation import PadRight
@@ -14,6 +15,11 @@ from peftkit.training.loop import Hooks, Training, accelerator_for
 from peftkit.training.process import start_asked_processes
 from peftkit.training.run import Run
 from peftkit.training.settings import TrainSettings
+
+ADAPTERS = {
+    "prefix": peftkit.PrefixConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8),
+    "bottleneck": peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned", reduction_factor=4),
+}
 
 
 def ragged_examples(count=22, seed=0, vocabulary=12):
@@ -50,16 +56,30 @@ def trained(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def main(run_dir, model_dir, settings, slow=False, dropout=0.1, quantization=None, adalora=None):
-    """Train as a recipe does, with the signal handling of one."""
+def main(
+    run_dir, model_dir, settings, slow=False, adalora=None, method=None, evaluate=0, crash_at=None, saves=False, **options
+):  # fmt: skip
+    """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a recipe does."""
     start_asked_processes()
     torch.set_num_threads(1)
-    hooks = Hooks(after_step=lambda step, total: time.sleep(0.1)) if slow else None
-    adapter = peftkit.AdaLoraConfig(**adalora) if adalora else None
-    options = {"hooks": hooks, "dropout": dropout, "quantization": quantization, "adapter": adapter}
+    adapter = peftkit.AdaLoraConfig(**adalora) if adalora else ADAPTERS[method] if method else None
+    options |= {"hooks": _hooks(slow, crash_at), "adapter": adapter, "evaluation": ragged_examples(evaluate, seed=3)}
     model, outcome = train(run_dir, model_dir, settings, **options)
     Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
+    if saves and PartialState().is_main_process:
+        peftkit.save(model, Path(run_dir) / "adapter")
+        assert torch.isfinite(peftkit.detach(model)(input_ids=torch.ones(1, 4, dtype=torch.long)).logits).all()
     return model
+
+
+def _hooks(slow, crash_at):
+    def after_step(step, total):
+        if slow:
+            time.sleep(0.1)
+        if step + 1 == crash_at:
+            raise RuntimeError("crashed as it was told to")
+
+    return Hooks(after_step=after_step)
 
 
 class _ResumableRun(Run):

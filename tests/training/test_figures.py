@@ -79,6 +79,11 @@ def test_confusion_matrices_of_all_sizes(tmp_path, many):
     assert 300 < height < width <= 15 * 120
 
 
+def test_names_of_classes_in_any_script_and_with_dollars_are_drawn(tmp_path):
+    draw_confusion(["卡片", "$x$ _{", "अच्छा"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], tmp_path / "confusion.png")
+    assert size(tmp_path / "confusion.png")[0] > 300
+
+
 @pytest.mark.parametrize("layers", [1, 72, 300])
 def test_ranks_of_many_layers(tmp_path, layers):
     names = [f"model.layers.{n // 6}.mlp.{n % 6}_proj" for n in range(layers)]

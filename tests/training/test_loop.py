@@ -240,6 +240,43 @@ def test_the_best_evaluation_is_kept_and_early_stopping_stops(llama_dir, tmp_pat
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == steps
 
 
+@pytest.mark.parametrize(("best", "expected"), [("accuracy", 6), ("word_error_rate", 9), ("loss", None)])
+def test_the_best_evaluation_is_that_of_the_metric_that_is_named(llama_dir, tmp_path, best, expected):
+    """An accuracy is better higher, an error rate lower; the first of equals stays, and what is no number is no best."""
+    values = iter([(0.5, 0.5), (0.9, 0.5), (0.2, 0.1), (float("nan"), float("nan")), (0.9, 0.1)])
+    hooks = Hooks(evaluate=lambda: dict(zip(("accuracy", "word_error_rate"), next(values), strict=True)))
+    settings = {"batch_size": 8, "epochs": 5, "evaluate_every": 1.0, "best": best}
+    _, outcome = train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
+    curve = losses(tmp_path, "evaluation")
+    assert outcome.best_step == (expected or 3 * (1 + curve.index(min(curve))))
+    assert outcome.best_value == {"accuracy": 0.9, "word_error_rate": 0.1, "loss": min(curve)}[best]
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_refused(llama_dir, tmp_path):
+    settings = {"batch_size": 8, "evaluate_every": 1.0, "best": "acuracy"}
+    hooks = Hooks(evaluate=lambda: {"accuracy": 1.0})
+    with pytest.raises(ConfigError, match=r"gives loss, perplexity, accuracy; did you mean 'accuracy'\?"):
+        train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
+
+
+def test_only_a_language_model_has_a_perplexity(backbone):
+    given = (backbone.float(), ragged_examples(3), PadRight(2), Accelerator())
+    assert evaluate(*given, objective=ModelLoss()).keys() == {"loss"}
+    assert evaluate(*given).keys() == {"loss", "perplexity"}
+
+
+def test_the_ranks_of_adalora_are_logged_where_they_change(llama_dir, tmp_path):
+    adapter = peftkit.AdaLoraConfig(init_r=4, target_r=2, tinit=2, tfinal=4, deltaT=2, total_step=12)
+    train(tmp_path, llama_dir, {"batch_size": 8, "epochs": 4}, adapter=adapter)
+    entries = [entry for entry in read_metrics(tmp_path / "metrics.jsonl") if entry["kind"] == "ranks"]
+    totals = [sum(entry["ranks"].values()) for entry in entries]
+    layers = len(entries[0]["ranks"])
+    assert [entry["step"] for entry in entries] == [4, 6, 8]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] == 2 * layers
+    assert totals[0] < 4 * layers
+
+
 def test_a_fraction_of_an_epoch_and_a_number_of_steps_are_intervals(llama_dir, tmp_path):
     for every, expected in ((0.5, [6, 12, 18, 22]), (7, [7, 14, 21, 22])):
         run_dir = tmp_path / str(every)
@@ -309,7 +346,10 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
     expected, found = trained(whole), trained(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     timeless = [
-        [{k: v for k, v in entry.items() if k not in ("seconds", "memory_gib")} for entry in read_metrics(tmp_path / run / "metrics.jsonl")]
+        [
+            {k: v for k, v in entry.items() if k not in ("seconds", "memory_gib")}
+            for entry in read_metrics(tmp_path / run / "metrics.jsonl")
+        ]
         for run in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]

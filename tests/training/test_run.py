@@ -5,10 +5,10 @@ import pytest
 import yaml
 
 from peftkit.config import section
-from peftkit.data.questions import Question
 from peftkit.errors import ConfigError
+from peftkit.training.measured import Measured
 from peftkit.training.metrics import MetricsLog, ProgressLine, read_metrics
-from peftkit.training.report import Measured, write_report
+from peftkit.training.report import write_report
 from peftkit.training.run import Run
 from peftkit.training.settings import TrainSettings
 
@@ -72,12 +72,12 @@ def test_the_report_shows_before_and_after(tmp_path):
         "before": Measured({"loss": 3.0}, ["no <idea>"]),
         "after": Measured({"loss": 1.25, "right": 1}, ["£3.95"]),
     }
-    asked = [Question("", "how | much?", "It is £3.95", ("£3.95",))]
+    asked = [("how | much?", "£3.95")]
     text = write_report(tmp_path, "Title", measured, asked, remarks=["A remark."]).read_text()
     for part in (
         "# Title",
         "| loss | 3 | 1.25 |",
-        "4 steps over 40 supervised tokens in 1.0 minutes",
+        "4 steps over 40 supervised items in 1.0 minutes",
         "A remark.",
         "Python 3",
     ):

@@ -1,0 +1,232 @@
+"""Two processes on the CPU (gloo), as `accelerate launch` starts them: DDP, FSDP2, and what each has to give back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from yaml import safe_load
+
+import peftkit
+from peftkit.errors import ConfigError
+from peftkit.files import read_json, read_tensors
+from peftkit.training import process, refusals, sharding
+from peftkit.training.loop import accelerator_for
+from peftkit.training.metrics import read_metrics
+from peftkit.training.settings import TrainSettings
+from tests.training import job
+from tests.training.job import ragged_examples, train, trained
+
+PRESETS = Path(__file__).parents[2] / "recipes" / "accelerate"
+PORT = 29700
+
+
+def fsdp_environment():
+    """What `accelerate launch` puts into the environment for the preset; on a CPU it leaves that out."""
+    options = safe_load((PRESETS / "fsdp2_qlora.yaml").read_text())["fsdp_config"]
+    values = {f"FSDP_{key.removeprefix('fsdp_').upper()}": str(value).lower() for key, value in options.items()}
+    return {"ACCELERATE_USE_FSDP": "true", **values}
+
+
+def launch(run_dir, model_dir, settings, *, fsdp=False, flags=("--cpu", "--num_processes", "2"), ok=True, **arguments):
+    """Run the job on two processes; return what it has printed."""
+    given = {"run_dir": str(run_dir), "model_dir": str(model_dir), "settings": settings, "dropout": 0.0, **arguments}
+    script = [str(Path(job.__file__)), json.dumps(given)]
+    port = ["--main_process_port", str(PORT + os.getpid() % 200)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, *port, *script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (fsdp_environment() if fsdp else {})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode == 0) == ok, done.stderr
+    return done.stderr
+
+
+def lines(run_dir, kind="train"):
+    return [entry for entry in read_metrics(Path(run_dir) / "metrics.jsonl") if entry["kind"] == kind]
+
+
+def losses(run_dir, kind="train"):
+    return [entry["loss"] for entry in lines(run_dir, kind)]
+
+
+# the same numbers
+
+
+CUT = {"batch_size": 2, "accumulate": 2, "epochs": 2, "evaluate_every": 2, "max_steps": 4}
+WHOLE = CUT | {"batch_size": 8, "accumulate": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "fsdp", "tolerance"),
+    [
+        (None, "float32", False, 1e-5),
+        (None, "float32", True, 1e-5),
+        ("nf4", "float32", True, 1e-5),
+        (None, "bfloat16", True, 1e-3),  # the passes are cut otherwise, and bfloat16 rounds each otherwise
+        ("nf4", "bfloat16", True, 1e-3),
+    ],
+)
+def test_two_processes_have_the_losses_of_one(llama_dir, tmp_path, quantization, dtype, fsdp, tolerance):
+    """With the same global batch: losses, gradient norms, evaluations, trained weights, and the adapter that is saved."""
+    options = {"quantization": quantization, "dtype": dtype}
+    launch(tmp_path / "two", llama_dir, CUT, fsdp=fsdp, **options, evaluate=7, saves=True)
+    model, outcome = train(
+        tmp_path / "one", llama_dir, WHOLE, dropout=0.0, evaluation=ragged_examples(7, seed=3), **options
+    )
+    for kind, key in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "loss")):
+        found = [[line[key] for line in lines(tmp_path / run, kind)] for run in ("two", "one")]
+        assert found[0] == pytest.approx(found[1], rel=tolerance if key == "loss" else 30 * tolerance)
+    expected = {name: value for name, value in trained(model).items()}
+    checkpoint = tmp_path / "two" / "checkpoints" / outcome.checkpoint.name
+    weights = read_tensors(checkpoint / "trainable.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(weights[name], value, rtol=0.05, atol=100 * tolerance), name
+    for adapter in (checkpoint / "adapter", tmp_path / "two" / "adapter"):  # of the loop, and of the job after the loop
+        tensors = read_tensors(adapter / "adapter_model.safetensors")
+        assert len(tensors) == len(expected)
+        for name, value in tensors.items():
+            assert torch.equal(value, weights[name.replace(".weight", ".default.weight")])
+        peftkit.load(peftkit.load_backbone(llama_dir, quantization=quantization), adapter)
+
+
+@pytest.mark.slow
+def test_other_cuts_of_a_step_are_the_same_step_on_two_processes(llama_dir, tmp_path):
+    for batch_size, accumulate in ((1, 4), (4, 1)):
+        cut = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 3}
+        launch(tmp_path / str(batch_size), llama_dir, cut)
+    train(tmp_path / "one", llama_dir, {"batch_size": 8, "max_steps": 3}, dropout=0.0)
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "4") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["prefix", "bottleneck"])
+def test_other_methods_and_recomputed_activations_under_fsdp(llama_dir, tmp_path, method):
+    settings = CUT | {"gradient_checkpointing": True}
+    launch(tmp_path / "two", llama_dir, settings, fsdp=True, method=method, quantization="nf4", evaluate=7, saves=True)
+    adapter = job.ADAPTERS[method]
+    model, _ = train(
+        tmp_path / "one", llama_dir, WHOLE | {"gradient_checkpointing": True}, quantization="nf4", adapter=adapter,
+        evaluation=ragged_examples(7, seed=3),
+    )  # fmt: skip
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    loaded = peftkit.load(peftkit.load_backbone(llama_dir, dtype=torch.float32), tmp_path / "two" / "adapter")
+    found = {name: value for name, value in loaded.named_parameters() if "default" in name}
+    assert found.keys() == trained(model).keys()
+    assert all(torch.allclose(found[name], value, atol=1e-2) for name, value in trained(model).items())
+
+
+# going on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_an_interrupted_run_goes_on_exactly(llama_dir, tmp_path, fsdp):
+    """Parameters, both moments and dropout, from the middle of an epoch; then the best weights are taken."""
+    settings = {"batch_size": 2, "epochs": 2, "max_steps": 8, "save_every": 2, "evaluate_every": 4, "weight_decay": 0.1}
+    options = {"fsdp": fsdp, "dropout": 0.3, "evaluate": 5}
+    launch(tmp_path / "whole", llama_dir, settings, **options)
+    launch(tmp_path / "cut", llama_dir, settings, **options, crash_at=6, ok=False)
+    assert len(losses(tmp_path / "cut")) == 5
+    launch(tmp_path / "cut", llama_dir, settings, **options)
+    checkpoints = [tmp_path / run / "checkpoints" / "step-000008" for run in ("whole", "cut")]
+    for name in ("trainable.safetensors", "optimizer.safetensors", "adapter/adapter_model.safetensors"):
+        expected, found = (read_tensors(path / name) for path in checkpoints)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items()), name
+    assert read_json(checkpoints[0] / "state.json")["progress"]["best_step"] in (4, 8)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+# presets and refusals
+
+
+@pytest.mark.parametrize("name", ["cpu", "single_gpu", "ddp", "fsdp2_qlora", "zero3"])
+def test_accelerate_reads_every_preset(name):
+    assert load_config_from_file(str(PRESETS / f"{name}.yaml")).compute_environment == "LOCAL_MACHINE"
+
+
+@pytest.mark.slow
+def test_the_cpu_preset_starts_as_many_processes_as_are_asked_for(llama_dir, tmp_path):
+    flags = ["--config_file", str(PRESETS / "cpu.yaml")]
+    launch(tmp_path / "1", llama_dir, {"batch_size": 8, "max_steps": 1}, flags=flags)
+    state = read_json(tmp_path / "1" / "checkpoints" / "step-000001" / "state.json")
+    assert state["processes"] == 1
+    two = tmp_path / "two.yaml"
+    two.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2"))
+    launch(tmp_path / "2", llama_dir, {"batch_size": 4, "max_steps": 1}, flags=["--config_file", str(two)])
+    state = read_json(tmp_path / "2" / "checkpoints" / "step-000001" / "state.json")
+    assert state["processes"] == 2
+
+
+def test_the_number_of_processes_is_read_from_flags_and_config_files(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 3"))
+    count = process._asked_processes
+    assert count(["accelerate", "launch", "--cpu", "x.py", "--config", "recipe.yaml"]) == 1
+    assert count(["accelerate", "launch", "--config_file", str(path), "x.py", "--config", "recipe.yaml"]) == 3
+    assert count(["accelerate", "launch", "--config_file", str(path), "--num_processes", "2", "x.py"]) == 2
+
+
+def preset(monkeypatch, **changes):
+    for name, value in (fsdp_environment() | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "adapter", "changes", "message"),
+    [
+        ("int8", peftkit.LoraConfig(), {}, "cannot shard int8"),
+        (None, peftkit.AdaLoraConfig(total_step=9), {}, "cannot see them in the shards"),
+        (None, peftkit.LoraConfig(), {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
+        (None, peftkit.LoraConfig(), {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: true is not supported"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(llama_dir, tmp_path, monkeypatch, quantization, adapter, changes, message):
+    model = peftkit.attach(peftkit.load_backbone(llama_dir, quantization=quantization), adapter)
+    settings = TrainSettings()
+    accelerator = accelerator_for(settings, model, tmp_path)
+    refusals.check_processes(settings, model, accelerator)
+    preset(monkeypatch, **changes)
+    with pytest.raises(ConfigError, match=message):
+        refusals.check_processes(settings, model, accelerator)
+
+
+def test_trained_parameters_of_two_dtypes_are_refused_under_fsdp(llama_dir, tmp_path, monkeypatch):
+    model = peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig())
+    accelerator = accelerator_for(TrainSettings(), model, tmp_path)
+    preset(monkeypatch)
+    refusals.check_processes(TrainSettings(), model, accelerator)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ConfigError, match="bfloat16, float32"):
+        refusals.check_processes(TrainSettings(), model, accelerator)
+    assert not sharding.is_in_use()  # one process has nobody to share with
+
+
+def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path):
+    class DeepSpeed:
+        num_processes, distributed_type = 2, refusals.DistributedType.DEEPSPEED
+
+    for quantization, message in ((None, "does not train under DeepSpeed"), ("nf4", "does not partition bitsandbytes")):
+        model = peftkit.load_backbone(llama_dir, quantization=quantization)
+        with pytest.raises(ConfigError, match=message):
+            refusals.check_processes(TrainSettings(), model, DeepSpeed())
+    with pytest.raises(ConfigError, match="is 16, but batch_size 4 x accumulate 3 x 1 process"):
+        train(tmp_path, llama_dir, {"batch_size": 4, "accumulate": 3, "global_batch_size": 16})
+    with pytest.raises(ConfigError, match="auto_batch works on one process"):
+        refusals.check_processes(TrainSettings(auto_batch=True), model, DeepSpeed())
+
+
+def test_precisions_that_give_wrong_numbers_are_refused(monkeypatch, backbone):
+    refusals.check_precision("fp16", backbone)
+    monkeypatch.setattr(backbone.config, "model_type", "t5")
+    with pytest.raises(ConfigError, match="t5 overflows in float16"):
+        refusals.check_precision("fp16", backbone)
+    refusals.check_precision("bf16", backbone)
+    with pytest.raises(ConfigError, match="t5 overflows in float16"):
+        refusals.check_precision("no", backbone.half())
