@@ -19,6 +19,7 @@ from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Hooks, Training, accelerator_for
 from peftkit.training.measured import Measured
 from peftkit.training.opening import open_run
+from peftkit.training.out_of_memory import explained
 from peftkit.training.report import write_report
 from peftkit.training.run import Run
 from peftkit.training.task import Task
@@ -58,12 +59,15 @@ class Finetuning:
         self.retained = task.read(config.data.retention) if config.data.retention else []
         task.fit(self.rows)
         self._remember_task()
-        backbone = peftkit.load_backbone(**config.model.arguments(), task=task.head, overrides=task.overrides())
-        self.model: nn.Module = (
-            peftkit.attach(backbone, config.adapter.build())
-            if start is None
-            else peftkit.load(backbone, start.adapter, trainable=True)
-        )
+        quantization = config.model.quantization
+        with explained("load", config.train, quantization=quantization):
+            backbone = peftkit.load_backbone(**config.model.arguments(), task=task.head, overrides=task.overrides())
+        with explained("attach", config.train, quantization=quantization):
+            self.model: nn.Module = (
+                peftkit.attach(backbone, config.adapter.build())
+                if start is None
+                else peftkit.load(backbone, start.adapter, trainable=True)
+            )
         run.say(summary(self.model))
         run.remember("model", peftkit.record(self.model))
         self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
@@ -128,7 +132,8 @@ class Finetuning:
     def _found(self, model: nn.Module, rows: Sequence[Row], *, settling: bool = False) -> Measured:
         """Return how good the model's outputs are, after the task has settled by them where that is asked for."""
         rows = self.task.measured_rows(rows)
-        outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
+        with explained("evaluation", self.config.train, quantization=self.config.model.quantization):
+            outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
         if settling:
             self.task.settle(rows, outputs)
             self._remember_task()

@@ -46,6 +46,7 @@ class LanguageModel(Task):
             PadPacks(tokenizer.pad_token_id) if self.packing else PadRight(tokenizer.pad_token_id)
         )
         self.rendered = Rendered()
+        self._formats: dict[str, None] = {}
         self._packs = 0
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
@@ -64,8 +65,9 @@ class LanguageModel(Task):
     def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
         """Return the rendered rows: long texts in blocks, and texts in packs where the config asks for it."""
         data = self.config.data
-        self.rendered = Rendered()
+        self.rendered, self._formats = Rendered(), {}
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
+            self._formats[kind] = None
             cuts = blocks if kind == "text" else None
             self.rendered += render_rows(
                 list(group), kind, self.processor, max_length=data.max_length, loss_on=data.loss_on or "assistant",
@@ -79,12 +81,13 @@ class LanguageModel(Task):
 
     def remarks(self) -> str:
         """Return what became of the rows."""
-        return f"{self.rendered}, in {self._packs} packs" if self.packing else str(self.rendered)
+        packs = f", in {self._packs} packs" if self.packing else ""
+        return f"{' and '.join(self._formats)}, {self.rendered}{packs}"
 
     def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
         """Return the first examples with the supervised tokens marked, and the lengths of all."""
         self.examples(rows)
-        return preview(self.rendered, self.processor, count=count, color=color)
+        return f"{' and '.join(self._formats)}\n{preview(self.rendered, self.processor, count=count, color=color)}"
 
     def check(self, model: nn.Module) -> None:
         """Compare packed with unpacked texts, where the config asks for packs."""

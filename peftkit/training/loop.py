@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Hooks:
     """Where a method or a task joins the loop.
 
     `after_step(step, total_steps)` runs after the optimiser's step, while the gradients are still there.
-    `evaluate()` returns further metrics for each evaluation, on every process.
+    `evaluate()` runs on every process and returns further metrics for each evaluation; those of the first process count.
     """
 
     after_step: Callable[[int, int], None] | None = None
@@ -279,7 +280,8 @@ class Training:
         with self.trained.gathered():
             metrics = until_it_fits(attempt, size, may_halve=settings.auto_batch, tell=tell)
             with self.explained("evaluation"):
-                return metrics | (self.hooks.evaluate() if self.hooks.evaluate is not None else {})
+                metrics |= self.hooks.evaluate() if self.hooks.evaluate is not None else {}
+        return dict(broadcast_object_list([metrics])[0])  # all processes stop, or go on, by the same numbers
 
     def _is_stopped_early(self) -> bool:
         patience = self.settings.early_stopping

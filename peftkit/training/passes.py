@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from peftkit.training.objective import IGNORED, Batch, Objective, on_device
 from peftkit.training.order import Order
@@ -37,8 +38,9 @@ class Passes:
         items = float(accelerator.reduce(torch.tensor(float(count), device=accelerator.device)))
         loss = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
-            is_last = number == len(batches) - 1
-            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.prepared):
+            # Between passes, FSDP would keep gradients whole to save a reduction; those of an adapter are cheap to reduce.
+            reduces = number == len(batches) - 1 or isinstance(self.prepared, FSDPModule)
+            with contextlib.nullcontext() if reduces else accelerator.no_sync(self.prepared):
                 with self.explained("forward"), accelerator.autocast():
                     summed = self.objective.loss(self.prepared, batch)
                 with self.explained("backward"):
@@ -51,4 +53,5 @@ class Passes:
             batch = on_device(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
             if not numbers:  # nothing is left for this process: it takes part with a batch that counts for nothing
                 batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+                batch.pop("teacher", None)
             yield batch

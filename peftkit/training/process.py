@@ -59,6 +59,24 @@ def _asked_processes(command: list[str]) -> int:
     return int(asked.num_processes or 1)
 
 
+def launch_flags() -> list[str]:
+    """Return the flags that `accelerate launch` was given for this process, to launch it again; none without a launcher."""
+    for ancestor in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            flags = _flags_before(sys.argv[0], ancestor.cmdline())
+            if flags is not None:
+                return flags
+    return []
+
+
+def _flags_before(script: str, command: list[str]) -> list[str] | None:
+    """Return the words between `accelerate launch` and the script in a command line, or None where it is another one's."""
+    starts = [i for i, word in enumerate(command[:4]) if word in ("launch", "accelerate.commands.launch")]
+    if not starts or script not in command:
+        return None
+    return [word for word in command[starts[0] + 1 : command.index(script)] if word not in ("--quiet", "-q")]
+
+
 def environment() -> dict[str, Any]:
     """Return what decides how fast and how exactly a run computes: versions, processor, GPU, processes and threads."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -68,7 +68,9 @@ class Run:
             plain = {
                 key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in flat.items()
             }
-            accelerator.init_trackers("peftkit", plain)
+            name = self.directory.name
+            options = {"wandb": {"dir": str(self.directory), "name": name}, "trackio": {"name": name}}
+            accelerator.init_trackers("peftkit", plain, init_kwargs=options)
 
     def remembered(self, name: str) -> dict[str, Any] | None:
         """Return what `remember` wrote under a name, perhaps before an interruption; None where it did not."""

@@ -38,7 +38,8 @@ class Shards:
 
     This calls torch itself, and not Accelerate's wrapper around the same function, because that works on GPUs alone, takes
     the blocks' names from the model or the user, and leaves out 4-bit weights that are stored as integers (accelerate 1.15,
-    utils/fsdp_utils.py). Processes, devices and options still come from `accelerate launch`.
+    utils/fsdp_utils.py). Processes, devices and ``fsdp_reshard_after_forward`` still come from `accelerate
+    launch`.
 
     Args:
         model: Whole on each process's device; changed in place.
@@ -54,8 +55,9 @@ class Shards:
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         storages = [(id(parameter), parameter.untyped_storage()) for parameter in model.parameters()]
         self._sizes = {number: storage.nbytes() for number, storage in storages if storage.resizable()}
+        self._reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
         for block in _blocks(model):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=self._reshards)
         fully_shard(model, mesh=mesh)
         for number, storage in storages:
             if number in self._sizes:
@@ -74,7 +76,7 @@ class Shards:
             yield
         finally:
             for unit in units:
-                unit.set_reshard_after_forward(unit is not self._model, recurse=False)
+                unit.set_reshard_after_forward(self._reshards and unit is not self._model, recurse=False)
                 unit.reshard()
 
     @torch.no_grad()

@@ -87,7 +87,7 @@ def config_values(name, directory, llama_dir, *, method="lora", quantization=Non
     directory.mkdir(parents=True, exist_ok=True)
     sources = {
         "causal_lm": llama_dir, "chat": llama_dir,
-        "seq2seq": MODELS / "t5-bytes" / "config.json",
+        "seq2seq": MODELS / "bart-bytes" / "config.json",
         "image_classification": MODELS / "vit-digits" / "config.json",
         "speech_recognition": MODELS / "whisper-tones" / "config.json",
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """A small training job: run in this process, in a forked one, or as a script under `accelerate launch`."""
 
+import itertools
 import json
 import sys
 import time
@@ -57,29 +58,48 @@ def trained(model):
 
 
 def main(
-    run_dir, model_dir, settings, slow=False, adalora=None, method=None, evaluate=0, crash_at=None, saves=False, **options
+    run_dir, model_dir, settings, slow=False, adalora=None, method=None, evaluate=0, crash_at=None, saves=False,
+    worsening=False, **options
 ):  # fmt: skip
     """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a recipe does."""
     start_asked_processes()
     torch.set_num_threads(1)
     adapter = peftkit.AdaLoraConfig(**adalora) if adalora else ADAPTERS[method] if method else None
-    options |= {"hooks": _hooks(slow, crash_at), "adapter": adapter, "evaluation": ragged_examples(evaluate, seed=3)}
+    options |= {
+        "hooks": hooks_for(slow, crash_at, worsening),
+        "adapter": adapter,
+        "evaluation": ragged_examples(evaluate, seed=3),
+    }
     model, outcome = train(run_dir, model_dir, settings, **options)
     Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
-    if saves and PartialState().is_main_process:
-        peftkit.save(model, Path(run_dir) / "adapter")
-        assert torch.isfinite(peftkit.detach(model)(input_ids=torch.ones(1, 4, dtype=torch.long)).logits).all()
+    if saves:
+        if PartialState().is_main_process:
+            peftkit.save(model, Path(run_dir) / "adapter")
+        _check_backbone(peftkit.detach(model), model_dir, **options)
     return model
 
 
-def _hooks(slow, crash_at):
+def _check_backbone(backbone, model_dir, quantization=None, dtype="float32", **options):
+    """Check that what is left without the adapter computes what the backbone computed before."""
+    fresh = peftkit.load_backbone(model_dir, quantization=quantization, dtype=getattr(torch, dtype))
+    found, expected = (each.eval()(input_ids=torch.arange(4, 12)[None]).logits for each in (backbone, fresh))
+    assert torch.equal(found, expected)
+
+
+def hooks_for(slow=False, crash_at=None, worsening=False):
+    """Hooks that slow a run down, end it, or give it an accuracy that falls, and on other processes rises."""
+    counts = itertools.count(1)
+
     def after_step(step, total):
         if slow:
             time.sleep(0.1)
         if step + 1 == crash_at:
             raise RuntimeError("crashed as it was told to")
 
-    return Hooks(after_step=after_step)
+    def evaluate():
+        return {"accuracy": float(next(counts)) ** (-1 if PartialState().is_main_process else 1)}
+
+    return Hooks(after_step=after_step, evaluate=evaluate if worsening else None)
 
 
 class _ResumableRun(Run):

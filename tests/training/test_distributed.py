@@ -55,7 +55,7 @@ def losses(run_dir, kind="train"):
 # the same numbers
 
 
-CUT = {"batch_size": 2, "accumulate": 2, "epochs": 2, "evaluate_every": 2, "max_steps": 4}
+CUT = {"batch_size": 2, "accumulate": 2, "epochs": 2, "evaluate_every": 2, "max_steps": 4, "clip_norm": 0.05}
 WHOLE = CUT | {"batch_size": 8, "accumulate": 1}
 
 
@@ -64,6 +64,7 @@ WHOLE = CUT | {"batch_size": 8, "accumulate": 1}
     ("quantization", "dtype", "fsdp", "tolerance"),
     [
         (None, "float32", False, 1e-5),
+        ("nf4", "float32", False, 1e-5),
         (None, "float32", True, 1e-5),
         ("nf4", "float32", True, 1e-5),
         (None, "bfloat16", True, 1e-3),  # the passes are cut otherwise, and bfloat16 rounds each otherwise
@@ -95,28 +96,34 @@ def test_two_processes_have_the_losses_of_one(llama_dir, tmp_path, quantization,
 
 
 @pytest.mark.slow
-def test_other_cuts_of_a_step_are_the_same_step_on_two_processes(llama_dir, tmp_path):
-    for batch_size, accumulate in ((1, 4), (4, 1)):
-        cut = {"batch_size": batch_size, "accumulate": accumulate, "max_steps": 3}
-        launch(tmp_path / str(batch_size), llama_dir, cut)
+def test_the_cpu_preset_starts_two_processes_and_another_cut_is_the_same_step(llama_dir, tmp_path):
+    """Passes of 1 x 4 on each of two processes, started by a config file, are one pass of 8."""
+    preset = tmp_path / "two.yaml"
+    preset.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2"))
+    cut = {"batch_size": 1, "accumulate": 4, "max_steps": 3}
+    launch(tmp_path / "two", llama_dir, cut, flags=["--config_file", str(preset)])
     train(tmp_path / "one", llama_dir, {"batch_size": 8, "max_steps": 3}, dropout=0.0)
-    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert losses(tmp_path / "4") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert read_json(tmp_path / "two" / "checkpoints" / "step-000003" / "state.json")["processes"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prefix", "bottleneck"])
-def test_other_methods_and_recomputed_activations_under_fsdp(llama_dir, tmp_path, method):
-    settings = CUT | {"gradient_checkpointing": True}
-    launch(tmp_path / "two", llama_dir, settings, fsdp=True, method=method, quantization="nf4", evaluate=7, saves=True)
-    adapter = job.ADAPTERS[method]
-    model, _ = train(
-        tmp_path / "one", llama_dir, WHOLE | {"gradient_checkpointing": True}, quantization="nf4", adapter=adapter,
-        evaluation=ragged_examples(7, seed=3),
+def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(llama_dir, tmp_path, method):
+    """Of six steps, four are made, since the second evaluation is worse; the weights of the first are those that are left."""
+    settings = {"gradient_checkpointing": True, "best": "accuracy", "early_stopping": 1, "max_steps": 6}
+    launch(
+        tmp_path / "two", llama_dir, CUT | settings, fsdp=True, method=method, quantization="nf4", evaluate=7, saves=True,
+        worsening=True,
     )  # fmt: skip
+    model, outcome = train(
+        tmp_path / "one", llama_dir, WHOLE | settings, quantization="nf4", adapter=job.ADAPTERS[method],
+        evaluation=ragged_examples(7, seed=3), hooks=job.hooks_for(worsening=True),
+    )  # fmt: skip
+    assert (len(losses(tmp_path / "two")), outcome.step, outcome.best_step) == (4, 4, 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    loaded = peftkit.load(peftkit.load_backbone(llama_dir, dtype=torch.float32), tmp_path / "two" / "adapter")
-    found = {name: value for name, value in loaded.named_parameters() if "default" in name}
+    backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
+    found = trained(peftkit.load(backbone, tmp_path / "two" / "adapter", trainable=True))
     assert found.keys() == trained(model).keys()
     assert all(torch.allclose(found[name], value, atol=1e-2) for name, value in trained(model).items())
 
@@ -151,19 +158,6 @@ def test_accelerate_reads_every_preset(name):
     assert load_config_from_file(str(PRESETS / f"{name}.yaml")).compute_environment == "LOCAL_MACHINE"
 
 
-@pytest.mark.slow
-def test_the_cpu_preset_starts_as_many_processes_as_are_asked_for(llama_dir, tmp_path):
-    flags = ["--config_file", str(PRESETS / "cpu.yaml")]
-    launch(tmp_path / "1", llama_dir, {"batch_size": 8, "max_steps": 1}, flags=flags)
-    state = read_json(tmp_path / "1" / "checkpoints" / "step-000001" / "state.json")
-    assert state["processes"] == 1
-    two = tmp_path / "two.yaml"
-    two.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2"))
-    launch(tmp_path / "2", llama_dir, {"batch_size": 4, "max_steps": 1}, flags=["--config_file", str(two)])
-    state = read_json(tmp_path / "2" / "checkpoints" / "step-000001" / "state.json")
-    assert state["processes"] == 2
-
-
 def test_the_number_of_processes_is_read_from_flags_and_config_files(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 3"))
@@ -171,6 +165,25 @@ def test_the_number_of_processes_is_read_from_flags_and_config_files(tmp_path):
     assert count(["accelerate", "launch", "--cpu", "x.py", "--config", "recipe.yaml"]) == 1
     assert count(["accelerate", "launch", "--config_file", str(path), "x.py", "--config", "recipe.yaml"]) == 3
     assert count(["accelerate", "launch", "--config_file", str(path), "--num_processes", "2", "x.py"]) == 2
+
+
+def test_the_flags_of_the_launcher_are_found_again():
+    flags = process._flags_before
+    command = [
+        "python",
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--config_file",
+        "a b.yaml",
+        "x.py",
+        "--config",
+        "c",
+    ]
+    assert flags("x.py", command) == ["--config_file", "a b.yaml"]
+    assert flags("x.py", ["/bin/python", "/bin/accelerate", "launch", "--cpu", "x.py"]) == ["--cpu"]
+    assert flags("x.py", ["bash", "x.py"]) is None
+    assert flags("x.py", ["/bin/accelerate", "launch", "y.py"]) is None
 
 
 def preset(monkeypatch, **changes):

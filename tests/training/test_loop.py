@@ -32,11 +32,6 @@ def losses(run_dir, kind="train"):
     return [entry["loss"] for entry in read_metrics(run_dir / "metrics.jsonl") if entry["kind"] == kind]
 
 
-def launch(flags, arguments, **options):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, job.__file__, json.dumps(arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-
-
 # one step, however it is cut
 
 
@@ -63,24 +58,6 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(llama_dir, tm
     ]
     mean = float(sum(summed)) / sum(e.supervised for e in ragged_examples())
     assert losses(tmp_path) == pytest.approx([mean], rel=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_two_processes_have_the_loss_curve_of_one_with_twice_the_batch(llama_dir, tmp_path, quantization):
-    """Two epochs of 22 examples in steps of 8: in the last step of each, one process has less to do than the other."""
-    arguments = {
-        "model_dir": str(llama_dir),
-        "run_dir": str(tmp_path / "two"),
-        "dropout": 0.0,
-        "quantization": quantization,
-    }
-    two = launch(["--cpu", "--num_processes", "2"], arguments | {"settings": {"batch_size": 4, "epochs": 2}})
-    assert two.returncode == 0, two.stderr
-    settings = {"batch_size": 8, "epochs": 2}
-    train(tmp_path / "one", llama_dir, settings, dropout=0.0, quantization=quantization)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert len(losses(tmp_path / "two")) == 6
 
 
 def test_a_process_for_which_nothing_is_left_takes_part_all_the_same():

@@ -1,0 +1,248 @@
+"""What all recipes share: going on with an old adapter, replay, teachers, ensembles, thresholds, packing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import peftkit
+from peftkit.cli import main
+from peftkit.data.packing import PadPacks, blocks, check_packing, packed
+from peftkit.data.rendering import IGNORED, Example
+from peftkit.errors import ConfigError, DataError
+from peftkit.files import read_json
+from peftkit.training.opening import open_run
+from tests.architectures import ARCHITECTURES
+from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
+
+SEE_EACH_OTHER = {"bloom", "falcon", "gpt_oss", "jamba", "mamba", "mamba2", "qwen3_next"}  # in one pack, whatever the positions
+
+
+def text_job(directory, llama_dir, **sections):
+    return config_values("text_classification", directory, llama_dir) | sections
+
+
+def predicted(runs, data, output):
+    assert main(["predict", *map(str, runs), "--data", str(data), "--output", str(output)]) == 0
+    return [json.loads(line)["probabilities"]["up"] for line in output.read_text().splitlines()]
+
+
+def test_training_goes_on_with_an_old_adapter_and_says_what_is_forgotten(tmp_path, llama_dir):
+    old = run("text_classification", text_job(tmp_path / "old", llama_dir))
+    values = text_job(tmp_path / "new", llama_dir, start=str(old))
+    values["data"] |= {
+        "retention": str(tmp_path / "old" / "held_out.jsonl"),
+        "replay": {"train": str(tmp_path / "old" / "train.jsonl"), "share": 0.5},
+    }
+    new = run("text_classification", values)
+    before = read_json(new / "before.json")["metrics"]
+    assert before["loss"] == pytest.approx(read_json(old / "after.json")["metrics"]["loss"], rel=1e-5)
+    assert {"retained accuracy", "accuracy"} <= read_json(new / "after.json")["metrics"].keys()
+    assert read_json(new / "task.json")["learned"]["counts"] == [10, 10]  # ten new rows and ten old ones
+    assert "retained accuracy" in (new / "report.md").read_text()
+
+
+def test_a_trained_head_takes_no_new_labels(tmp_path, llama_dir):
+    old = run("text_classification", text_job(tmp_path / "old", llama_dir))
+    values = text_job(tmp_path / "new", llama_dir, start=str(old))
+    write_jsonl(tmp_path / "new" / "train.jsonl", [{"text": "x", "label": "sideways"}])
+    with pytest.raises(DataError, match="'sideways' is none of those that the adapter was trained on"):
+        run("text_classification", values)
+
+
+def test_several_runs_predict_their_mean(tmp_path, llama_dir):
+    runs = [run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed)) for seed in (0, 1)]
+    data = tmp_path / "0" / "held_out.jsonl"
+    alone = [predicted([each], data, tmp_path / "alone.jsonl") for each in runs]
+    together = predicted(runs, data, tmp_path / "together.jsonl")
+    assert together == pytest.approx([sum(pair) / 2 for pair in zip(*alone, strict=True)], abs=1e-6)
+    assert alone[0] != alone[1]
+
+
+def test_texts_have_no_mean(tmp_path, llama_dir, capsys):
+    runs = [run("seq2seq", config_values("seq2seq", tmp_path / str(i), llama_dir, steps=1)) for i in range(2)]
+    data = str(tmp_path / "0" / "held_out.jsonl")
+    assert main(["predict", *map(str, runs), "--data", data, "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert "averaged for classes, tags and scores" in capsys.readouterr().err
+
+
+def test_a_student_learns_from_a_teacher_and_from_texts_without_labels(tmp_path, llama_dir):
+    teacher = run("text_classification", text_job(tmp_path / "teacher", llama_dir))
+    unlabelled = write_jsonl(tmp_path / "more.jsonl", [{"text": f"good story {i}"} for i in range(7)])
+    settings = {"runs": [str(teacher)], "weight": 1.0, "unlabelled": unlabelled}
+    values = text_job(tmp_path / "student", llama_dir, teacher=settings)
+    values["train"] |= {"max_steps": 5}
+    student = run("text_classification", values)
+    steps = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["items"] for line in steps if line["kind"] == "train") == 10 + 7
+    agreed = text_job(tmp_path / "sure", llama_dir, teacher=settings | {"min_confidence": 1.0})
+    assert run("text_classification", agreed)  # no text is that sure: the labelled rows alone
+
+
+def test_a_teacher_with_other_labels_is_refused(tmp_path, llama_dir):
+    teacher = run("text_classification", text_job(tmp_path / "teacher", llama_dir))
+    values = text_job(tmp_path / "student", llama_dir, teacher={"runs": [str(teacher)]})
+    write_jsonl(tmp_path / "student" / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    write_jsonl(tmp_path / "student" / "held_out.jsonl", [{"text": "a", "label": "x"}])
+    with pytest.raises(ConfigError, match=r"has the labels \['down', 'up'\], this run has \['x', 'y'\]"):
+        run("text_classification", values)
+
+
+def test_the_threshold_of_the_highest_f1_is_found_and_kept(tmp_path, llama_dir):
+    directory = run("text_classification", text_job(tmp_path, llama_dir, threshold="best-f1"))
+    threshold = open_run(directory).task.learned["threshold"]
+    assert 0 < threshold < 1
+    chances = predicted([directory], tmp_path / "held_out.jsonl", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == ["up" if chance >= threshold else "down" for chance in chances]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.001])
+def test_held_out_rows_are_split_off_and_kept(tmp_path, llama_dir, share):
+    values = text_job(tmp_path, llama_dir)
+    values["data"]["evaluation"] = share
+    if share < 0.01:
+        with pytest.raises(DataError, match="leaves nothing to train on or to hold out"):
+            run("text_classification", values)
+        return
+    directory = run("text_classification", values)
+    held_out = (directory / "evaluation.jsonl").read_text().splitlines()
+    assert len(held_out) == 3
+    assert open_run(directory).held_out() == str(directory / "evaluation.jsonl")
+
+
+def test_scores_are_learned_on_their_own_scale(tmp_path, llama_dir):
+    values = config_values("text_pair", tmp_path, llama_dir)
+    rows = [row | {"score": 100.0 + 20 * row["label"]} for row in rows_of("text_pair", tmp_path, 12)]
+    values["data"] |= {"train": write_jsonl(tmp_path / "scores.jsonl", rows), "target": "score"}
+    values["data"]["evaluation"] = values["data"]["train"]
+    values["train"] |= {"best": "mean_absolute_error"}
+    after = read_json(run("text_pair", values) / "after.json")
+    assert {"spearman", "pearson", "mean_absolute_error", "ndcg@10"} <= after["metrics"].keys()
+    assert all(90 < float(each) < 130 for each in after["predictions"])
+
+
+def test_words_with_tags_are_tagged_too(tmp_path, llama_dir):
+    values = config_values("token_classification", tmp_path, llama_dir)
+    rows = [{"tokens": ["Rome", "is", str(i)], "tags": ["NOUN", "VERB", "NUM"]} for i in range(8)]
+    values["data"] |= {"train": write_jsonl(tmp_path / "tags.jsonl", rows), "label_on": "last"}
+    values["data"]["evaluation"] = values["data"]["train"]
+    after = read_json(run("token_classification", values) / "after.json")["metrics"]
+    assert "tag_accuracy" in after
+    assert "entity_f1" not in after
+
+
+def test_a_folder_of_images_has_its_classes_in_its_folders(tmp_path, llama_dir):
+    values = config_values("image_classification", tmp_path, llama_dir)
+    for row in rows_of("image_classification", tmp_path, 8):
+        folder = tmp_path / "images" / row["label"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / row["image"]).rename(folder / row["image"])
+    values["data"] = {"train": str(tmp_path / "images"), "evaluation": 0.25}
+    assert open_run(run("image_classification", values)).task.learned["labels"] == ["blue", "red"]
+
+
+def test_a_language_model_is_streamed_and_classifiers_are_not(tmp_path, llama_dir, capsys, monkeypatch):
+    chat = run("chat", config_values("chat", tmp_path / "chat", llama_dir, steps=1))
+    capsys.readouterr()
+    assert main(["generate", str(chat), "--prompt", "price?", "--max_new_tokens", "4"]) == 0
+    assert capsys.readouterr().out
+    lines = iter(["price 1?", "", "price 2?"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end(lines))
+    classes = run("text_classification", text_job(tmp_path / "classes", llama_dir))
+    assert main(["generate", str(classes), "--prompt", "x"]) == 2
+    assert "`peftkit predict` answers" in capsys.readouterr().err
+
+
+def _end(lines):
+    raise EOFError
+
+
+# Packing
+
+
+def some_examples():
+    generator = torch.Generator().manual_seed(0)
+    lengths = (5, 17, 9, 30, 3, 12)
+    return [Example(ids, list(ids)) for n in lengths if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())]
+
+
+def test_every_token_but_the_first_is_predicted_once_in_blocks():
+    ids = list(range(10, 33))
+    parts = blocks(Example(ids, ids), 8)
+    assert [token for part in parts for token in part.input_ids[1:]] == ids[1:]
+    assert all(len(part) <= 8 for part in parts)
+    assert blocks(Example([1], [1]), 8) == [Example([1], [1])]
+
+
+def test_packs_hold_every_text_and_predict_no_first_token():
+    examples = some_examples()
+    packs = packed(examples, 32)
+    assert sorted(length for pack in packs for length in pack.lengths) == sorted(map(len, examples))
+    assert all(len(pack) <= 32 for pack in packs)
+    assert sum(pack.supervised for pack in packs) == sum(example.supervised for example in examples)
+    assert len(packs) == 3
+
+
+def test_a_pack_has_the_loss_of_its_texts(llama_dir):
+    from peftkit.data.collation import PadRight
+    from peftkit.training.objective import CausalLanguageModel
+
+    model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
+    examples, loss = some_examples(), CausalLanguageModel()
+    together = loss.loss(model, PadPacks(2)(packed(examples, 32)))
+    alone = sum(loss.loss(model, PadRight(2)([each])) for each in examples)
+    assert float(together) == pytest.approx(float(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, each in ARCHITECTURES.items() if each.task == "causal-lm"))
+def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name):
+    if ARCHITECTURES[name].inputs != "text":
+        pytest.skip("packs are for texts alone")
+    model = ARCHITECTURES[name].model()
+    try:
+        check_packing(model, PadPacks(0), some_examples())
+    except ConfigError:
+        assert name in SEE_EACH_OTHER
+    else:
+        assert name not in SEE_EACH_OTHER
+
+
+def test_packing_in_the_recipe(tmp_path, llama_dir):
+    values = config_values("causal_lm", tmp_path, llama_dir)
+    values["data"] |= {"packing": True}
+    apart = run("causal_lm", values)
+    assert "packs" in (apart / "config.yaml").read_text() or read_json(apart / "after.json")["metrics"]["perplexity"]
+    values["adapter"] = {"method": "prefix"}
+    with pytest.raises(ConfigError, match="packing and adapter.method prefix do not go together"):
+        run("causal_lm", values | {"run_dir": str(tmp_path / "other")})
+
+
+# Two processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
+    """The same loss after the same steps, whatever the number of processes; rounding apart."""
+    import yaml
+
+    from tests.recipes.jobs import ROOT
+
+    found = {}
+    for processes in (1, 2):
+        values = config_values(name, tmp_path / str(processes), llama_dir, count=11)
+        values["train"] |= {"batch_size": 4 // processes, "precision": "no"}
+        config = tmp_path / f"{processes}.yaml"
+        config.write_text(yaml.safe_dump(values))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        script = str(ROOT / "recipes" / f"{name}.py")
+        done = subprocess.run([*command, script, "--config", str(config)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[processes] = read_json(tmp_path / str(processes) / "run" / "after.json")
+    assert found[2]["metrics"]["loss"] == pytest.approx(found[1]["metrics"]["loss"], rel=2e-3)
+    assert len(found[2]["predictions"]) == len(found[1]["predictions"])
+
+
