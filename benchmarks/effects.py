@@ -44,7 +44,13 @@ PLAIN = {
     "data": {"train": "DATA/films.jsonl", "evaluation": "DATA/validation.jsonl", "max_length": 64},
     "train": TRAIN,
 }
-PRODUCTS = {"data": {"train": "DATA/products.jsonl", "evaluation": "DATA/products_validation.jsonl"}}
+PRODUCTS = {
+    "data": {
+        "train": "DATA/products.jsonl",
+        "evaluation": "DATA/products_validation.jsonl",
+        "retention": "DATA/validation.jsonl",
+    }
+}
 RARE = {"data": {"train": "DATA/rare.jsonl", "evaluation": "DATA/rare_validation.jsonl"}, "threshold": "best-f1"}
 FILMS, BOTH = ("films_test",), ("films_test", "products_test")
 TEACHERS = [f"RUNS/plain-{seed}" for seed in (0, 1, 2)]
@@ -82,19 +88,24 @@ VARIANTS = {
         {"teacher": {"runs": ["RUNS/teacher-6400-sentences-0"], "unlabelled": "DATA/unlabelled.jsonl"}}, FILMS,
     ),
 }  # fmt: skip
-ONE_SEED = ("teacher: 6400 sentences", "adversarial fgm, radius 0.5", "adversarial fgm, radius 2")
-LATE = ("r_drop 1, lora_dropout 0.1", "teacher: 6400 sentences", "distilled from the teacher", "distilled, unlabelled too")
+TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.5", "adversarial fgm, radius 2")
+TAUGHT = ("distilled from the teacher", "distilled, unlabelled too")
+LATE = ("adversarial pgd, radius 1", *RADII, TEACHER, *TAUGHT, "r_drop 1, lora_dropout 0.1")
 # Adapters made of others: how, and of which runs with which weights.
 COMBINED = {
     "parameters, 1/3 of each seed": ("parameters", {f"plain-{seed}": 1 / 3 for seed in (0, 1, 2)}),
     "update, 1/3 of each seed": ("update", {f"plain-{seed}": 1 / 3 for seed in (0, 1, 2)}),
-    "films and products without replay, parameters 1/2": ("parameters", {"plain-SEED": 0.5, "products-without-replay-SEED": 0.5}),
+    "films and products without replay, parameters 1/2": (
+        "parameters", {"plain-SEED": 0.5, "products-without-replay-SEED": 0.5},
+    ),
 }  # fmt: skip
 
 
 def merged(first, second):
     """Nested values, the second's where both have one."""
-    both = {key: merged(first[key], second[key]) for key in first.keys() & second.keys() if isinstance(second[key], dict)}
+    both = {
+        key: merged(first[key], second[key]) for key in first.keys() & second.keys() if isinstance(second[key], dict)
+    }
     return {**first, **second, **both}
 
 
@@ -178,7 +189,11 @@ def tested(opened, run_dir, names, rare_share):
         threshold = opened.task.learned.get("threshold")
         if threshold is not None:
             opened.task.learned["threshold"] = None
-            found[name] = {"threshold": threshold, "settled": found[name], **scores(opened.task, rows, outputs, rare_share)}
+            found[name] = {
+                "threshold": threshold,
+                "settled": found[name],
+                **scores(opened.task, rows, outputs, rare_share),
+            }
             opened.task.learned["threshold"] = threshold
     return found
 
@@ -188,6 +203,7 @@ def trained(variant, seed, run_dir, about):
     torch.set_num_threads(1)
     change, tests = VARIANTS[variant]
     directory = run_dir / name_of(variant, seed)
+    shutil.rmtree(directory, ignore_errors=True)  # a run that was stopped begins again: its seconds are measured whole
     values = filled(merged(merged(PLAIN, {"train": about["train"]}), change), run_dir, seed)
     if about["quick"]:
         values["train"]["max_steps"] = about["train"]["max_steps"]
@@ -269,13 +285,18 @@ class Journal:
 
 
 def queue(seeds):
-    """The runs, the most informative first: the plain ones, then every variant with the first seed, then the other seeds."""
-    early = [variant for variant in VARIANTS if variant != "plain" and variant not in LATE]
+    """The runs, the most informative first: the plain ones, then the quick variants seed by seed, the slow ones between."""
+    quick = [variant for variant in VARIANTS if variant != "plain" and variant not in LATE]
     jobs = [("plain", seed) for seed in (0, 1, 2)]
     for seed in range(seeds):
-        jobs += [(variant, seed) for variant in early if seed == 0 or variant not in ONE_SEED]
-        jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "seed" not in variant]
-    return jobs + [(v, seed) for v in LATE for seed in range(seeds) if seed == 0 or v not in ONE_SEED]
+        jobs += [(variant, seed) for variant in quick]
+        jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant]
+        if seed == min(1, seeds - 1):
+            jobs += [("adversarial pgd, radius 1", 0), (TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
+    jobs += [(variant, 0) for variant in RADII]
+    late = [variant for variant in LATE if variant not in (TEACHER, *RADII)]
+    jobs += [(variant, seed) for variant in late for seed in range(seeds)]
+    return list(dict.fromkeys(jobs))
 
 
 def main():
@@ -300,7 +321,13 @@ def main():
             list(pool.map(journal.result, *zip(*jobs, strict=True)))
     folder = run_dir if chosen.quick else Path(__file__).parent / "results"
     configs = {variant: change for variant, (change, _) in VARIANTS.items()}
-    described = {"plain_config": PLAIN, "changes": configs, "combined": COMBINED, "rows": rows, "workers": chosen.workers}
+    described = {
+        "plain_config": PLAIN,
+        "changes": configs,
+        "combined": COMBINED,
+        "rows": rows,
+        "workers": chosen.workers,
+    }
     write_report(folder, run_dir, about | described, journal.lines())
 
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.errors import BackboneError, nearest
 from peftkit.files import recover, staged_directory
-from peftkit.quantization import Quantization, bitsandbytes_config, keep_layout, quantization_of
+from peftkit.quantization import Quantization, bitsandbytes_config, keep_layout, plain_new_layers, quantization_of
 from peftkit.recording import note
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def load_backbone(
         model: PreTrainedModel = auto_class.from_pretrained(location, **arguments)
     except (OSError, ValueError, KeyError) as problem:
         raise BackboneError(f"cannot load {source} as {task}: {problem}") from problem
+    plain_new_layers(model)
     keep_layout(model)
     model.requires_grad_(False)
     model.eval()

@@ -40,6 +40,18 @@ def bitsandbytes_config(kind: Quantization, dtype: torch.dtype, double: bool) ->
     )
 
 
+def plain_new_layers(model: nn.Module) -> None:
+    """Put plain linear layers where a checkpoint had nothing for a quantised one: a new head, which is to be trained.
+
+    transformers 5.23 draws a random weight for such a layer, and leaves it in the quantised class without quantising it.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt) and type(module.weight) is nn.Parameter:
+            layer = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+            layer.weight, layer.bias = module.weight, module.bias
+            model.set_submodule(name, layer)
+
+
 def keep_layout(model: nn.Module) -> None:
     """Keep 4-bit weights in the layout that has a backward pass.
 

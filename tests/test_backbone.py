@@ -4,6 +4,7 @@ import torch
 import peftkit
 from peftkit.backbone import resolve_source
 from peftkit.errors import BackboneError
+from peftkit.recording import summary
 
 
 def test_nothing_is_upcast_and_what_stays_16_bit_is_reported(any_backbone):
@@ -65,3 +66,31 @@ def test_a_gguf_file_is_dequantised_once_into_a_cache(tmp_path):
     )  # fmt: skip
     answer = model.generate(**question, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_new_head_on_a_quantised_body_is_plain_and_learns(llama_dir, quantization, ids):
+    model = peftkit.load_backbone(
+        llama_dir, task="sequence-classification", quantization=quantization, overrides={"num_labels": 3}
+    )
+    assert type(model.score) is torch.nn.Linear
+    assert model.score.weight.abs().sum() > 0
+    model = peftkit.attach(model, peftkit.LoraConfig(r=2))
+    model(ids, labels=torch.tensor([0, 2])).loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and "score" in name}
+    assert trained
+    assert all(p.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in trained.values())
+
+
+def test_a_config_alone_gives_random_weights_that_are_the_same_each_time(llama_dir, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((llama_dir / name).read_bytes())
+    before = torch.get_rng_state()
+    first, second = (peftkit.load_backbone(tmp_path / "config.json", cache_dir=tmp_path / c) for c in ("a", "b"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert peftkit.record(first)["load_backbone"]["weights"] == "random"
+    assert "of random weights" in summary(first)
+    assert peftkit.load_tokenizer(tmp_path / "config.json", cache_dir=tmp_path / "a")
+    with pytest.raises(BackboneError, match="there is no config at"):
+        peftkit.load_backbone(tmp_path / "nothing.json")

@@ -18,7 +18,7 @@ from peftkit.recording import summary
 from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Hooks, Training, accelerator_for
 from peftkit.training.measured import Measured
-from peftkit.training.opening import open_run
+from peftkit.training.opening import Opened, open_run
 from peftkit.training.out_of_memory import explained
 from peftkit.training.report import write_report
 from peftkit.training.run import Run
@@ -63,11 +63,7 @@ class Finetuning:
         with explained("load", config.train, quantization=quantization):
             backbone = peftkit.load_backbone(**config.model.arguments(), task=task.head, overrides=task.overrides())
         with explained("attach", config.train, quantization=quantization):
-            self.model: nn.Module = (
-                peftkit.attach(backbone, config.adapter.build())
-                if start is None
-                else peftkit.load(backbone, start.adapter, trainable=True)
-            )
+            self.model = self._adapted(backbone, start)
         run.say(summary(self.model))
         run.remember("model", peftkit.record(self.model))
         self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
@@ -77,6 +73,12 @@ class Finetuning:
             self.rows = taught(task, self.rows, teacher, self.accelerator, batch_size=self._batch_size)
         self.examples = self._examples(self.rows, config.data.train)
         self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
+
+    def _adapted(self, backbone: nn.Module, start: Opened | None) -> nn.Module:
+        """Return the backbone with a new adapter, or with the one to train on."""
+        if start is None:
+            return peftkit.attach(backbone, self.config.adapter.build())
+        return peftkit.load(backbone, start.adapter, trainable=True)
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, with replayed ones and noisy copies, and those held out."""

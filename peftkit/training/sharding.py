@@ -38,8 +38,8 @@ class Shards:
 
     This calls torch itself, and not Accelerate's wrapper around the same function, because that works on GPUs alone, takes
     the blocks' names from the model or the user, and leaves out 4-bit weights that are stored as integers (accelerate 1.15,
-    utils/fsdp_utils.py). Processes, devices and ``fsdp_reshard_after_forward`` still come from `accelerate
-    launch`.
+    utils/fsdp_utils.py). `accelerate launch` still says how many processes there are, where, and whether a block's weights
+    are given up between its forward and its backward pass (``fsdp_reshard_after_forward``).
 
     Args:
         model: Whole on each process's device; changed in place.

@@ -18,8 +18,8 @@ from peftkit.methods.allocation import Allocation, budget, penalty_gradient
 from peftkit.training.evaluation import evaluate
 from peftkit.training.metrics import read_metrics
 from tests.conftest import logits, randomize
-from tests.training.job import ragged_examples, train, trained
-from tests.training.test_loop import _CrashError, crash_at, launch
+from tests.training.job import launch, ragged_examples, train, trained
+from tests.training.test_loop import _CrashError, crash_at
 
 MATRICES = 14  # linear layers of the tiny Llama
 RAGGED = ragged_examples(5, seed=2)

@@ -17,7 +17,15 @@ from peftkit.training.opening import open_run
 from tests.architectures import ARCHITECTURES
 from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
 
-SEE_EACH_OTHER = {"bloom", "falcon", "gpt_oss", "jamba", "mamba", "mamba2", "qwen3_next"}  # in one pack, whatever the positions
+SEE_EACH_OTHER = {
+    "bloom",
+    "falcon",
+    "gpt_oss",
+    "jamba",
+    "mamba",
+    "mamba2",
+    "qwen3_next",
+}  # in one pack, whatever the positions
 
 
 def text_job(directory, llama_dir, **sections):
@@ -166,7 +174,9 @@ def _end(lines):
 def some_examples():
     generator = torch.Generator().manual_seed(0)
     lengths = (5, 17, 9, 30, 3, 12)
-    return [Example(ids, list(ids)) for n in lengths if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())]
+    return [
+        Example(ids, list(ids)) for n in lengths if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())
+    ]
 
 
 def test_every_token_but_the_first_is_predicted_once_in_blocks():
@@ -244,5 +254,3 @@ def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
         found[processes] = read_json(tmp_path / str(processes) / "run" / "after.json")
     assert found[2]["metrics"]["loss"] == pytest.approx(found[1]["metrics"]["loss"], rel=2e-3)
     assert len(found[2]["predictions"]) == len(found[1]["predictions"])
-
-

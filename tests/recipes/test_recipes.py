@@ -23,30 +23,56 @@ METRICS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, llama_dir):
+    """The directory of a finished run of a recipe with a method; each is made once."""
+    made = {}
+
+    def directory(name, method):
+        if (name, method) not in made:
+            place = tmp_path_factory.mktemp(f"{name}-{method}")
+            quantization = "nf4" if method in ("adalora", "prefix") else None
+            made[name, method] = run(
+                name, config_values(name, place, llama_dir, method=method, quantization=quantization)
+            )
+        return made[name, method]
+
+    return directory
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_recipe_learns_with_every_method(name, method, tmp_path, llama_dir):
-    directory = run(name, config_values(name, tmp_path, llama_dir, method=method))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_learns_with_every_method(name, method, finished):
+    directory = finished(name, method)
     after = read_json(directory / "after.json")["metrics"]
     assert METRICS[name] <= after.keys()
     losses = [line["loss"] for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"]
     assert losses[-1] < losses[0]
-    assert after["loss"] == pytest.approx(min(losses), rel=1e-4)  # what was saved is the best of what was measured
+    best = losses[-1] if method == "adalora" else min(losses)  # no model is the best before the budget has fallen
+    assert after["loss"] == pytest.approx(best, rel=1e-3)  # what was saved is what was measured
     report = (directory / "report.md").read_text()
-    assert "| after |" in report.replace("before | after", "| after")
-    assert (directory / "loss.png").exists()
+    assert "|  | before | after |" in report
+    assert "| loss |" in report
+    for picture in ("loss", "schedule", "memory"):
+        assert f"({picture}.png)" in report
+        assert (directory / f"{picture}.png").exists()
+    assert (directory / "ranks.png").exists() == (method == "adalora")
+    assert (directory / "confusion.png").exists() == ("accuracy" in METRICS[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fresh_process_predicts_the_same(name, tmp_path, llama_dir):
-    directory = run(name, config_values(name, tmp_path, llama_dir, quantization="nf4"))
-    words = ["predict", str(directory), "--data", str(tmp_path / "held_out.jsonl"), "--output"]
-    assert main([*words, str(tmp_path / "here.jsonl")]) == 0
-    code = "import sys; from peftkit.cli import main; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, *words, str(tmp_path / "there.jsonl")], check=True, cwd=ROOT)
-    here, there = ((tmp_path / f"{each}.jsonl").read_text() for each in ("here", "there"))
-    assert here == there
-    assert len(here.splitlines()) == 6
+def test_a_fresh_process_predicts_the_same_with_every_method(name, finished, tmp_path):
+    runs = [finished(name, method) for method in METHODS]
+    jobs = [["predict", str(each), "--data", str(each.parent / "held_out.jsonl"), "--output"] for each in runs]
+    for number, words in enumerate(jobs):
+        assert main([*words, str(tmp_path / f"here-{number}.jsonl")]) == 0
+    there = [[*words, str(tmp_path / f"there-{number}.jsonl")] for number, words in enumerate(jobs)]
+    code = f"from peftkit.cli import main\nfor words in {there!r}: assert main(words) == 0"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    for number in range(len(jobs)):
+        here, there = ((tmp_path / f"{each}-{number}.jsonl").read_text() for each in ("here", "there"))
+        assert here == there
+        assert len(here.splitlines()) == 6
 
 
 def test_predictions_need_no_labels_and_evaluation_needs_them(tmp_path, llama_dir, capsys):

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -100,6 +102,20 @@ def hooks_for(slow=False, crash_at=None, worsening=False):
         return {"accuracy": float(next(counts)) ** (-1 if PartialState().is_main_process else 1)}
 
     return Hooks(after_step=after_step, evaluate=evaluate if worsening else None)
+
+
+def launch(flags, arguments, *, module="accelerate.commands.launch", **variables):
+    """Run `main` under `accelerate launch`, with further environment variables; return the ended process."""
+    command = [sys.executable, "-m", module, *flags, __file__, json.dumps(arguments)]
+    environment = os.environ | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def launch_two(arguments, **variables):
+    """Run `main` on two processes: what `accelerate launch --cpu --num_processes 2` comes down to, without its imports."""
+    flags = ["--nproc_per_node", "2", "--master_port", str(29700 + os.getpid() % 200)]
+    variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return launch(flags, arguments, module="torch.distributed.run", **variables)
 
 
 class _ResumableRun(Run):

@@ -1,9 +1,6 @@
-"""Two processes on the CPU (gloo), as `accelerate launch` starts them: DDP, FSDP2, and what each has to give back."""
+"""Two processes on the CPU (gloo): DDP, FSDP2, and what each has to give back."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,6 @@ from tests.training import job
 from tests.training.job import ragged_examples, train, trained
 
 PRESETS = Path(__file__).parents[2] / "recipes" / "accelerate"
-PORT = 29700
 
 
 def fsdp_environment():
@@ -32,16 +28,12 @@ def fsdp_environment():
     return {"ACCELERATE_USE_FSDP": "true", **values}
 
 
-def launch(run_dir, model_dir, settings, *, fsdp=False, flags=("--cpu", "--num_processes", "2"), ok=True, **arguments):
-    """Run the job on two processes; return what it has printed."""
+def launch(run_dir, model_dir, settings, *, fsdp=False, flags=None, ok=True, **arguments):
+    """Run the job on two processes."""
     given = {"run_dir": str(run_dir), "model_dir": str(model_dir), "settings": settings, "dropout": 0.0, **arguments}
-    script = [str(Path(job.__file__)), json.dumps(given)]
-    port = ["--main_process_port", str(PORT + os.getpid() % 200)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, *port, *script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (fsdp_environment() if fsdp else {})
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    variables = fsdp_environment() if fsdp else {}
+    done = job.launch(flags, given) if flags else job.launch_two(given, **variables)
     assert (done.returncode == 0) == ok, done.stderr
-    return done.stderr
 
 
 def lines(run_dir, kind="train"):
@@ -101,7 +93,8 @@ def test_the_cpu_preset_starts_two_processes_and_another_cut_is_the_same_step(ll
     preset = tmp_path / "two.yaml"
     preset.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2"))
     cut = {"batch_size": 1, "accumulate": 4, "max_steps": 3}
-    launch(tmp_path / "two", llama_dir, cut, flags=["--config_file", str(preset)])
+    port = ["--main_process_port", str(29900 + os.getpid() % 100)]
+    launch(tmp_path / "two", llama_dir, cut, flags=["--config_file", str(preset), *port])
     train(tmp_path / "one", llama_dir, {"batch_size": 8, "max_steps": 3}, dropout=0.0)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert read_json(tmp_path / "two" / "checkpoints" / "step-000003" / "state.json")["processes"] == 2
