@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from peftkit.anatomy import task_head
 from peftkit.errors import BackboneError, nearest
 from peftkit.files import recover, staged_directory
 from peftkit.quantization import Quantization, bitsandbytes_config, keep_layout, plain_new_layers, quantization_of
@@ -90,18 +91,37 @@ def load_backbone(
         arguments["attn_implementation"] = attention
     auto_class = getattr(transformers, AUTO_CLASSES[task])
     location = resolve_source(source, cache_dir)
+    if "num_labels" in (overrides or {}):
+        arguments["ignore_mismatched_sizes"] = True  # a head for other labels gives way to a new one
     try:
-        model: PreTrainedModel = auto_class.from_pretrained(location, **arguments)
+        model: PreTrainedModel
+        model, found = auto_class.from_pretrained(location, output_loading_info=True, **arguments)
     except (OSError, ValueError, KeyError) as problem:
         raise BackboneError(f"cannot load {source} as {task}: {problem}") from problem
+    new = _new_weights(model, found, str(source))
     plain_new_layers(model)
     keep_layout(model)
     model.requires_grad_(False)
     model.eval()
-    settings = {"source": str(source), "task": task, "quantization": quantization, "device": str(place)}
+    settings: dict[str, Any] = {"source": str(source), "task": task, "quantization": quantization, "device": str(place)}
+    settings["new"] = new
     settings["weights"] = "random" if str(source).endswith(".json") else "pretrained"
     note(model, "load_backbone", settings | describe_storage(model))
     return model
+
+
+def _new_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str) -> list[str]:
+    """Return the names of the weights that the checkpoint does not have, or has for other labels: they start random.
+
+    Raises:
+        BackboneError: the checkpoint has weights of other shapes outside of the head.
+    """
+    other = [str(entry[0]) for entry in found["mismatched_keys"]]
+    heads = tuple(f"{name}." for name in task_head(model))
+    wrong = [name for name in other if not name.startswith(heads)]
+    if wrong:
+        raise BackboneError(f"{source} does not fit its config: the weight {wrong[0]} has another shape")
+    return sorted({*found["missing_keys"], *other})
 
 
 def load_tokenizer(source: str | Path, cache_dir: str | Path | None = None) -> PreTrainedTokenizerBase:

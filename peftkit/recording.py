@@ -32,6 +32,8 @@ def summary(model: nn.Module) -> str:
         sizes = ", ".join(f"{size / 2**20:.0f} MiB {dtype}" for dtype, size in entry["size_bytes"].items())
         random = " of random weights" if entry["weights"] == "random" else ""
         lines.append(f"backbone: {entry['class']} on {entry['device']}, {sizes}{random}")
+        if entry["new"] and entry["weights"] != "random":
+            lines.append(f"not in the checkpoint, so random at the start: {', '.join(entry['new'])}")
         if entry["quantization"] is not None:
             lines.append(f"not quantised: {', '.join(entry['not_quantized'])}")
     if "attach" in known:

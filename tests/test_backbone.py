@@ -94,3 +94,17 @@ def test_a_config_alone_gives_random_weights_that_are_the_same_each_time(llama_d
     assert peftkit.load_tokenizer(tmp_path / "config.json", cache_dir=tmp_path / "a")
     with pytest.raises(BackboneError, match="there is no config at"):
         peftkit.load_backbone(tmp_path / "nothing.json")
+
+
+def test_a_head_for_other_labels_gives_way_to_a_new_one(llama_dir, tmp_path):
+    three = {"task": "sequence-classification", "overrides": {"num_labels": 3}}
+    peftkit.load_backbone(llama_dir, **three).save_pretrained(tmp_path)
+    kept = peftkit.load_backbone(tmp_path, **three)
+    assert peftkit.record(kept)["load_backbone"]["new"] == []
+    other = peftkit.load_backbone(tmp_path, task="sequence-classification", overrides={"num_labels": 5})
+    assert other.score.weight.shape == (5, 64)
+    assert peftkit.record(other)["load_backbone"]["new"] == ["score.weight"]
+    assert "random at the start: score.weight" in summary(other)
+    with pytest.raises(BackboneError, match=r"does not fit its config: the weight model\.embed_tokens\.weight"):
+        wrong = {"num_labels": 3, "vocab_size": 300}
+        peftkit.load_backbone(tmp_path, task="sequence-classification", overrides=wrong)

@@ -77,8 +77,10 @@ class Finetuning:
     def _adapted(self, backbone: nn.Module, start: Opened | None) -> nn.Module:
         """Return the backbone with a new adapter, or with the one to train on."""
         if start is None:
-            return peftkit.attach(backbone, self.config.adapter.build())
-        return peftkit.load(backbone, start.adapter, trainable=True)
+            model: nn.Module = peftkit.attach(backbone, self.config.adapter.build())
+        else:
+            model = peftkit.load(backbone, start.adapter, trainable=True)
+        return model
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, with replayed ones and noisy copies, and those held out."""

@@ -1,5 +1,6 @@
 """Tasks of encoder-decoders that write a text for each row: translation, summaries, speech."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -111,10 +112,13 @@ class Writer(Task):
 
     def outputs(self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int) -> list[Any]:
         """Return the text that the model writes for each row."""
+        settings: Any = copy.deepcopy(model.generation_config)
+        settings.max_length = None  # transformers' default, which warns beside max_new_tokens
+        settings.update(**self.options)
 
         def texts(features: Sequence[Features]) -> list[str]:
             batch = on_device(accelerator.device, self.pad(features))
-            ids = model.generate(**batch, **self.options)  # type: ignore[operator]
+            ids = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
             written: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             return [text.strip() for text in written]
 
