@@ -1,6 +1,5 @@
 """Runs side by side: what they scored, what they cost, and in which settings they differ."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from peftkit.config import load_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
+from peftkit.metrics import lower_is_better
 from peftkit.metrics.tables import markdown
 from peftkit.training.figures import COLORS, finish, new_figure, save
 from peftkit.training.metrics import read_metrics
@@ -16,11 +16,6 @@ from peftkit.training.metrics import read_metrics
 _LOWER = {"loss", "perplexity", "error", "wer", "cer", "ter", "mae", "mse", "rmse", "nll", "brier", "ece", "distance"}
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP*X"
-
-
-def lower_is_better(metric: str) -> bool:
-    """Tell from a metric's name whether less of it is better: losses, perplexities and errors of all kinds."""
-    return not _LOWER.isdisjoint(re.split(r"[\W_]+", metric.lower()))
 
 
 @dataclass(frozen=True)

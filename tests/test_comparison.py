@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from peftkit.cli import main
-from peftkit.comparison import compare, lower_is_better, read_run
+from peftkit.comparison import compare, read_run
 from peftkit.errors import ConfigError
+from peftkit.metrics import lower_is_better
 
 
 def make_run(path, *, finished=True, loss=1.0, accuracy=0.5, method="LORA", **changes):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from peftkit.comparison import lower_is_better
 from peftkit.config import load_yaml, read
 from peftkit.errors import ConfigError, PeftkitError, nearest
 from peftkit.files import read_json, write_json
+from peftkit.metrics import lower_is_better
 from peftkit.sweep import process
 from peftkit.sweep.report import write_sweep_report
 from peftkit.sweep.space import Space, name_of, read_space, spelled, words

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peftkit.errors import ConfigError, nearest
-
-LOWER_IS_BETTER = ("loss", "perplexity", "word_error_rate", "character_error_rate")
+from peftkit.metrics import lower_is_better
 
 
 @dataclasses.dataclass
@@ -51,7 +50,7 @@ class Progress:
             )
         if not counts:
             return
-        value, sign = metrics[name], -1 if name in LOWER_IS_BETTER else 1
+        value, sign = metrics[name], -1 if lower_is_better(name) else 1
         self.evaluations_since_best += 1
         if math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value):
             self.best_value, self.best_step, self.evaluations_since_best = value, self.step, 0

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt
 from peftkit.config import parse, section
 from peftkit.errors import PeftkitError
 from peftkit.sections import Adapter, LoraSettings, ModelSettings, RowSettings
+from peftkit.training.launch import check_launch
 from peftkit.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class RecipeSettings:
         for key, is_asked, cannot in needs:
             if is_asked and cannot:
                 raise ValueError(f"{key} needs {what[key]}")
+        check_launch(self.train, self.model.quantization, self.adapter.method)
 
 
 def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:

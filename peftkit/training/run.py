@@ -12,7 +12,7 @@ from yaml import safe_load
 from peftkit.config import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
-from peftkit.training.process import environment, prepare_process
+from peftkit.training.process import environment, launch_flags, prepare_process
 from peftkit.training.progress import Outcome
 
 _MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
@@ -94,11 +94,8 @@ class Run:
 
     def resume_command(self) -> str:
         """Return the command line that goes on with this run."""
-        state = PartialState()
-        flags = f"--num_processes {state.num_processes} " if state.num_processes > 1 else ""
-        flags += "--cpu " if state.device.type == "cpu" and state.num_processes > 1 else ""
         words = [sys.argv[0], "--config", str(self.directory / "config.yaml"), "--train.resume", "auto"]
-        return f"accelerate launch {flags}{shlex.join(words)}"
+        return f"accelerate launch {shlex.join([*launch_flags(), *words])}"
 
 
 def _flat(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -15,16 +15,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peftkit import anatomy
-
-
-def is_asked_for() -> bool:
-    """Tell whether `accelerate launch` was told to use FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+from peftkit.training.launch import uses_fsdp
 
 
 def is_in_use() -> bool:
     """Tell whether this process is one of several that were started to share a model out."""
-    return is_asked_for() and torch.distributed.is_initialized()
+    return uses_fsdp() and torch.distributed.is_initialized()
 
 
 class Shards:

@@ -10,7 +10,7 @@ import torch
 import peftkit
 from peftkit.cli import main
 from peftkit.data.packing import PadPacks, blocks, check_packing, packed
-from peftkit.data.rendering import IGNORED, Example
+from peftkit.data.rendering import Example
 from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
 from peftkit.training.opening import open_run

@@ -9,11 +9,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from yaml import safe_load
 
 import peftkit
+from peftkit.config import build
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, read_tensors
 from peftkit.training import process, refusals, sharding
+from peftkit.training.launch import check_launch
 from peftkit.training.loop import accelerator_for
 from peftkit.training.metrics import read_metrics
+from peftkit.training.recipe import RecipeSettings
 from peftkit.training.settings import TrainSettings
 from tests.training import job
 from tests.training.job import ragged_examples, train, trained
@@ -214,18 +217,37 @@ def test_trained_parameters_of_two_dtypes_are_refused_under_fsdp(llama_dir, tmp_
     assert not sharding.is_in_use()  # one process has nobody to share with
 
 
-def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path):
-    class DeepSpeed:
-        num_processes, distributed_type = 2, refusals.DistributedType.DEEPSPEED
-
-    for quantization, message in ((None, "does not train under DeepSpeed"), ("nf4", "does not partition bitsandbytes")):
-        model = peftkit.load_backbone(llama_dir, quantization=quantization)
-        with pytest.raises(ConfigError, match=message):
-            refusals.check_processes(TrainSettings(), model, DeepSpeed())
+def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is 16, but batch_size 4 x accumulate 3 x 1 process"):
         train(tmp_path, llama_dir, {"batch_size": 4, "accumulate": 3, "global_batch_size": 16})
     with pytest.raises(ConfigError, match="auto_batch works on one process"):
-        refusals.check_processes(TrainSettings(auto_batch=True), model, DeepSpeed())
+        check_launch(TrainSettings(auto_batch=True), None, "lora", processes=2)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for quantization, message in ((None, "does not train under DeepSpeed"), ("nf4", "does not partition bitsandbytes")):
+        with pytest.raises(ConfigError, match=message):
+            check_launch(TrainSettings(), quantization, "lora")
+
+
+@pytest.mark.parametrize(
+    ("variables", "changes", "message"),
+    [
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"model": {"source": "x", "quantization": "int8"}},
+            "int8",
+        ),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"adapter": {"method": "adalora"}}, "AdaLoRA"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed"),
+        ({"WORLD_SIZE": "2"}, {"train": {"batch_size": 4, "global_batch_size": 4}}, r"4 x accumulate 1 x 2 process"),
+        ({"WORLD_SIZE": "2"}, {"train": {"auto_batch": True}}, "one process only"),
+    ],
+)
+def test_a_recipe_refuses_its_launch_before_it_loads_anything(monkeypatch, variables, changes, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    values = {"model": {"source": "x"}, "data": {"train": "y"}, "run_dir": "z"} | changes
+    with pytest.raises(ConfigError, match=message):
+        build(RecipeSettings, values, "a test")
 
 
 def test_precisions_that_give_wrong_numbers_are_refused(monkeypatch, backbone):
