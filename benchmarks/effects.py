@@ -75,16 +75,16 @@ VARIANTS = {
         {"data": {**PRODUCTS["data"], "replay": {"train": "DATA/films.jsonl", "share": 0.3}}, "start": "RUNS/plain-SEED"},
         BOTH,
     ),
-    "adversarial fgm, radius 1": ({"loss": {"adversarial": "fgm"}}, FILMS),
+    "adversarial fgm, radius 0.3": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.3}}, FILMS),
     "r_drop 1": ({"loss": {"r_drop": 1.0}}, FILMS),
     "augment, 2 copies": ({"augment": {"copies": 2, "word_dropout": 0.1, "swaps": 0.1}}, FILMS),
     "label_smoothing 0.1": ({"loss": {"label_smoothing": 0.1}}, FILMS),
     "focal_gamma 2": ({"loss": {"focal_gamma": 2.0}}, FILMS),
     "distilled from 3 plain runs": ({"teacher": {"runs": TEACHERS, "weight": 0.5}}, FILMS),
     "lora_dropout 0.1": ({"adapter": {"lora_dropout": 0.1}}, FILMS),
-    "adversarial fgm, radius 0.5": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.5}}, FILMS),
-    "adversarial fgm, radius 2": ({"loss": {"adversarial": "fgm", "adversarial_radius": 2.0}}, FILMS),
-    "adversarial pgd, radius 1": ({"loss": {"adversarial": "pgd"}}, FILMS),
+    "adversarial fgm, radius 0.1": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.1}}, FILMS),
+    "adversarial fgm, radius 1": ({"loss": {"adversarial": "fgm"}}, FILMS),
+    "adversarial pgd, radius 0.3": ({"loss": {"adversarial": "pgd", "adversarial_radius": 0.3}}, FILMS),
     "r_drop 1, lora_dropout 0.1": ({"loss": {"r_drop": 1.0}, "adapter": {"lora_dropout": 0.1}}, FILMS),
     "teacher: 6400 sentences": (
         {"data": {"train": "sample:films/train"}, "train": {"max_steps": 400}}, FILMS,
@@ -94,10 +94,10 @@ VARIANTS = {
         {"teacher": {"runs": ["RUNS/teacher-6400-sentences-0"], "unlabelled": "DATA/unlabelled.jsonl"}}, FILMS,
     ),
 }  # fmt: skip
-TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.5", "adversarial fgm, radius 2")
+TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.1", "adversarial fgm, radius 1")
 TAUGHT = ("distilled from the teacher", "distilled, unlabelled too")
 LATE = (
-    "adversarial pgd, radius 1", *RADII, TEACHER, *TAUGHT, "rare: plain", "rare: class_weights balanced",
+    "adversarial pgd, radius 0.3", *RADII, TEACHER, *TAUGHT, "rare: plain", "rare: class_weights balanced",
     "learning_rate 5e-4", "lora_dropout 0.1", "r_drop 1, lora_dropout 0.1",
 )  # fmt: skip
 # Adapters made of others: how, and of which runs with which weights.
@@ -296,13 +296,12 @@ class Journal:
 def queue(seeds):
     """The runs, the most informative first: the plain ones, then the quick variants seed by seed, the slow ones between."""
     quick = [variant for variant in VARIANTS if variant != "plain" and variant not in LATE]
-    jobs = [("plain", seed) for seed in (0, 1, 2)]
+    jobs = [*(("plain", seed) for seed in (0, 1, 2)), *((variant, 0) for variant in RADII)]
     for seed in range(seeds):
         jobs += [(variant, seed) for variant in quick]
         jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant]
         if seed == min(1, seeds - 1):
-            jobs += [("adversarial pgd, radius 1", 0), (TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
-    jobs += [(variant, 0) for variant in RADII]
+            jobs += [("adversarial pgd, radius 0.3", 0), (TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
     late = [variant for variant in LATE if variant not in (TEACHER, *RADII)]
     jobs += [(variant, seed) for variant in late for seed in range(seeds)]
     return list(dict.fromkeys(jobs))

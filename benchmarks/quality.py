@@ -34,8 +34,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 import peftkit
-from peftkit.training.loop import Training, accelerator_for
+from peftkit.training.loop import Training
 from peftkit.training.objective import ModelLoss, on_device
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.settings import TrainSettings
 
 CACHE = Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser() / "quality"

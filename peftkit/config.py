@@ -163,7 +163,8 @@ def _explain(kind: type, error: Any) -> tuple[str, str]:
     given = "" if isinstance(error.get("input"), dict) or error["type"] == "missing" else f" (got {error['input']!r})"
     if error["type"] in ("value_error", "missing"):
         given = ""
-    return dotted or "config", f"{message[0].lower()}{message[1:]}{given}"
+    is_name = not message.split()[0][1:].islower()
+    return dotted or "config", f"{message[0] if is_name else message[0].lower()}{message[1:]}{given}"
 
 
 def _without_tags(kind: type, place: Sequence[str]) -> list[str]:

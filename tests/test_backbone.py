@@ -105,6 +105,6 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one(llama_dir, tmp_path):
     assert other.score.weight.shape == (5, 64)
     assert peftkit.record(other)["load_backbone"]["new"] == ["score.weight"]
     assert "random at the start: score.weight" in summary(other)
+    wrong = {"num_labels": 3, "vocab_size": 300}
     with pytest.raises(BackboneError, match=r"does not fit its config: the weight model\.embed_tokens\.weight"):
-        wrong = {"num_labels": 3, "vocab_size": 300}
         peftkit.load_backbone(tmp_path, task="sequence-classification", overrides=wrong)

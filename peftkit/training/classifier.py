@@ -149,10 +149,12 @@ class Classifier(Task):
 
         def probabilities(examples: Sequence[Encoded]) -> list[list[float]]:
             batch = on_device(accelerator.device, self.pad([example.features for example in examples]))
-            return self._decoded(model(**batch).logits.float())
+            with accelerator.autocast():
+                logits = model(**batch).logits
+            return self._decoded(logits.float())
 
         examples = [Encoded(self.encode(row)) for row in rows]
-        with evaluating(model, accelerator):
+        with evaluating(model):
             return in_shares(probabilities, examples, accelerator, batch_size=batch_size)
 
     def _decoded(self, logits: Tensor) -> list[Any]:

@@ -32,11 +32,13 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
                 batch = on_device(accelerator.device, collate([examples[i] for i in numbers]))
                 count = torch.tensor(float(objective.count(batch))).to(totals)
-                totals += torch.stack([objective.loss(model, batch).double(), count])
+                with accelerator.autocast():
+                    loss = objective.loss(model, batch)
+                totals += torch.stack([loss.double(), count])
     finally:
         model.train(training)
     summed, items = accelerator.reduce(totals).tolist()

@@ -16,10 +16,11 @@ from peftkit.merging import save_merged
 from peftkit.recipes import recipes
 from peftkit.recording import summary
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.loop import Hooks, Training
 from peftkit.training.measured import Measured
 from peftkit.training.opening import Opened, open_run
 from peftkit.training.out_of_memory import explained
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.report import write_report
 from peftkit.training.run import Run
 from peftkit.training.task import Task

@@ -50,12 +50,12 @@ def in_shares(
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """A context for forward passes without gradients, in evaluation mode and the accelerator's precision."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context for forward passes without gradients, in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             yield
     finally:
         model.train(training)

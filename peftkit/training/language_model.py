@@ -113,10 +113,11 @@ class LanguageModel(Task):
         options = self.config.generation.options()
 
         def answers(prompts: Sequence[str]) -> list[str]:
-            return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
+            with accelerator.autocast():
+                return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
 
         prompts = [self.question(row).prompt for row in rows]
-        with evaluating(model, accelerator), torch.random.fork_rng():
+        with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(answers, prompts, accelerator, batch_size=batch_size)
 

@@ -47,19 +47,6 @@ class Hooks:
     evaluate: Callable[[], dict[str, float]] | None = None
 
 
-def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
-    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name.
-
-    Raises:
-        ConfigError: the device or the model cannot compute in that precision.
-    """
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
-    precision = auto if settings.precision == "auto" else settings.precision
-    refusals.check_precision(precision, model)
-    return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
-
-
 @dataclasses.dataclass
 class Training:
     """One training of the parameters of `model` that require a gradient.

@@ -12,9 +12,9 @@ import peftkit
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import accelerator_for
 from peftkit.training.measured import Measured
 from peftkit.training.opening import Opened
+from peftkit.training.preparation import accelerator_for
 
 
 def outputs_of(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> list[Any]:

@@ -1,15 +1,33 @@
-"""What a training needs before its first step: optimiser, schedule, intervals, recomputed activations, the data's digest."""
+"""What a training needs before its first step: Accelerator, optimiser, schedule, intervals, recomputed activations, the data's digest."""
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from peftkit.training.refusals import check_precision
 from peftkit.training.settings import TrainSettings
+
+
+def accelerator_for(settings: TrainSettings, model: nn.Module, run_dir: Path) -> Accelerator:
+    """Return an Accelerator with the precision that suits the model, and the trackers that the settings name.
+
+    Raises:
+        ConfigError: the device or the model cannot compute in that precision.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    auto = "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "no"
+    precision = auto if settings.precision == "auto" else settings.precision
+    check_precision(precision, model)
+    AcceleratorState._reset_state()  # Accelerate keeps one precision for a process, and runs may differ in theirs
+    return Accelerator(mixed_precision=precision, log_with=list(settings.trackers) or None, project_dir=run_dir)
 
 
 def optimizer_for(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

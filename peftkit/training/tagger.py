@@ -122,14 +122,16 @@ class Tagger(Task):
 
         def probabilities(placed: Sequence[tuple[dict[str, Any], list[int | None]]]) -> list[Any]:
             batch = on_device(accelerator.device, self.pad([encoding for encoding, _ in placed]))
-            found = model(**batch).logits.float().softmax(-1).tolist()
+            with accelerator.autocast():
+                logits = model(**batch).logits
+            found = logits.float().softmax(-1).tolist()
             return [
                 [None if place is None else tokens[place] for place in places]
                 for tokens, (_, places) in zip(found, placed, strict=True)
             ]
 
         placed = [self._placed(row) for row in rows]
-        with evaluating(model, accelerator):
+        with evaluating(model):
             return in_shares(
                 probabilities, placed, accelerator, batch_size=batch_size, length=lambda each: len(each[0]["input_ids"])
             )

@@ -118,12 +118,13 @@ class Writer(Task):
 
         def texts(features: Sequence[Features]) -> list[str]:
             batch = on_device(accelerator.device, self.pad(features))
-            ids = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
+            with accelerator.autocast():
+                ids = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
             written: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             return [text.strip() for text in written]
 
         features = [self.encode(row) for row in rows]
-        with evaluating(model, accelerator), torch.random.fork_rng():
+        with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(
                 texts, features, accelerator, batch_size=batch_size, length=lambda each: len(each.get("input_ids", ()))

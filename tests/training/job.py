@@ -14,7 +14,8 @@ from accelerate import PartialState
 import peftkit
 from peftkit.data.collation import PadRight
 from peftkit.data.rendering import IGNORED, Example
-from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.loop import Hooks, Training
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.process import start_asked_processes
 from peftkit.training.run import Run
 from peftkit.training.settings import TrainSettings

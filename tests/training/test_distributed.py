@@ -14,8 +14,8 @@ from peftkit.errors import ConfigError
 from peftkit.files import read_json, read_tensors
 from peftkit.training import process, refusals, sharding
 from peftkit.training.launch import check_launch
-from peftkit.training.loop import accelerator_for
 from peftkit.training.metrics import read_metrics
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.recipe import RecipeSettings
 from peftkit.training.settings import TrainSettings
 from tests.training import job

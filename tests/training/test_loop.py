@@ -17,10 +17,11 @@ from peftkit.data.collation import PadRight
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.files import read_tensors
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.loop import Hooks, Training
 from peftkit.training.metrics import read_metrics
 from peftkit.training.objective import CausalLanguageModel, ModelLoss
 from peftkit.training.order import Order
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.settings import TrainSettings
 from tests.conftest import llama_config
 from tests.contract import METHODS

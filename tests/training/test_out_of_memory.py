@@ -11,10 +11,11 @@ from peftkit.data.collation import PadRight
 from peftkit.errors import OutOfMemoryError
 from peftkit.files import read_tensors
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training, accelerator_for
+from peftkit.training.loop import Hooks, Training
 from peftkit.training.metrics import read_metrics
 from peftkit.training.objective import CausalLanguageModel
 from peftkit.training.out_of_memory import explained
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.settings import TrainSettings
 from tests.training.job import ragged_examples, train, trained
 

@@ -14,8 +14,9 @@ from peftkit.data.collation import PadRight
 from peftkit.errors import ConfigError
 from peftkit.training.classification import ClassificationLoss, RegressionLoss
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Training, accelerator_for
+from peftkit.training.loop import Training
 from peftkit.training.objective import IGNORED, CausalLanguageModel, ModelLoss
+from peftkit.training.preparation import accelerator_for
 from peftkit.training.regularization import Adversarial, RDrop, symmetric_divergence
 from peftkit.training.settings import TrainSettings
 from tests.architectures import ARCHITECTURES
