@@ -75,16 +75,17 @@ VARIANTS = {
         {"data": {**PRODUCTS["data"], "replay": {"train": "DATA/films.jsonl", "share": 0.3}}, "start": "RUNS/plain-SEED"},
         BOTH,
     ),
-    "adversarial fgm, radius 0.3": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.3}}, FILMS),
+    "adversarial fgm, radius 0.1": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.1}}, FILMS),
     "r_drop 1": ({"loss": {"r_drop": 1.0}}, FILMS),
     "augment, 2 copies": ({"augment": {"copies": 2, "word_dropout": 0.1, "swaps": 0.1}}, FILMS),
     "label_smoothing 0.1": ({"loss": {"label_smoothing": 0.1}}, FILMS),
     "focal_gamma 2": ({"loss": {"focal_gamma": 2.0}}, FILMS),
     "distilled from 3 plain runs": ({"teacher": {"runs": TEACHERS, "weight": 0.5}}, FILMS),
     "lora_dropout 0.1": ({"adapter": {"lora_dropout": 0.1}}, FILMS),
-    "adversarial fgm, radius 0.1": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.1}}, FILMS),
+    "adversarial fgm, radius 0.3": ({"loss": {"adversarial": "fgm", "adversarial_radius": 0.3}}, FILMS),
     "adversarial fgm, radius 1": ({"loss": {"adversarial": "fgm"}}, FILMS),
     "adversarial pgd, radius 0.3": ({"loss": {"adversarial": "pgd", "adversarial_radius": 0.3}}, FILMS),
+    "adversarial pgd, radius 0.1": ({"loss": {"adversarial": "pgd", "adversarial_radius": 0.1}}, FILMS),
     "r_drop 1, lora_dropout 0.1": ({"loss": {"r_drop": 1.0}, "adapter": {"lora_dropout": 0.1}}, FILMS),
     "teacher: 6400 sentences": (
         {"data": {"train": "sample:films/train"}, "train": {"max_steps": 400}}, FILMS,
@@ -94,11 +95,11 @@ VARIANTS = {
         {"teacher": {"runs": ["RUNS/teacher-6400-sentences-0"], "unlabelled": "DATA/unlabelled.jsonl"}}, FILMS,
     ),
 }  # fmt: skip
-TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.1", "adversarial fgm, radius 1")
+TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.3", "adversarial fgm, radius 1")
 TAUGHT = ("distilled from the teacher", "distilled, unlabelled too")
 LATE = (
-    "adversarial pgd, radius 0.3", *RADII, TEACHER, *TAUGHT, "rare: plain", "rare: class_weights balanced",
-    "learning_rate 5e-4", "lora_dropout 0.1", "r_drop 1, lora_dropout 0.1",
+    "adversarial pgd, radius 0.1", "adversarial pgd, radius 0.3", *RADII, TEACHER, *TAUGHT,
+    "learning_rate 5e-4", "rare: plain", "rare: class_weights balanced", "lora_dropout 0.1", "r_drop 1, lora_dropout 0.1",
 )  # fmt: skip
 # Adapters made of others: how, and of which runs with which weights.
 COMBINED = {
@@ -301,7 +302,7 @@ def queue(seeds):
         jobs += [(variant, seed) for variant in quick]
         jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant]
         if seed == min(1, seeds - 1):
-            jobs += [("adversarial pgd, radius 0.3", 0), (TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
+            jobs += [(TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
     late = [variant for variant in LATE if variant not in (TEACHER, *RADII)]
     jobs += [(variant, seed) for variant in late for seed in range(seeds)]
     return list(dict.fromkeys(jobs))

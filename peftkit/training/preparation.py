@@ -1,4 +1,4 @@
-"""What a training needs before its first step: Accelerator, optimiser, schedule, intervals, recomputed activations, the data's digest."""
+"""What a training needs before its first step: Accelerator, optimiser, schedule, intervals, recomputation, a digest."""
 
 import hashlib
 from collections.abc import Iterable
