@@ -95,11 +95,15 @@ VARIANTS = {
         {"teacher": {"runs": ["RUNS/teacher-6400-sentences-0"], "unlabelled": "DATA/unlabelled.jsonl"}}, FILMS,
     ),
 }  # fmt: skip
-TEACHER, RADII = "teacher: 6400 sentences", ("adversarial fgm, radius 0.3", "adversarial fgm, radius 1")
-TAUGHT = ("distilled from the teacher", "distilled, unlabelled too")
+TEACHER, TAUGHT = "teacher: 6400 sentences", ("distilled from the teacher", "distilled, unlabelled too")
+RADII = (
+    "adversarial fgm, radius 0.3",
+    "adversarial fgm, radius 1",
+    "adversarial pgd, radius 0.3",
+)  # tried with one seed
 LATE = (
-    "adversarial pgd, radius 0.1", "adversarial pgd, radius 0.3", *RADII, TEACHER, *TAUGHT,
-    "learning_rate 5e-4", "rare: plain", "rare: class_weights balanced", "lora_dropout 0.1", "r_drop 1, lora_dropout 0.1",
+    *TAUGHT, "adversarial pgd, radius 0.1", "learning_rate 5e-4", "rare: plain", "rare: class_weights balanced",
+    "lora_dropout 0.1", "r_drop 1, lora_dropout 0.1",
 )  # fmt: skip
 # Adapters made of others: how, and of which runs with which weights.
 COMBINED = {
@@ -295,17 +299,14 @@ class Journal:
 
 
 def queue(seeds):
-    """The runs, the most informative first: the plain ones, then the quick variants seed by seed, the slow ones between."""
-    quick = [variant for variant in VARIANTS if variant != "plain" and variant not in LATE]
-    jobs = [*(("plain", seed) for seed in (0, 1, 2)), *((variant, 0) for variant in RADII)]
+    """The runs, the most informative first: the plain ones, then the variants seed by seed, the slow ones at the end."""
+    late = (*LATE, *RADII, TEACHER)
+    quick = [variant for variant in VARIANTS if variant != "plain" and variant not in late]
+    jobs = [*(("plain", seed) for seed in (0, 1, 2)), *((variant, 0) for variant in (*RADII, TEACHER, *TAUGHT))]
     for seed in range(seeds):
         jobs += [(variant, seed) for variant in quick]
         jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant]
-        if seed == min(1, seeds - 1):
-            jobs += [(TEACHER, 0), *((variant, 0) for variant in TAUGHT)]
-    late = [variant for variant in LATE if variant not in (TEACHER, *RADII)]
-    jobs += [(variant, seed) for variant in late for seed in range(seeds)]
-    return list(dict.fromkeys(jobs))
+    return list(dict.fromkeys([*jobs, *((variant, seed) for variant in LATE for seed in range(seeds))]))
 
 
 def main():

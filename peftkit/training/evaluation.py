@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from peftkit.errors import DataError
 from peftkit.training.objective import Batch, CausalLanguageModel, Objective, on_device
 
 
@@ -42,6 +43,8 @@ def evaluate(
     finally:
         model.train(training)
     summed, items = accelerator.reduce(totals).tolist()
+    if not items:
+        raise DataError("there is nothing to evaluate: no item of these rows has a label")
     metrics = {"loss": summed / items}
     if getattr(objective, "is_language_model", False):
         metrics["perplexity"] = math.exp(min(summed / items, 700.0))

@@ -11,10 +11,12 @@ from torch import nn
 import peftkit
 from peftkit.data.columns import held_out_share, with_replay
 from peftkit.data.formats import Row
+from peftkit.errors import ConfigError
 from peftkit.files import staged_directory, write_rows
 from peftkit.merging import save_merged
 from peftkit.recipes import recipes
 from peftkit.recording import summary
+from peftkit.sections import LoraSettings
 from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Hooks, Training
 from peftkit.training.measured import Measured
@@ -55,6 +57,7 @@ class Finetuning:
         self.task, self.config, self.recipe, self.run = task, config, recipe, run
         start = None if config.start is None else open_run(config.start)
         if start is not None:
+            _check_start(start, task, config)
             task.learned = start.task.learned
         self.rows, self.held_out = self._rows()
         self.retained = task.read(config.data.retention) if config.data.retention else []
@@ -188,6 +191,20 @@ class Finetuning:
             report = write_report(run.directory, title, measured, shown, samples=self.config.samples, remarks=remarks)
             run.say(f"the adapter is in {directory}, the report in {report}")
         self.accelerator.end_training()
+
+
+def _check_start(start: Opened, task: Task, config: Any) -> None:
+    """Refuse a run to start from whose task or adapter is another one.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if type(start.task) is not type(task) or start.task.head != task.head:
+        raise ConfigError(f"start: {config.start} was made by another recipe, for {start.task.head}")
+    if config.adapter not in (start.config.adapter, LoraSettings()):
+        raise ConfigError(
+            f"start: the adapter of {config.start} is trained on as it is; leave `adapter` out, or write it as there"
+        )
 
 
 def _spelled(measured: Measured) -> str:

@@ -60,6 +60,20 @@ def test_a_trained_head_takes_no_new_labels(tmp_path, llama_dir):
         run("text_classification", values)
 
 
+@pytest.mark.parametrize(
+    ("name", "sections", "message"),
+    [
+        ("token_classification", {}, "made by another recipe"),
+        ("text_classification", {"adapter": {"method": "prefix"}}, "trained on as it is"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(tmp_path, llama_dir, name, sections, message):
+    old = run("text_classification", text_job(tmp_path / "old", llama_dir))
+    values = config_values(name, tmp_path / "new", llama_dir) | {"start": str(old)} | sections
+    with pytest.raises(ConfigError, match=message):
+        run(name, values)
+
+
 def test_several_runs_predict_their_mean(tmp_path, llama_dir):
     runs = [run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed)) for seed in (0, 1)]
     data = tmp_path / "0" / "held_out.jsonl"
