@@ -50,8 +50,8 @@ def _introduction(about, machine):
     return (
         "# What the recipes' capabilities do on a small real task\n\n"
         f"`sample:films` (is a sentence of a film review positive?): {rows['films']} labelled sentences to train, "
-        f"{rows['films_test']} to test, {rows['validation']} that decide nothing but a threshold. all-MiniLM-L6-v2 with LoRA "
-        f"(r 8), {train['max_steps']} steps of {train['batch_size']} in every run unless the table says otherwise, learning "
+        f"{rows['films_test']} to test, {rows['validation']} held out, which decided nothing but the radius of fgm. "
+        f"all-MiniLM-L6-v2 with LoRA (r 8), {train['max_steps']} steps of {train['batch_size']} in every run unless the table says otherwise, learning "
         f"rate {train['learning_rate']:g} for all, bfloat16 autocast on float32 weights. Each "
         "variant is `recipes/text_classification.py` with one change of its config (`effects.json` has them); seed for seed "
         "it is beside a plain run of the same rows.\n\n"
@@ -99,11 +99,11 @@ def _effects(about, by_name):
     accuracy = mean(_accuracies(plain.values())) / 100
     return "\n".join([
         "## Beside the plain run", "", markdown(head, rows), "",
-        f"Points; \"minus plain\" is the mean of the differences by seed, ± their standard deviation; seeds that are missing were "
-        "not run. The {count} test rows make "
-        f"{100 * (accuracy * (1 - accuracy) / count) ** 0.5:.1f} points of standard error in each figure. -log p is the mean "
-        "over test rows of minus the logarithm of the right label's probability: lower is better. Time: processor seconds of "
-        "the training over those of the plain run (the first measurement of the held-out rows in both).",
+        'Points. "Minus plain" is the mean of the differences to the plain runs of the same seeds, ± their standard deviation; '
+        f"a seed that is missing was not run. The {count} test rows make "
+        f"{100 * (accuracy * (1 - accuracy) / count) ** 0.5:.1f} points of standard error in each accuracy. -log p: the mean "
+        "over test rows of minus the logarithm of the right label's probability; lower is better. Time: processor seconds of "
+        "training over those of the plain runs, with the measurement before it and without what teachers take to predict.",
     ])  # fmt: skip
 
 

@@ -1,0 +1,100 @@
+"""Words, tags and tokens fall into place, whatever the tokenizer."""
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from peftkit.data.tagging import place_words, read_tagged, spans, tags, words
+from peftkit.errors import DataError
+from tests.recipes.jobs import MODELS, write_jsonl
+
+ROW = {
+    "text": "Anna Müller flew to Rome-Fiumicino.",
+    "spans": [{"start": 0, "end": 11, "label": "PER"}, {"start": 20, "end": 24, "label": "LOC"}],
+}
+
+
+def test_a_text_becomes_words_with_tags_and_back():
+    text, offsets = words(ROW)
+    assert [text[a:b] for a, b in offsets] == ["Anna", "Müller", "flew", "to", "Rome", "-", "Fiumicino", "."]
+    found = tags(ROW)
+    assert found == ["B-PER", "I-PER", "O", "O", "B-LOC", "O", "O", "O"]
+    assert spans(ROW, found) == [
+        {"start": 0, "end": 11, "label": "PER", "text": "Anna Müller"},
+        {"start": 20, "end": 24, "label": "LOC", "text": "Rome"},
+    ]
+
+
+def test_chinese_characters_are_words_and_neighbouring_entities_stay_apart():
+    row = {
+        "text": "江泽民北京",
+        "spans": [{"start": 0, "end": 3, "label": "PER"}, {"start": 3, "end": 5, "label": "LOC"}],
+    }
+    assert tags(row) == ["B-PER", "I-PER", "I-PER", "B-LOC", "I-LOC"]
+    two = {"text": "ab cd", "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 3, "end": 5, "label": "X"}]}
+    assert tags(two) == ["B-X", "B-X"]
+
+
+@pytest.mark.parametrize("label_on", ["first", "last"])
+def test_each_word_has_the_token_that_holds_its_first_or_last_letter(tokenizer, label_on):
+    text, offsets = words(ROW)
+    encoding, places = place_words(ROW, tokenizer, max_length=200, label_on=label_on)
+    assert len(places) == len(offsets)
+    whole = tokenizer(text, return_offsets_mapping=True)
+    for place, (start, end) in zip(places, offsets, strict=True):
+        at, to = whole["offset_mapping"][place]
+        assert (at == start) if label_on == "first" else (to == end)
+    assert "offset_mapping" not in encoding
+
+
+def test_words_behind_the_longest_example_have_no_token(tokenizer):
+    _, places = place_words(ROW, tokenizer, max_length=6, label_on="first")
+    assert places[0] == 0
+    assert places[2:] == [None] * 6
+
+
+def test_a_tokenizer_of_whole_words_with_special_tokens():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "anna": 2, "flew": 3, "to": 4}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    encoding, places = place_words(
+        {"tokens": ["Anna", "flew", "to", "Rome"]}, tokenizer, max_length=9, label_on="first"
+    )
+    assert [encoding["input_ids"][place] for place in places] == [2, 3, 4, 0]
+
+
+def test_slow_tokenizers_are_refused():
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(DataError, match="tells no character offsets"):
+        place_words(ROW, ByT5Tokenizer(), max_length=9, label_on="first")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "there are 2 tokens and 1 tags"),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "texts that are not empty"),
+        ({"text": "abc"}, "'spans' is None"),
+        ({"text": "abc", "spans": [{"start": 1, "end": 9, "label": "X"}]}, "within the 3 characters"),
+        (
+            {"text": "abc", "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 1, "end": 3, "label": "Y"}]},
+            "overlaps another",
+        ),
+        ({"words": ["a"]}, "neither 'tokens'"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=f"row 1: .*{message}"):
+        read_tagged(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
+
+
+def test_the_models_of_the_repository_keep_each_character_apart():
+    from peftkit.backbone import load_tokenizer
+
+    tokenizer = load_tokenizer(MODELS / "char-bert-zh" / "config.json")
+    row = {"text": "1998年江泽民在北京", "spans": []}
+    encoding, places = place_words(row, tokenizer, max_length=64, label_on="first")
+    characters = [token for token in encoding["input_ids"][1:-1]]
+    assert len(characters) == len(row["text"])
+    assert places == [1, *range(5, 12)]
