@@ -16,7 +16,7 @@ class ModelSettings:
     """Which backbone to load, and how."""
 
     source: str
-    """A Hub id, a local directory, a .gguf file, or package:NAME/FILE for a file of an installed Python package."""
+    """A Hub id, a directory, a .gguf file, a config.json (random weights), or package:NAME/FILE of an installed package."""
     quantization: Literal["int8", "nf4", "fp4"] | None = None
     """How linear layers are stored; null keeps 16 bits."""
     double_quantization: bool = True

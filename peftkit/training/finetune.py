@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 import peftkit
+from peftkit.backbone import default_dtype
 from peftkit.data.columns import held_out_share, with_replay
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError
@@ -77,6 +79,7 @@ class Finetuning:
             self.rows = taught(task, self.rows, teacher, self.accelerator, batch_size=self._batch_size)
         self.examples = self._examples(self.rows, config.data.train)
         self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
+        _check_vocabulary(self.model, [*self.examples, *self.held_out_examples])
 
     def _adapted(self, backbone: nn.Module, start: Opened | None) -> nn.Module:
         """Return the backbone with a new adapter, or with the one to train on."""
@@ -180,7 +183,10 @@ class Finetuning:
         run.say(f"after: {_spelled(after)}")
         measured, remarks = {"before": self.before, "after": after}, []
         if self.config.merge:
-            merged = peftkit.merge(model)
+            dtype = self.config.model.dtype
+            merged = peftkit.merge(
+                model, default_dtype(self.accelerator.device) if dtype == "auto" else getattr(torch, dtype)
+            )
             measured["merged"] = self._measured(merged)
             remarks.append(f"{summary(merged)}.")
             if run.is_main:
@@ -204,6 +210,23 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
     if config.adapter not in (start.config.adapter, LoraSettings()):
         raise ConfigError(
             f"start: the adapter of {config.start} is trained on as it is; leave `adapter` out, or write it as there"
+        )
+
+
+def _check_vocabulary(model: nn.Module, examples: Sequence[Any]) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        ConfigError: names the largest.
+    """
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    rows = getattr(embeddings, "num_embeddings", None)
+    texts = (getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids") for each in examples)
+    largest = max((max(ids) for ids in texts if ids), default=0)
+    if rows is not None and largest >= rows:
+        raise ConfigError(
+            f"the tokenizer gives the token {largest}, and the model has embeddings for {rows}: they do not belong together, "
+            "or tokens were added and the embeddings not enlarged and trained"
         )
 
 

@@ -35,7 +35,7 @@ class RecipeSettings:
     samples: NonNegativeInt = 12
     """Predictions to show in the report."""
     merge: bool = False
-    """Also write the backbone with the adapter merged in, as a 16-bit model; for LoRA and AdaLoRA."""
+    """Also write the backbone with the adapter merged in, unquantised, in model.dtype; for LoRA and AdaLoRA."""
 
     def __post_init__(self) -> None:
         needs = [

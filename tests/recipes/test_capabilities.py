@@ -74,6 +74,18 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path, llama_dir, name, section
         run(name, values)
 
 
+def test_tokens_without_an_embedding_are_refused(tmp_path, llama_dir):
+    from transformers import AutoModelForCausalLM
+
+    from tests.conftest import byte_tokenizer, llama_config
+
+    AutoModelForCausalLM.from_config(llama_config(vocab_size=100)).save_pretrained(tmp_path / "small")
+    byte_tokenizer().save_pretrained(tmp_path / "small")
+    values = config_values("causal_lm", tmp_path, tmp_path / "small")
+    with pytest.raises(ConfigError, match="the model has embeddings for 100"):
+        run("causal_lm", values)
+
+
 def test_several_runs_predict_their_mean(tmp_path, llama_dir):
     runs = [run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed)) for seed in (0, 1)]
     data = tmp_path / "0" / "held_out.jsonl"
@@ -271,3 +283,14 @@ def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
         found[processes] = read_json(tmp_path / str(processes) / "run" / "after.json")
     assert found[2]["metrics"]["loss"] == pytest.approx(found[1]["metrics"]["loss"], rel=2e-3)
     assert len(found[2]["predictions"]) == len(found[1]["predictions"])
+
+
+@pytest.mark.parametrize("name", ["text_classification", "speech_recognition"])
+def test_a_merged_model_is_measured_and_written_with_its_processor(name, tmp_path, llama_dir):
+    directory = run(name, config_values(name, tmp_path, llama_dir) | {"merge": True})
+    assert "| before | after | merged |" in (directory / "report.md").read_text()
+    assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= {
+        p.name for p in (directory / "merged").iterdir()
+    }
+    model = peftkit.load_backbone(directory / "merged", task=open_run(directory).task.head)
+    assert peftkit.record(model)["load_backbone"]["new"] == []
