@@ -53,7 +53,7 @@ def _introduction(about, machine):
         f"{rows['films_test']} to test, {rows['validation']} held out, which decided nothing but the radius of fgm. "
         f"all-MiniLM-L6-v2 with LoRA (r 8), {train['max_steps']} steps of {train['batch_size']} in every run (the teacher: "
         f"{about['changes']['teacher: 6400 sentences']['train']['max_steps']}), learning rate {train['learning_rate']:g} "
-        "unless the table says otherwise, bfloat16 autocast on float32 weights. Each variant is `recipes/text_classification.py` "
+        "unless the table says otherwise, bfloat16 autocast on float32 weights. Each variant is the recipe text_classification "
         "with another config (`effects.json` has the changes).\n\n"
         f"`python benchmarks/effects.py` · CPU ({machine['processor']}), one thread a run, {about['workers']} runs at a time; "
         f"{versions}"

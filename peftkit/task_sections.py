@@ -25,13 +25,13 @@ class LossSettings:
     """Weight of the divergence of two passes with different dropout (arXiv:2106.14448); 0 makes one pass."""
     adversarial: Literal["fgm", "pgd"] | None = None
     """Learn from perturbed input embeddings as well: one step (arXiv:1605.07725) or several (arXiv:1706.06083)."""
-    adversarial_radius: PositiveFloat = 1.0
-    """L2 norm of the perturbation of one example's embeddings; for pgd the largest one."""
+    adversarial_radius: PositiveFloat = 0.1
+    """L2 norm of the perturbation of one example's embeddings, for pgd the largest; in the embeddings' own units."""
     adversarial_steps: PositiveInt = 3
     """Gradients that pgd takes to find a perturbation."""
 
     def __post_init__(self) -> None:
-        if self.adversarial is None and self.adversarial_radius != 1.0:
+        if self.adversarial is None and self.adversarial_radius != 0.1:
             raise ConfigError("loss.adversarial_radius does nothing without loss.adversarial: set that to fgm or pgd")
         if self.adversarial != "pgd" and self.adversarial_steps != 3:
             raise ConfigError("loss.adversarial_steps does nothing unless loss.adversarial is pgd")

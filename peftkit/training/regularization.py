@@ -162,7 +162,7 @@ class Adversarial(_Regularizer):
 
     objective: Objective
     kind: Literal["fgm", "pgd"] = "fgm"
-    radius: float = 1.0
+    radius: float = 0.1
     steps: int = 3
     step_size: float | None = None
 
