@@ -13,7 +13,6 @@ from peftkit.metrics.tables import markdown
 from peftkit.training.figures import COLORS, finish, new_figure, save
 from peftkit.training.metrics import read_metrics
 
-_LOWER = {"loss", "perplexity", "error", "wer", "cer", "ter", "mae", "mse", "rmse", "nll", "brier", "ece", "distance"}
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP*X"
 

@@ -49,8 +49,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL, whole or not at all."""
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """Write rows as JSONL, whole or not at all; dates, and what else JSON does not know, as texts."""
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
 
 
 def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer
 
 
 def answer(
@@ -57,7 +57,7 @@ def answer(
 def stream(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_new_tokens: int, **options: Any
 ) -> Iterator[str]:
-    """Yield the model's continuation of a rendered prompt in pieces, as they are written.
+    """Yield the model's continuation of a rendered prompt in pieces, as they are written; closing the iterator ends it.
 
     Args:
         model: A causal language model, with or without an adapter; it is left in evaluation mode.
@@ -72,18 +72,27 @@ def stream(
     config = _config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
     model.eval()
     failures: list[BaseException] = []
+    stopped = threading.Event()
+
+    def is_stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(ids),), stopped.is_set(), device=ids.device)
 
     def write() -> None:
         try:
-            model.generate(**batch, generation_config=config, streamer=pieces)  # type: ignore[operator]
+            model.generate(  # type: ignore[operator]
+                **batch, generation_config=config, streamer=pieces, stopping_criteria=StoppingCriteriaList([is_stopped])
+            )
         except BaseException as problem:
             failures.append(problem)
             pieces.end()
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
-    yield from pieces
-    thread.join()
+    try:
+        yield from pieces
+    finally:
+        stopped.set()
+        thread.join()
     if failures:
         raise failures[0]
 

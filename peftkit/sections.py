@@ -231,9 +231,20 @@ class GenerationSettings:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """With a temperature: draw among the likeliest tokens that make up this probability."""
 
+    def __post_init__(self) -> None:
+        if self.top_p != 1 and not self.temperature:
+            raise ValueError("top_p does nothing without a temperature: set temperature above 0, or leave top_p out")
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise ValueError("length_penalty does nothing without beams: set num_beams above 1, or leave it out")
+
     def options(self) -> dict[str, Any]:
-        """Return the fields of transformers' GenerationConfig."""
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        beams = {"num_beams": self.num_beams, "length_penalty": self.length_penalty} if self.num_beams > 1 else {}
-        repeats = {"no_repeat_ngram_size": self.no_repeat_ngram_size} if self.no_repeat_ngram_size else {}
-        return {"max_new_tokens": self.max_new_tokens, **beams, **repeats, **(drawn if self.temperature else {})}
+        """Return the fields of transformers' GenerationConfig; what a checkpoint brings for the same choices is replaced."""
+        beams: dict[str, Any] = {"num_beams": self.num_beams, "length_penalty": self.length_penalty}
+        if self.num_beams == 1:
+            beams["early_stopping"] = False
+        if self.temperature:
+            drawn: dict[str, Any] = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        else:
+            drawn = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
+        lengths = {"max_new_tokens": self.max_new_tokens, "min_length": 0}
+        return {**lengths, "no_repeat_ngram_size": self.no_repeat_ngram_size, **beams, **drawn}

@@ -19,6 +19,10 @@ class Pairs(TextSettings):
 
     prompt: str = ""
     """What to put before every source, such as T5's "translate English to German: "."""
+    source_language: str | None = None
+    """Of NLLB, mBART-50 and M2M100, the language of the sources by the tokenizer's own name, such as eng_Latn or en_XX."""
+    target_language: str | None = None
+    """The language of the targets, likewise."""
 
 
 @section
@@ -35,10 +39,12 @@ def task(config: Config):
     """Return how sources and targets become tokens, and what is measured."""
     import peftkit
     from peftkit.data.collation import pad_with
+    from peftkit.data.processors import set_languages
     from peftkit.metrics.texts import summary_metrics, translation_metrics
     from peftkit.training.writer import Writer
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
+    options = set_languages(tokenizer, config.data.source_language, config.data.target_language)
     limits = {"truncation": True, "max_length": config.data.max_length}
 
     def encode(row):
@@ -58,6 +64,7 @@ def task(config: Config):
         label=label,
         pad=pad_with(tokenizer),
         metrics=translation_metrics if config.metrics == "translation" else summary_metrics,
+        options=options,
     )
 
 

@@ -25,7 +25,7 @@ class Recordings(RowSettings):
     max_length: Annotated[int, Field(ge=2)] = 448
     """Longest text in tokens; what is longer is cut, and counted."""
     language: str | None = None
-    """The language of a multilingual model, such as "german"; null lets the model tell."""
+    """The language that is spoken, such as "german"; a multilingual model needs it, another takes none."""
 
 
 @section

@@ -4,7 +4,7 @@
 
 Rows are {"text": ..., "label": ...}; the label is a text or a whole number. The report has precision, recall and F1 of each
 class and the confusion matrix. For rare classes there are class weights and focal loss (`loss`), and for two classes the
-probability from which the second, in the alphabet's or the numbers' order, is chosen (`threshold`).
+probability from which the `positive` one is chosen (`threshold`).
 """
 
 from dataclasses import field
@@ -27,7 +27,14 @@ class Config(RecipeSettings):
     augment: AugmentSettings | None = None
     teacher: TeacherSettings | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best-f1"] | None = None
-    """Of two classes, the probability from which the second is chosen; "best-f1" finds it on the held-out rows."""
+    """Of two classes, the probability from which the positive one is chosen; "best-f1" finds it on the held-out rows."""
+    positive: str | None = None
+    """Of two classes, the label that F1 and the threshold are about; null is the last in the alphabet's or numbers' order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold == "best-f1" and self.data.evaluation is None:
+            raise ValueError("threshold: best-f1 is found on held-out rows: set data.evaluation")
 
 
 def task(config: Config):

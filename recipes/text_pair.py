@@ -35,6 +35,10 @@ class Config(RecipeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data.target == "score":
+            for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
+                if getattr(self.loss, name):
+                    raise ValueError(f"loss.{name} is for labels: leave it out, or leave out data.target: score")
         if self.data.target == "score" and self.teacher is not None:
             raise ValueError(
                 "teacher needs labels: a teacher's probabilities teach no scores; leave out data.target: score"
@@ -44,13 +48,13 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how a pair becomes tokens."""
     import peftkit
-    from peftkit.data.collation import pad_with
+    from peftkit.data.collation import encode_pair, pad_with
     from peftkit.training.classifier import Classifier, Scorer
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
 
     def encode(row):
-        return tokenizer(row["text"], row["other"], truncation=True, max_length=config.data.max_length)
+        return encode_pair(tokenizer, row["text"], row["other"], max_length=config.data.max_length)
 
     kind = Classifier if config.data.target == "label" else Scorer
     return kind(

@@ -62,6 +62,16 @@ def test_a_stream_is_the_answer_in_pieces(llama_dir, tokenizer):
     assert "".join(pieces).strip() == answer(model, tokenizer, [prompt], max_new_tokens=6)[0]
 
 
+def test_a_closed_stream_stops_the_model(llama_dir, tokenizer):
+    model = peftkit.load_backbone(llama_dir)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    pieces = stream(model, tokenizer, "x", max_new_tokens=500)
+    next(pieces)
+    pieces.close()
+    assert len(calls) < 500
+
+
 def test_a_failure_while_streaming_is_raised(llama_dir, tokenizer):
     model = peftkit.load_backbone(llama_dir)
     with pytest.raises(ValueError, match="temperature"):

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from peftkit.cli.arguments import check_output
+
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
@@ -20,6 +22,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from peftkit.comparison import compare, summaries
 
+    check_output(options.output)
     if options.output or not options.json:
         text = compare(options.runs, options.output, metric=options.metric)
     print(json.dumps([asdict(run) for run in summaries(options.runs)], indent=2) if options.json else text)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -23,37 +24,57 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from peftkit.config import build
     from peftkit.errors import ConfigError
     from peftkit.generation import stream
     from peftkit.sections import GenerationSettings
     from peftkit.training.language_model import LanguageModel
     from peftkit.training.opening import open_run
 
+    names = ("max_new_tokens", "temperature", "top_p")
+    values = {name: getattr(options, name) for name in names}
+    settings = build(GenerationSettings, values, "the command line").options()
     run = open_run(options.run_directory)
     task = run.task
     if not isinstance(task, LanguageModel):
         raise ConfigError(f"{run.directory} holds no language model; `peftkit predict` answers for its task")
-    names = ("max_new_tokens", "temperature", "top_p")
-    settings = GenerationSettings(**{name: getattr(options, name) for name in names}).options()
     model = run.model()
-    if options.prompt is not None:
-        for piece in stream(model, task.processor, task.prompt([], options.prompt), **settings):
-            print(piece, end="", flush=True)
+
+    def write(turns: list[dict[str, str]], text: str) -> str:
+        return _printed(stream(model, task.processor, task.prompt(turns, text), **settings))
+
+    try:
+        if options.prompt is not None:
+            write([], options.prompt)
+        else:
+            _talk(write)
+    except KeyboardInterrupt:
         print()
-        return 0
+        return 130  # 128 plus the signal's number
+    return 0
+
+
+def _talk(write: Callable[[list[dict[str, str]], str], str]) -> None:
+    """Answer lines until there are no more."""
     print("an empty line starts a new conversation, Ctrl-D ends", file=sys.stderr)
     turns: list[dict[str, str]] = []
     while True:
         try:
             text = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            return 0
+        except EOFError:
+            return
         if not text.strip():
             turns = []
             continue
-        pieces = []
-        for piece in stream(model, task.processor, task.prompt(turns, text), **settings):
-            pieces.append(piece)
-            print(piece, end="", flush=True)
-        print()
-        turns += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(pieces).strip()}]
+        answer = write(turns, text)
+        turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+
+def _printed(pieces: Iterator[str]) -> str:
+    """Print a text as it comes, and return it."""
+    written = []
+    for piece in pieces:
+        written.append(piece)
+        print(piece, end="", flush=True)
+    print()
+    return "".join(written).strip()

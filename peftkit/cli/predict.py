@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from peftkit.cli.arguments import check_output, positive
+
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
@@ -11,7 +13,7 @@ def add_to(commands: Any) -> None:
     verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)")
     verb.add_argument("--data", required=True, help="a data file or sample:NAME/SPLIT; it needs no labels")
     verb.add_argument("--output", required=True, help="the JSONL file to write: the rows with their predictions")
-    verb.add_argument("--batch_size", type=int, default=32, help="rows in a batch (default: 32)")
+    verb.add_argument("--batch_size", type=positive, default=32, help="rows in a batch (default: 32)")
     verb.set_defaults(run=_run)
 
 
@@ -20,10 +22,11 @@ def _run(options: argparse.Namespace) -> int:
     from peftkit.training.opening import open_run
     from peftkit.training.prediction import outputs_of
 
+    check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]
     task = runs[0].task
     rows = task.read(options.data, labelled=False)
-    predictions = task.predictions(outputs_of(runs, rows, batch_size=options.batch_size))
+    predictions = task.predictions(rows, outputs_of(runs, rows, batch_size=options.batch_size))
     write_rows(Path(options.output), (row | each for row, each in zip(rows, predictions, strict=True)))
     print(f"{options.output}: {len(rows)} rows")
     return 0

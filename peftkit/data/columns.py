@@ -31,7 +31,7 @@ def read_columns(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[
     """
     rows = read_rows(path)
     theirs = list(rows[0])
-    rows = rename_columns(rows, {name: given for name, given in renamed.items() if name in columns or given in theirs})
+    rows = rename_columns(rows, renamed, optional=renamed.keys() - columns.keys())
     for name in columns:
         if name not in rows[0]:
             hint = nearest(name, theirs) or f"; if another column holds it, set data.columns: {{{name}: ITS NAME}}"

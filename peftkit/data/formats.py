@@ -1,6 +1,9 @@
 """Read JSONL, JSON, CSV and Parquet files, tell by the columns what the rows are, and make all dialogues `messages`."""
 
-from collections.abc import Iterator, Sequence
+import codecs
+import functools
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +14,7 @@ Format = Literal["chat", "prompt-completion", "text"]
 FileFormat = Literal["chat", "prompt-completion", "alpaca", "sharegpt", "text"]
 Row = dict[str, Any]
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 _COLUMNS: dict[FileFormat, tuple[str, ...]] = {
     "chat": ("messages",),
     "prompt-completion": ("prompt", "completion"),
@@ -19,6 +22,7 @@ _COLUMNS: dict[FileFormat, tuple[str, ...]] = {
     "sharegpt": ("conversations",),
     "text": ("text",),
 }
+_ANSWERS = ("completion", "output")  # what rows may lack where it is to be predicted
 _ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"} | {role: role for role in _ROLES}
 _CONSUMED = {
@@ -28,63 +32,109 @@ _CONSUMED = {
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read all rows of a file, or of one of peftkit's samples (``sample:NAME/SPLIT``), through the `datasets` library.
+    """Read all rows of a file, or of one of peftkit's samples (``sample:NAME/SPLIT``).
+
+    All rows have the same columns: what a row lacks is None. JSON's values stay as they are written (a date is a text);
+    CSV and Parquet are read through the `datasets` library.
 
     Raises:
         DataError: the file does not exist, has another ending, cannot be parsed, or holds no row.
     """
-    from datasets import Dataset, disable_progress_bars  # a recipe's need; the library itself runs without it
-    from datasets.exceptions import DatasetGenerationError
-
     file = sample_file(str(path)) if str(path).startswith("sample:") else Path(path)
     if not file.is_file():
         raise DataError(f"there is no data file at {file}")
-    if file.suffix not in _READERS:
-        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_READERS)}")
+    if file.suffix not in _ENDINGS:
+        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_ENDINGS)}")
+    rows = _json_rows(file) if file.suffix in (".jsonl", ".json") else _table_rows(file)
+    if not rows:
+        raise DataError(f"{file} holds no rows")
+    empty: Row = {key: None for row in rows for key in row}
+    return [empty | {key: _without_nulls(value) for key, value in row.items()} for row in rows]
+
+
+def _json_rows(file: Path) -> list[Row]:
+    """Return the objects of a file with one on each line, or with one list of them; empty lines count for nothing."""
+    line = 1
+    try:
+        data = file.read_bytes()
+        if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+            found = list(enumerate(json.loads(data), 1))
+        else:
+            found = []
+            for line, text in enumerate(data.split(b"\n"), 1):
+                if text.strip():
+                    found.append((line, json.loads(text)))
+    except (OSError, ValueError, RecursionError) as problem:
+        line += problem.lineno - 1 if isinstance(problem, json.JSONDecodeError) else 0
+        raise DataError(f"cannot read {file}, line {line}: {getattr(problem, 'msg', problem)}") from problem
+    for number, row in found:
+        if not isinstance(row, dict):
+            raise DataError(f"cannot read {file}, row {number}: {row!r:.80} is not an object with the row's columns")
+    return [row for _, row in found]
+
+
+def _table_rows(file: Path) -> list[Row]:
+    try:
+        from datasets import Dataset, disable_progress_bars
+        from datasets.exceptions import DatasetGenerationError
+    except ModuleNotFoundError as problem:
+        raise DataError(f"{file.suffix} files need the datasets library: pip install 'peftkit[recipes]'") from problem
+
     disable_progress_bars()
-    read = getattr(Dataset, f"from_{_READERS[file.suffix]}")
+    read = Dataset.from_csv if file.suffix == ".csv" else Dataset.from_parquet
     try:
         rows: list[Row] = read(str(file), keep_in_memory=True).to_list()
     except (DatasetGenerationError, ValueError, OSError, StopIteration) as problem:
         raise DataError(f"cannot read {file}: {problem.__cause__ or problem}") from problem
-    if not rows:
-        raise DataError(f"{file} holds no rows")
-    return [{key: _without_nulls(value) for key, value in row.items()} for row in rows]
+    return rows
 
 
-def rename_columns(rows: Sequence[Row], columns: dict[str, str]) -> list[Row]:
-    """Rename columns: `columns` gives, for each name that peftkit uses, the name that the file uses.
+def rename_columns(rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()) -> list[Row]:
+    """Rename columns; a renamed column takes the place of one that has its new name in the file.
+
+    Args:
+        rows: As `read_rows` returns them.
+        columns: For each name that peftkit uses, the name that the file uses.
+        optional: Names that peftkit uses; those whose columns the file lacks are left out.
 
     Raises:
         DataError: the file has no such column.
     """
     present = rows[0].keys()
+    columns = {ours: theirs for ours, theirs in columns.items() if ours not in optional or theirs in present}
     for wanted in columns.values():
         if wanted not in present:
             raise DataError(f"no column {wanted!r} among {', '.join(map(repr, present))}{nearest(wanted, present)}")
-    back = {theirs: ours for ours, theirs in columns.items()}
-    return [{back.get(key, key): value for key, value in row.items()} for row in rows]
+    gone = {*columns, *columns.values()}
+    return [
+        {ours: row.get(theirs) for ours, theirs in columns.items()}
+        | {key: value for key, value in row.items() if key not in gone}
+        for row in rows
+    ]
 
 
-def detect_format(rows: Sequence[Row]) -> FileFormat:
+def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
     """Tell the format of rows by their columns; Alpaca's files have a ``text`` too.
+
+    Without `labelled`, completions and outputs may be missing.
 
     Raises:
         DataError: the columns are those of none of the formats.
     """
     present = rows[0].keys()
     for name, columns in _COLUMNS.items():
-        if all(column in present for column in columns):
+        if all(column in present for column in columns if labelled or column not in _ANSWERS):
             return name
     needed = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in _COLUMNS.items())
     hints = "".join(filter(None, (nearest(name, present) for columns in _COLUMNS.values() for name in columns)))
     raise DataError(f"the columns {', '.join(map(repr, present))} are none of the known formats ({needed}){hints}")
 
 
-def converted(rows: Sequence[Row], kind: FileFormat) -> tuple[list[Row], Format]:
+def converted(rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True) -> tuple[list[Row], Format]:
     """Return rows in one of peftkit's own formats, and which: Alpaca and ShareGPT rows become chat rows.
 
-    They are rendered by the model's chat template, not by Alpaca's "### Instruction:". Other columns stay.
+    They are rendered by the model's chat template, not by Alpaca's "### Instruction:". Other columns stay; without
+    `labelled` all do, and an Alpaca row without an answer ends with its question.
 
     - Alpaca: ``system`` (optional), ``history`` (optional, [question, answer] pairs), then ``instruction``, with ``input``
       after an empty line where there is one, and ``output``.
@@ -94,8 +144,9 @@ def converted(rows: Sequence[Row], kind: FileFormat) -> tuple[list[Row], Format]
     Raises:
         DataError: names the first bad row by its number, counted from 1; an empty answer is one.
     """
+    messages_of: Callable[[Row], list[dict[str, str]]]
     if kind == "alpaca":
-        messages_of = _alpaca_messages
+        messages_of = functools.partial(_alpaca_messages, labelled=labelled)
     elif kind == "sharegpt":
         messages_of = _sharegpt_messages
     else:
@@ -106,7 +157,7 @@ def converted(rows: Sequence[Row], kind: FileFormat) -> tuple[list[Row], Format]
             messages = messages_of(row)
         except DataError as problem:
             raise DataError(f"row {number}: {problem}") from None
-        others = {name: value for name, value in row.items() if name not in _CONSUMED[kind]}
+        others = {name: value for name, value in row.items() if not labelled or name not in _CONSUMED[kind]}
         chats.append(others | {"messages": messages})
     return chats, "chat"
 
@@ -123,7 +174,7 @@ def check_rows(rows: Sequence[Row], kind: Format) -> None:
         raise DataError(f"row {number}: {what}")
 
 
-def _alpaca_messages(row: Row) -> list[dict[str, str]]:
+def _alpaca_messages(row: Row, *, labelled: bool) -> list[dict[str, str]]:
     texts = {name: row.get(name) or "" for name in ("system", "instruction", "input", "output")}
     for name, text in texts.items():
         if not isinstance(text, str):
@@ -136,6 +187,8 @@ def _alpaca_messages(row: Row) -> list[dict[str, str]]:
         raise DataError("there is neither an instruction nor an input")
     pairs = [*history, [question, texts["output"]]]
     turns = [turn for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
+    if not labelled and not texts["output"].strip():
+        turns.pop()
     return _messages([*_system(texts["system"]), *turns])
 
 

@@ -16,6 +16,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[Row]:
     """Return rows with ``image``, an absolute path, and ``label``: of a data file, or of a folder by its sub-folders' names.
 
+    Rows of a folder have no ``label`` where `columns` has none.
+
     Raises:
         DataError: there is no image, or a row names one that does not exist.
     """
@@ -25,14 +27,16 @@ def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[R
     files = sorted(file.resolve() for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise DataError(f"the folder {path} holds no images ({', '.join(_SUFFIXES)})")
-    stray = next((file for file in files if "label" in columns and file.parent == folder.resolve()), None)
+    if "label" not in columns:
+        return [{"image": str(file)} for file in files]
+    stray = next((file for file in files if file.parent == folder.resolve()), None)
     if stray is not None:
         raise DataError(f"{stray} lies beside the folders of the classes; put each image into the folder of its class")
     return [{"image": str(file), "label": file.relative_to(folder.resolve()).parts[0]} for file in files]
 
 
 def pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return ``pixel_values`` (images, channels, height, width) of the files at the rows' ``image``.
+    """Return ``pixel_values`` (images, channels, height, width) of the rows' ``image`` files, turned as EXIF says.
 
     Raises:
         DataError: a file is no image.
@@ -41,10 +45,10 @@ def pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Ten
 
 
 def _rgb(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as problem:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as problem:
         raise DataError(f"{path} cannot be read as an image: {problem}") from problem

@@ -4,7 +4,7 @@ from peftkit.data.formats import Format, Row, check_rows, converted, detect_form
 from peftkit.errors import ConfigError
 from peftkit.sections import DataSettings
 
-_TO_BE_WRITTEN = {"prompt": {"completion": ""}, "instruction": {"output": "-"}}
+_ANSWERS = ("completion", "output", "expect")
 
 
 def load_rows(settings: DataSettings, path: str, *, labelled: bool = True) -> tuple[list[Row], Format]:
@@ -18,10 +18,11 @@ def load_rows(settings: DataSettings, path: str, *, labelled: bool = True) -> tu
     Raises:
         DataError: the file cannot be read, or a row is not what the format asks for.
     """
-    rows = rename_columns(read_rows(path), settings.columns)
-    for column, missing in () if labelled else _TO_BE_WRITTEN.items():
-        rows = [missing | row if column in row else row for row in rows]
-    rows, kind = converted(rows, detect_format(rows) if settings.format == "auto" else settings.format)
+    rows = rename_columns(read_rows(path), settings.columns, optional=() if labelled else _ANSWERS)
+    given = detect_format(rows, labelled=labelled) if settings.format == "auto" else settings.format
+    rows, kind = converted(rows, given, labelled=labelled)
+    if kind == "prompt-completion" and not labelled:
+        rows = [row | {"completion": row.get("completion") or ""} for row in rows]
     check_rows(rows, kind)
     if kind == "text" and settings.loss_on == "assistant":
         raise ConfigError(f"data.loss_on: assistant needs rows with answers; {path} has texts: leave data.loss_on out")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peftkit.data.rendering import IGNORED, Example
 from peftkit.errors import ConfigError
 
-_TOLERANCE = 0.02  # of the largest logit; bfloat16 rounds to 0.004
+_TOLERANCE = 0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
 
 
 def blocks(example: Example, max_length: int) -> list[Example]:
@@ -103,7 +103,7 @@ def check_packing(
         together = logits(short)
         alone = torch.cat([logits([text]) for text in sorted(short, key=len, reverse=True)])
     model.train(training)
-    difference = float((together - alone).abs().max() / alone.abs().max())
+    difference = float((together - alone).abs().mean() / alone.abs().mean())
     if difference > _TOLERANCE:
         raise ConfigError(
             f"data.packing: in a pack this model's logits differ by {difference:.0%} from those of each text alone, so the "

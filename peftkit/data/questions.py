@@ -26,8 +26,7 @@ class Question:
 def question(row: Row, kind: Format, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> Question:
     """Return what a row asks: its last question, its prompt, or the beginning of its text to go on with."""
     expect = tuple(row.get("expect") or ())
-    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    start = tokenizer.bos_token if adds_bos else ""  # prompts are answered as rendered, and training begins so
+    start = beginning_of_text(tokenizer)
     if kind == "chat":
         messages = row["messages"]
         asked = messages[:-1] if messages[-1]["role"] == "assistant" and messages[1:] else messages
@@ -38,6 +37,12 @@ def question(row: Row, kind: Format, tokenizer: PreTrainedTokenizerBase, *, syst
     ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
     beginning = tokenizer.decode(ids[: min(_PROMPT_TOKENS, (len(ids) + 1) // 2)])
     return Question(start + beginning, beginning, row["text"][len(beginning) :][:_SHOWN_CHARACTERS], expect)
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the token that the tokenizer puts before every text of a training, if any: prompts are answered as rendered."""
+    ids, bos = tokenizer("")["input_ids"], tokenizer.bos_token_id
+    return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
 
 
 def fact_accuracy(asked: Sequence[Question], answers: Sequence[str]) -> dict[str, float]:

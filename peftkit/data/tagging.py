@@ -11,6 +11,7 @@ from peftkit.errors import DataError
 
 LabelOn = Literal["first", "last"]
 Offsets = list[tuple[int, int]]
+_ANSWERS = ("tags", "spans")
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
@@ -18,15 +19,28 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 def read_tagged(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
     """Return rows with ``tokens`` (and ``tags``), or ``text`` (and ``spans``, a list of ``{"start", "end", "label"}``).
 
+    In the file a span may be ``[start, end, label]`` too, as doccano and spaCy write it.
+
     Raises:
         DataError: names the first row, counted from 1, that is neither.
     """
-    rows = rename_columns(read_rows(path), columns)
+    rows = rename_columns(read_rows(path), columns, optional=() if labelled else _ANSWERS)
+    if labelled:
+        rows = [row | {"spans": _as_dicts(row["spans"])} if "spans" in row else row for row in rows]
     for number, row in enumerate(rows, 1):
         problem = _problem(row, labelled)
         if problem:
             raise DataError(f"{path}, row {number}: {problem}")
     return rows
+
+
+def _as_dicts(spans: Any) -> Any:
+    if not isinstance(spans, list):
+        return spans
+    return [
+        dict(zip(("start", "end", "label"), span, strict=True)) if isinstance(span, list) and len(span) == 3 else span
+        for span in spans
+    ]
 
 
 def _problem(row: Row, labelled: bool) -> str:
@@ -41,19 +55,27 @@ def _problem(row: Row, labelled: bool) -> str:
         return "it has neither 'tokens' (with 'tags') nor 'text' (with 'spans')"
     if not labelled:
         return ""
-    spans = row.get("spans")
+    return _span_problem(row.get("spans"), len(row["text"]))
+
+
+def _span_problem(spans: Any, length: int) -> str:
     if not isinstance(spans, list):
         return f"'spans' is {spans!r}; it must be a list of {{start, end, label}}"
+    for span in spans:
+        if not _is_span(span, length):
+            return f"the span {span!r} is not {{start, end, label}} within the {length} characters of the text"
     end = 0
-    for span in sorted(spans, key=lambda span: span.get("start", -1)):
-        if not 0 <= span.get("start", -1) < span.get("end", -1) <= len(row["text"]) or "label" not in span:
-            return (
-                f"the span {span!r} is not {{start, end, label}} within the {len(row['text'])} characters of the text"
-            )
+    for span in sorted(spans, key=lambda span: span["start"]):
         if span["start"] < end:
             return f"the span {span!r} overlaps another; nested entities cannot be tagged"
         end = span["end"]
     return ""
+
+
+def _is_span(span: Any, length: int) -> bool:
+    if not isinstance(span, dict) or type(span.get("start")) is not int or type(span.get("end")) is not int:
+        return False
+    return 0 <= span["start"] < span["end"] <= length and "label" in span
 
 
 def words(row: Row) -> tuple[str, Offsets]:
@@ -85,7 +107,8 @@ def place_words(
 ) -> tuple[dict[str, Any], list[int | None]]:
     """Tokenise a row as one text; return the encoding, and for each word the token that carries its tag.
 
-    Words behind `max_length` tokens, and words of which the tokenizer leaves nothing, have none.
+    Words behind `max_length` tokens, and words of which the tokenizer leaves nothing, have none. A word that shares its
+    only token with the word before (a token of several Chinese characters) has the same one.
 
     Raises:
         DataError: the tokenizer tells no character offsets.
@@ -95,6 +118,7 @@ def place_words(
     text, offsets = words(row)
     encoding = dict(tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True))
     places: list[int | None] = [None] * len(offsets)
+    shared: dict[int, int] = {}
     number = 0
     for token, (start, end) in enumerate(encoding.pop("offset_mapping")):
         while number < len(offsets) and offsets[number][1] <= start:
@@ -102,11 +126,15 @@ def place_words(
         inside = number < len(offsets) and start < end and offsets[number][0] < end
         if inside and (label_on == "last" or places[number] is None):
             places[number] = token
-    return encoding, places
+        later = number + 1
+        while inside and later < len(offsets) and offsets[later][0] < end:
+            shared.setdefault(later, token)
+            later += 1
+    return encoding, [shared.get(number) if place is None else place for number, place in enumerate(places)]
 
 
 def spans(row: Row, predicted: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the entities of B-, I- and O tags as spans of characters with their text."""
+    """Return the entities of B-, I- and O tags (and E- and S-) as spans of characters with their text."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     text, offsets = words(row)

@@ -10,6 +10,7 @@ from torch import nn
 
 from peftkit.anatomy import Block, stacks, task_head, task_type
 from peftkit.errors import TargetError, nearest
+from peftkit.recording import record
 
 Config = TypeVar("Config", bound=PeftConfig)
 
@@ -25,8 +26,18 @@ def resolved_copy(config: Config, model: nn.Module) -> Config:
     saved = getattr(config, "modules_to_save", None)
     check_names(saved or (), model)
     if saved is None and resolved.task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        resolved.modules_to_save = task_head(model) or None
+        resolved.modules_to_save = [*task_head(model), *_new_in_body(model)] or None
     return resolved
+
+
+def _new_in_body(model: nn.Module) -> list[str]:
+    """Return the modules outside of the head whose weights the checkpoint did not have, such as the pooler of a BERT that was
+    saved without one: they start random, and have to be trained and saved as the head is.
+    """
+    entry = record(model).get("load_backbone", {})
+    heads = tuple(f"{name}." for name in task_head(model))
+    names = [] if entry.get("weights") == "random" else entry.get("new", [])
+    return sorted({name.rpartition(".")[0] for name in names if not name.startswith(heads)})
 
 
 def check_names(names: Iterable[str], model: nn.Module) -> None:

@@ -9,28 +9,24 @@ from peftkit.metrics.tables import markdown
 
 
 def class_metrics(
-    labels: Sequence[str], true: Sequence[int], probabilities: Sequence[Sequence[float]]
+    labels: Sequence[str], true: Sequence[int], predicted: Sequence[int], probabilities: Sequence[Sequence[float]]
 ) -> dict[str, float]:
-    """Return accuracy, macro F1 and, for two classes, F1 of the second and area under the ROC curve.
+    """Return accuracy, macro F1, the mean of -log p of the right class (nll) and, for two classes, F1 of the second and area
+    under the ROC curve.
 
     Args:
         labels: The classes' names.
         true: The right class of each row, as a number.
-        probabilities: Of each class, for each row: (rows, classes); the most probable one is predicted.
+        predicted: The class that was chosen for each row.
+        probabilities: Of each class, for each row: (rows, classes).
     """
-    return decided_metrics(labels, true, np.asarray(probabilities).argmax(-1).tolist(), probabilities)
-
-
-def decided_metrics(
-    labels: Sequence[str], true: Sequence[int], predicted: Sequence[int], probabilities: Sequence[Sequence[float]]
-) -> dict[str, float]:
-    """Return `class_metrics` for predictions that were made by some other rule than the largest probability."""
     from sklearn.metrics import accuracy_score, f1_score, roc_auc_score  # takes a second to import
 
     everything = range(len(labels))
     metrics = {
         "accuracy": float(accuracy_score(true, predicted)),
         "macro_f1": float(f1_score(true, predicted, labels=list(everything), average="macro", zero_division=0)),
+        "nll": float(-np.log(np.maximum(np.asarray(probabilities)[range(len(true)), true], 1e-12)).mean()),
     }
     if len(labels) == 2:
         metrics["f1"] = float(f1_score(true, predicted, zero_division=0))

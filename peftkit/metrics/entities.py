@@ -8,8 +8,8 @@ Tags = Sequence[Sequence[str]]
 
 
 def are_entities(tags: Sequence[str]) -> bool:
-    """Tell whether tags mark entities: "O" and names that begin with "B-" or "I-"."""
-    return "O" in tags and all(tag == "O" or tag[:2] in ("B-", "I-") for tag in tags)
+    """Tell whether tags mark entities: "O" and names that begin with "B-" or "I-", or with "E-" or "S-" (BIOES)."""
+    return "O" in tags and all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for tag in tags)
 
 
 def entity_metrics(true: Tags, predicted: Tags) -> dict[str, float]:

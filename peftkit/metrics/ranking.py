@@ -11,8 +11,8 @@ def ranking_metrics(
 ) -> dict[str, float]:
     """Return the means over groups of NDCG, reciprocal rank and hit rate within the first `cutoff` candidates.
 
-    Groups with nothing relevant have no ranking to judge and are left out. Equal scores count as the mean of their orders
-    for NDCG (scikit-learn), and against the model for the two others.
+    Groups of one candidate, and those with nothing relevant, have no ranking to judge and are left out. Equal scores
+    count as the mean of their orders for NDCG (scikit-learn), and against the model for the two others.
 
     Args:
         groups: Whose list each candidate belongs to.
@@ -31,7 +31,7 @@ def ranking_metrics(
     ranks = [_first_rank(entries) for entries in judged]
     return {
         f"ndcg@{cutoff}": float(np.mean([ndcg_score(e[None, :, 0], e[None, :, 1], k=cutoff) for e in judged])),
-        "mrr": float(np.mean([1 / rank if rank <= cutoff else 0.0 for rank in ranks])),
+        f"mrr@{cutoff}": float(np.mean([1 / rank if rank <= cutoff else 0.0 for rank in ranks])),
         "hit_rate@1": float(np.mean([rank == 1 for rank in ranks])),
         "hit_rate@3": float(np.mean([rank <= 3 for rank in ranks])),
     }

@@ -1,6 +1,5 @@
 """The process of one trial: started, watched, and stopped so that it can go on later."""
 
-import contextlib
 import os
 import re
 import signal
@@ -58,12 +57,6 @@ def run(
 def evaluations(directory: Path) -> list[dict[str, Any]]:
     """Return the evaluations so far of a run."""
     return [line for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"]
-
-
-def _ends_within(child: subprocess.Popen[bytes], seconds: float) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(seconds)
-    return child.poll() is not None
 
 
 def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:

@@ -12,8 +12,8 @@ from peftkit.backbone import Task as Head
 from peftkit.data.augmentation import augmented
 from peftkit.data.columns import Read, distinct, paths, read_columns
 from peftkit.data.formats import Row
-from peftkit.errors import DataError, nearest
-from peftkit.metrics.classes import best_threshold, class_report, confusion, decided_metrics
+from peftkit.errors import ConfigError, DataError, nearest
+from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
 from peftkit.training.classification import classification_objective, regression_objective
 from peftkit.training.inference import evaluating, in_shares
@@ -84,6 +84,9 @@ class Classifier(Task):
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which labels there are, and how often."""
         labels = distinct([row["label"] for row in rows if "label" in row])
+        labels.sort(
+            key=lambda label: label == str(getattr(self.config, "positive", None))
+        )  # the positive one is the last
         known = self.learned.setdefault("labels", labels)
         new = sorted(set(labels) - set(known))
         if new:
@@ -93,7 +96,18 @@ class Classifier(Task):
             )
         if len(known) < 2:
             raise DataError(f"every row has the label {known[0]!r}: there is nothing to tell apart")
+        self._check_two_classes(known)
+        self.learned["threshold"] = None  # an earlier run's is not this one's
         self.learned["counts"] = [sum(str(row.get("label")) == label for row in rows) for label in known]
+
+    def _check_two_classes(self, labels: Sequence[str]) -> None:
+        """Refuse settings for two classes where there are others."""
+        positive = getattr(self.config, "positive", None)
+        asked = [name for name in ("threshold", "positive") if getattr(self.config, name, None) is not None]
+        if asked and len(labels) != 2:
+            raise ConfigError(f"{asked[0]} is for two classes; these rows have {len(labels)}: {', '.join(labels)}")
+        if positive is not None and str(positive) not in labels:
+            raise ConfigError(f"positive is {positive!r}, and the labels are {' and '.join(labels)}")
 
     def overrides(self) -> dict[str, Any]:
         """Return the head's labels, and the padding token that sentences end before in decoders."""
@@ -168,19 +182,18 @@ class Classifier(Task):
 
     def settle(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
         """Choose the threshold of the second of two classes, where the config asks for it."""
-        threshold = getattr(self.config, "threshold", None)
-        if threshold == "best-f1":
-            true = [self._number(row, place) for place, row in enumerate(rows, 1)]
-            threshold = best_threshold([int(each) for each in true], [each[1] for each in outputs])
-        self.learned["threshold"] = threshold
+        if getattr(self.config, "threshold", None) == "best-f1":
+            true = [int(self._number(row, place)) for place, row in enumerate(rows, 1)]
+            self.learned["threshold"] = best_threshold(true, [each[1] for each in outputs])
 
     def _decided(self, outputs: Sequence[Any]) -> list[int]:
-        threshold = self.learned.get("threshold")
-        if threshold is not None and len(self.learned["labels"]) == 2:
+        asked = getattr(self.config, "threshold", None)
+        threshold = asked if isinstance(asked, float) else self.learned.get("threshold")
+        if threshold is not None:
             return [int(each[1] >= threshold) for each in outputs]
         return [max(range(len(each)), key=each.__getitem__) for each in outputs]
 
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, a label, and ``probabilities`` by label."""
         labels = self.learned["labels"]
         return [
@@ -192,11 +205,14 @@ class Classifier(Task):
         """Return accuracy, F1, AUC for two classes, a report of the classes, the confusion matrix; and rankings."""
         labels, predicted = self.learned["labels"], self._decided(outputs)
         true = [int(self._number(row, place)) for place, row in enumerate(rows, 1)]
-        metrics = decided_metrics(labels, true, predicted, outputs)
+        metrics = class_metrics(labels, true, predicted, outputs)
         if len(labels) == 2 and all("group" in row for row in rows):
             metrics |= ranking_metrics([row["group"] for row in rows], true, [each[1] for each in outputs])
         names = [f"{labels[number]} ({max(each):.2f})" for number, each in zip(predicted, outputs, strict=True)]
-        return Measured(metrics, names, class_report(labels, true, predicted), confusion(labels, true, predicted))
+        details = class_report(labels, true, predicted)
+        if len(labels) == 2:
+            details += f"\n\nf1, auc, rankings and thresholds are those of the class {labels[1]!r}."
+        return Measured(metrics, names, details, confusion(labels, true, predicted))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's own columns and its label."""
@@ -233,7 +249,7 @@ class Scorer(Classifier):
     def settle(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
         """Nothing has to be settled."""
 
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, the score."""
         return [{"prediction": each} for each in outputs]
 

@@ -1,6 +1,7 @@
 """One fine-tuning run, whatever the task: rows, backbone, adapter, training, what was saved measured again, a report."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import peftkit
 from peftkit.backbone import default_dtype
 from peftkit.data.columns import held_out_share, with_replay
 from peftkit.data.formats import Row
-from peftkit.errors import ConfigError
+from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.merging import save_merged
 from peftkit.recipes import recipes
@@ -74,12 +75,9 @@ class Finetuning:
         run.remember("model", peftkit.record(self.model))
         self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
         run.start_trackers(self.accelerator)
-        teacher = getattr(config, "teacher", None)
-        if teacher is not None:
-            self.rows = taught(task, self.rows, teacher, self.accelerator, batch_size=self._batch_size)
-        self.examples = self._examples(self.rows, config.data.train)
+        self.examples = self._examples(self._rows_to_learn(), config.data.train)
         self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
-        _check_vocabulary(self.model, [*self.examples, *self.held_out_examples])
+        _check_tokens(self.model, [*self.examples, *self.held_out_examples])
 
     def _adapted(self, backbone: nn.Module, start: Opened | None) -> nn.Module:
         """Return the backbone with a new adapter, or with the one to train on."""
@@ -102,7 +100,28 @@ class Finetuning:
             held_out = self.task.read(data.evaluation)
         if data.replay is not None:
             rows = with_replay(rows, self.task.read(data.replay.train), data.replay.share, seed)
-        return self.task.training_rows(rows), held_out
+        return rows, held_out
+
+    def _rows_to_learn(self) -> list[Row]:
+        """Return the rows to train on with noisy copies and a teacher's probabilities, where the config asks for them.
+
+        They are made once, and kept: a back-translator or another device would make others when the run goes on.
+        """
+        teacher = getattr(self.config, "teacher", None)
+        if teacher is None and getattr(self.config, "augment", None) is None:
+            return self.rows
+        path = self.run.directory / "training_rows.jsonl"
+        is_kept = path.exists()
+        self.accelerator.wait_for_everyone()
+        if not is_kept:
+            rows = self.task.training_rows(self.rows)
+            if teacher is not None:
+                rows = taught(self.task, rows, teacher, self.accelerator, batch_size=self._batch_size)
+                self.run.say(f"with the teacher, {len(rows)} rows")
+            if self.run.is_main:
+                write_rows(path, rows)
+            self.accelerator.wait_for_everyone()
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
     def _examples(self, rows: Sequence[Row], where: object) -> Sequence[Any]:
         examples = self.task.examples(rows)
@@ -125,6 +144,10 @@ class Finetuning:
             **(self.run.remembered("before") or self.run.remember("before", vars(self._measured(self.model))))
         )
         self.run.say(f"before: {_spelled(self.before)}")
+        best = self.config.train.best
+        if self.held_out and best not in self.before.metrics:
+            known = self.before.metrics
+            raise ConfigError(f"train.best is {best!r}, but this task gives {', '.join(known)}{nearest(best, known)}")
         training = Training(
             self.model, self.examples, self.task.collate, self.config.train, self.run.directory, self.accelerator,
             evaluation=self.held_out_examples, objective=self.task.objective, seed=self.config.seed,
@@ -143,12 +166,27 @@ class Finetuning:
     def _found(self, model: nn.Module, rows: Sequence[Row], *, settling: bool = False) -> Measured:
         """Return how good the model's outputs are, after the task has settled by them where that is asked for."""
         rows = self.task.measured_rows(rows)
-        with explained("evaluation", self.config.train, quantization=self.config.model.quantization):
-            outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
+        outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
         if settling:
             self.task.settle(rows, outputs)
             self._remember_task()
-        return self.task.measure(rows, outputs)
+        found = self.task.measure(rows, outputs)
+        return dataclasses.replace(found, predictions=self._spread(found.predictions))
+
+    def _spread(self, each: Sequence[Any]) -> list[Any]:
+        """Return as many as the report shows, spread over all."""
+        count = self.config.samples
+        return list(each[:: max(1, len(each) // count)][:count]) if count else []
+
+    def _loss(self, model: nn.Module, examples: Sequence[Any]) -> dict[str, float]:
+        return evaluate(
+            model,
+            examples,
+            self.task.collate,
+            self.accelerator,
+            batch_size=self._batch_size,
+            objective=self.task.objective,
+        )
 
     @property
     def _batch_size(self) -> int:
@@ -157,16 +195,15 @@ class Finetuning:
 
     def _measured(self, model: nn.Module, *, settling: bool = False) -> Measured:
         """Return loss and metrics on the held-out rows (the training rows if there are none), and on those of the old task."""
-        rows, examples = (self.held_out, self.held_out_examples) if self.held_out else (self.rows, self.examples)
-        found = self._found(model, rows, settling=settling)
-        loss = evaluate(
-            model, examples, self.task.collate, self.accelerator,
-            batch_size=self._batch_size, objective=self.task.objective,
-        )  # fmt: skip
-        metrics = loss | found.metrics
-        if self.retained:
-            retained = self._found(model, self.retained).metrics
-            metrics |= {f"retained {name}": value for name, value in retained.items()}
+        with explained("evaluation", self.config.train, quantization=self.config.model.quantization):
+            rows = self.held_out or self.rows
+            found = self._found(model, rows, settling=settling)
+            metrics = self._loss(model, self.held_out_examples or self.task.examples(rows)) | found.metrics
+            if self.retained:
+                retained = (
+                    self._loss(model, self.task.examples(self.retained)) | self._found(model, self.retained).metrics
+                )
+                metrics |= {f"retained {name}": value for name, value in retained.items()}
         return dataclasses.replace(found, metrics=metrics)
 
     def finish(self) -> None:
@@ -181,7 +218,7 @@ class Finetuning:
         after = self._measured(model, settling=True)
         run.remember("after", vars(after))
         run.say(f"after: {_spelled(after)}")
-        measured, remarks = {"before": self.before, "after": after}, []
+        measured, remarks = {"before": self.before, "after": after}, self._remarks()
         if self.config.merge:
             dtype = self.config.model.dtype
             merged = peftkit.merge(
@@ -193,10 +230,19 @@ class Finetuning:
                 save_merged(merged, task.processor, run.directory / "merged")
         if run.is_main:
             title = f"{self.config.model.source} on {self.config.data.train}"
-            shown = task.shown(task.measured_rows(self.held_out or self.rows))
-            report = write_report(run.directory, title, measured, shown, samples=self.config.samples, remarks=remarks)
+            shown = self._spread(task.shown(task.measured_rows(self.held_out or self.rows)))
+            report = write_report(run.directory, title, measured, shown, remarks=remarks)
             run.say(f"the adapter is in {directory}, the report in {report}")
         self.accelerator.end_training()
+
+    def _remarks(self) -> list[str]:
+        """Return what a reader has to know of the figures."""
+        found = [] if self.held_out else ["Measured on the training rows: none were held out."]
+        if self.task.learned.get("threshold") is not None:
+            found.append(
+                f"The threshold, {self.task.learned['threshold']:.3f}, was chosen on the rows that are measured."
+            )
+        return found
 
 
 def _check_start(start: Opened, task: Task, config: Any) -> None:
@@ -207,22 +253,37 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
     """
     if type(start.task) is not type(task) or start.task.head != task.head:
         raise ConfigError(f"start: {config.start} was made by another recipe, for {start.task.head}")
+    if config.merge and start.config.adapter.method not in ("lora", "adalora"):
+        raise ConfigError(
+            f"merge needs LoRA or AdaLoRA; the adapter of {config.start} is {start.config.adapter.method}"
+        )
     if config.adapter not in (start.config.adapter, LoraSettings()):
         raise ConfigError(
             f"start: the adapter of {config.start} is trained on as it is; leave `adapter` out, or write it as there"
         )
 
 
-def _check_vocabulary(model: nn.Module, examples: Sequence[Any]) -> None:
-    """Refuse tokens that the model has no embedding for.
+def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
+    """Refuse tokens, and texts longer than the positions, that the model has no embedding for.
 
     Raises:
-        ConfigError: names the largest.
+        ConfigError: names the largest token, or the longest text.
     """
     embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     rows = getattr(embeddings, "num_embeddings", None)
-    texts = (getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids") for each in examples)
-    largest = max((max(ids) for ids in texts if ids), default=0)
+    found = (getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids") for each in examples)
+    texts = [ids for ids in found if ids]
+    positions = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]
+    longest = max(map(len, texts), default=0)
+    if positions and longest > min(positions):
+        raise ConfigError(
+            f"a text has {longest} tokens, and the model knows {min(positions)} positions: lower data.max_length"
+        )
+    largest = max(map(max, texts), default=0)
     if rows is not None and largest >= rows:
         raise ConfigError(
             f"the tokenizer gives the token {largest}, and the model has embeddings for {rows}: they do not belong together, "

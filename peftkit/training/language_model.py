@@ -15,7 +15,7 @@ from peftkit.data.formats import Row
 from peftkit.data.loading import load_rows
 from peftkit.data.packing import PadPacks, blocks, check_packing, packed
 from peftkit.data.preview import preview
-from peftkit.data.questions import Question, fact_accuracy, question
+from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, question
 from peftkit.data.rendering import Example, Rendered, prompt_text, render_rows
 from peftkit.generation import answer
 from peftkit.training.inference import evaluating, in_shares
@@ -37,6 +37,7 @@ class LanguageModel(Task):
 
     head = "causal-lm"
     is_quick_to_measure = False
+    averages = False
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -56,6 +57,10 @@ class LanguageModel(Task):
             rows, kind = load_rows(self.config.data, each, labelled=labelled)
             found += [row | {"format": kind} for row in rows]
         return found
+
+    def fit(self, rows: Sequence[Row]) -> None:
+        """Remember the formats of the training rows: a trained model is asked in the same form."""
+        self.learned["formats"] = list(dict.fromkeys(row["format"] for row in rows))
 
     @property
     def objective(self) -> Objective:
@@ -122,12 +127,14 @@ class LanguageModel(Task):
             return in_shares(answers, prompts, accelerator, batch_size=batch_size)
 
     def prompt(self, turns: Sequence[dict[str, str]], text: str) -> str:
-        """Return the rendered prompt for a question after `turns` of a dialogue; without a chat template, the text itself."""
-        if not self.processor.chat_template or self.config.data.format in ("text", "prompt-completion"):
-            return text
-        return prompt_text([*turns, {"role": "user", "content": text}], self.processor, self.config.data.system)
+        """Return the rendered prompt for a question after `turns` of a dialogue, if the run learned from dialogues; otherwise
+        the text, as texts and prompts begin in training.
+        """
+        if "chat" in self.learned.get("formats", ["chat"]):
+            return prompt_text([*turns, {"role": "user", "content": text}], self.processor, self.config.data.system)
+        return beginning_of_text(self.processor) + text
 
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, a text."""
         return [{"prediction": text} for text in outputs]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import peftkit
 from peftkit.config import build, load_yaml
+from peftkit.data.formats import Row, read_rows
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import read_json
 from peftkit.recipes import recipes
@@ -37,6 +38,11 @@ class Opened:
         if evaluation is None:
             raise ConfigError(f"{self.directory} held out no rows: name a file with --data")
         return evaluation if isinstance(evaluation, str) else str(self.directory / "evaluation.jsonl")
+
+    def held_out_rows(self) -> list[Row]:
+        """Return the rows that the run held out; a share that it split off is kept as the task had read it."""
+        is_file = isinstance(self.config.data.evaluation, str)
+        return self.task.read(self.held_out()) if is_file else read_rows(self.held_out())
 
     def backbone(self) -> Any:
         """Load the frozen backbone, with the head for the run's task."""

@@ -24,7 +24,6 @@ def write_report(
     measured: Mapping[str, Measured],
     shown: Sequence[tuple[str, str]] = (),
     *,
-    samples: int = 12,
     remarks: Sequence[str] = (),
 ) -> Path:
     """Write ``report.md`` and its pictures into a run's directory, from its metrics and the given measurements.
@@ -34,7 +33,6 @@ def write_report(
         title: The report's first line.
         measured: The columns to show side by side: "before", "after" and so on.
         shown: What was asked and what was expected, for each of the predictions in `measured`.
-        samples: How many predictions to show, spread over all.
         remarks: Sentences to print below the table.
     """
     metrics = read_metrics(directory / "metrics.jsonl")
@@ -59,7 +57,7 @@ def write_report(
         f"{len(steps)} steps over {items:.0f} supervised items in {seconds / 60:.1f} minutes, on {where}, "
         f"{environment['processes']} process(es); peak memory {memory_bytes()[1] / 2**30:.2f} GiB.",
         "",
-        *_predictions(measured, shown, samples),
+        *_predictions(measured, shown),
         "## Settings",
         "",
         "```yaml",
@@ -77,9 +75,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _predictions(measured: Mapping[str, Measured], shown: Sequence[tuple[str, str]], samples: int) -> list[str]:
-    if not shown or samples < 1:
+def _predictions(measured: Mapping[str, Measured], shown: Sequence[tuple[str, str]]) -> list[str]:
+    if not shown:
         return []
-    chosen = range(0, len(shown), max(1, len(shown) // samples))
-    rows = [[shown[i][0], *(each.predictions[i] for each in measured.values()), shown[i][1]] for i in chosen]
+    rows = [
+        [asked, *(each.predictions[number] for each in measured.values()), expected]
+        for number, (asked, expected) in enumerate(shown)
+    ]
     return ["## Predictions", "", markdown(["input", *measured, "expected"], rows), ""]

@@ -15,6 +15,7 @@ from peftkit.files import read_json, write_file, write_json
 from peftkit.training.process import environment, launch_flags, prepare_process
 from peftkit.training.progress import Outcome
 
+_OF_AN_ATTEMPT = ("before.json", "model.json", "task.json", "metrics.jsonl", "evaluation.jsonl", "training_rows.jsonl")
 _MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
 
 
@@ -35,13 +36,24 @@ class Run:
         self.is_main = PartialState().is_main_process
         frozen = self.directory / "config.yaml"
         if frozen.exists() and self.is_main:
-            self._check_same(load_yaml(frozen))
+            if self._has_begun():
+                self._check_same(load_yaml(frozen))
+            else:
+                self._clear()
         if self.is_main:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_file(frozen, to_yaml(config).encode())
             write_json(self.directory / "environment.json", environment())
         PartialState().wait_for_everyone()
         set_seed(config.seed)
+
+    def _has_begun(self) -> bool:
+        """Tell whether there is anything to go on from: an attempt that ended before its first checkpoint left nothing."""
+        return (self.directory / "after.json").exists() or any(self.directory.glob("checkpoints/*/manifest.json"))
+
+    def _clear(self) -> None:
+        for name in _OF_AN_ATTEMPT:
+            (self.directory / name).unlink(missing_ok=True)
 
     def _check_same(self, before: dict[str, Any]) -> None:
         if self.config.train.resume == "never":

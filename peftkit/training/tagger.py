@@ -98,7 +98,7 @@ class Tagger(Task):
         for place, tag in zip(places, tags(row), strict=True):
             if tag not in known:
                 raise DataError(f"the tag {tag!r} is none of {', '.join(known)}{nearest(tag, known)}")
-            if place is not None:
+            if place is not None and labels[place] == IGNORED:  # of words that share a token, the first is learned
                 labels[place] = known.index(tag)
         self.words += len(places)
         self.cut += places.count(None)
@@ -118,23 +118,30 @@ class Tagger(Task):
         return batch
 
     def outputs(self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int) -> list[Any]:
-        """Return, for each row, the probabilities of each word's tags; None for a word without a token."""
+        """Return, for each row, the probabilities of each word's tags; None for a word without a token.
+
+        A word that shares its token with the word before continues that word's entity: I- takes the place of B-.
+        """
+        pairs = self._beginnings()
 
         def probabilities(placed: Sequence[tuple[dict[str, Any], list[int | None]]]) -> list[Any]:
             batch = on_device(accelerator.device, self.pad([encoding for encoding, _ in placed]))
             with accelerator.autocast():
                 logits = model(**batch).logits
             found = logits.float().softmax(-1).tolist()
-            return [
-                [None if place is None else tokens[place] for place in places]
-                for tokens, (_, places) in zip(found, placed, strict=True)
-            ]
+            return [_by_word(tokens, places, pairs) for tokens, (_, places) in zip(found, placed, strict=True)]
 
         placed = [self._placed(row) for row in rows]
         with evaluating(model):
             return in_shares(
                 probabilities, placed, accelerator, batch_size=batch_size, length=lambda each: len(each[0]["input_ids"])
             )
+
+    def _beginnings(self) -> list[tuple[int, int]]:
+        """Return the numbers of B- and I- of each type of entity that has both."""
+        labels: list[str] = self.learned["labels"]
+        both = [(f"B-{name[2:]}", name) for name in labels if name.startswith("I-")] if are_entities(labels) else []
+        return [(labels.index(begin), labels.index(inside)) for begin, inside in both if begin in labels]
 
     def averaged(self, outputs: Sequence[list[Any]]) -> list[Any]:
         """Return the mean probabilities of several models; a word that one of them did not see has none."""
@@ -148,9 +155,15 @@ class Tagger(Task):
         beyond = _BEYOND if _BEYOND in labels else labels[0]
         return [beyond if word is None else labels[max(range(len(word)), key=word.__getitem__)] for word in output]
 
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
-        """Return ``predicted_tags``, one for each word."""
-        return [{"predicted_tags": self._tags(output)} for output in outputs]
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
+        """Return ``predicted_tags``, one for each word; of entities in texts, ``predicted_spans`` in characters too."""
+        entities = are_entities(self.learned["labels"])
+        found: list[Row] = []
+        for row, output in zip(rows, outputs, strict=True):
+            ours = self._tags(output)
+            places = {"predicted_spans": spans(row, ours)} if entities and "tokens" not in row else {}
+            found.append({"predicted_tags": ours} | places)
+        return found
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
         """Return F1 of whole entities and by type; for tags that mark no entities, the share of right tags."""
@@ -176,3 +189,17 @@ class Tagger(Task):
             )
             for row in rows
         ]
+
+
+def _by_word(
+    tokens: Sequence[list[float]], places: Sequence[int | None], pairs: Sequence[tuple[int, int]]
+) -> list[list[float] | None]:
+    """Return the probabilities at each word's token; on a token of the word before, I- has B-'s if they are higher."""
+    found: list[list[float] | None] = []
+    for number, place in enumerate(places):
+        chances = None if place is None else list(tokens[place])
+        if chances is not None and number and place == places[number - 1]:
+            for begin, inside in pairs:
+                chances[begin], chances[inside] = sorted((chances[begin], chances[inside]))
+        found.append(chances)
+    return found

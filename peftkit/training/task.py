@@ -21,12 +21,14 @@ class Task(ABC):
         head: The head to load, of `peftkit.load_backbone`'s tasks.
         processor: Saved beside the adapter: a tokenizer, or what takes its place for images and sound.
         learned: What the training rows have told, such as the labels; plain data, kept in the run's ``task.json``.
+        averages: Outputs of several models have a mean.
         is_quick_to_measure: Every evaluation during training gives the task's metrics too, not the loss alone.
     """
 
     head: Head
     processor: Any
     is_quick_to_measure: bool = True
+    averages: bool = True
 
     def __init__(self) -> None:
         self.learned: dict[str, Any] = {}
@@ -93,7 +95,7 @@ class Task(ABC):
         raise ConfigError("predictions of several runs can be averaged for classes, tags and scores, not for texts")
 
     @abstractmethod
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return the columns that a prediction adds to each row."""
 
     @abstractmethod

@@ -28,6 +28,8 @@ def taught(task: Task, rows: Sequence[Row], settings: Any, accelerator: Accelera
     Raises:
         ConfigError: a teacher has other labels than the student.
     """
+    if not settings.runs:
+        raise ConfigError("teacher.runs names no run that teaches; name one, or leave the section out")
     unlabelled = [] if settings.unlabelled is None else task.read(settings.unlabelled, labelled=False)
     unlabelled = [{name: value for name, value in row.items() if name != "label"} for row in unlabelled]
     everything = [*rows, *unlabelled]

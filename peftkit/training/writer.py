@@ -57,6 +57,7 @@ class Writer(Task):
     """
 
     is_quick_to_measure = False
+    averages = False
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class Writer(Task):
                 texts, features, accelerator, batch_size=batch_size, length=lambda each: len(each.get("input_ids", ()))
             )
 
-    def predictions(self, outputs: Sequence[Any]) -> list[Row]:
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, a text."""
         return [{"prediction": text} for text in outputs]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from peftkit.data.columns import distinct, held_out_share, read_columns, with_replay
 from peftkit.data.images import pixels, read_images
@@ -72,6 +73,20 @@ def test_images_come_from_files_and_folders(tmp_path):
         read_images(write_jsonl(tmp_path / "bad.jsonl", [{"image": "x.png", "label": "a"}]), kinds, {})
     with pytest.raises(BackboneError, match="cannot load an image processor"):
         load_image_processor(MODELS / "char-bert-zh")
+
+
+def test_images_of_a_folder_without_labels_stand_upright(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    image.putpixel((0, 0), (255, 0, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned to the right by a quarter
+    image.save(tmp_path / "a.png", exif=turned)
+    rows = read_images(str(tmp_path), {"image": (str,)}, {})
+    assert rows == [{"image": str(tmp_path / "a.png")}]
+    seen = []
+    pixels(lambda images, return_tensors: seen.extend(images) or {"pixel_values": None}, rows)
+    assert seen[0].size == (4, 8)
+    assert seen[0].getpixel((3, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])

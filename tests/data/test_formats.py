@@ -1,4 +1,6 @@
+import datetime
 import json
+import sys
 
 import pytest
 from datasets import Dataset
@@ -6,6 +8,7 @@ from datasets import Dataset
 from peftkit.data.formats import check_rows, converted, detect_format, read_rows, rename_columns
 from peftkit.data.loading import load_rows
 from peftkit.errors import DataError
+from peftkit.files import write_rows
 from peftkit.sections import DataSettings
 
 ROWS = [{"prompt": "a, b", "completion": "c"}, {"prompt": "d", "completion": "é£"}]
@@ -54,6 +57,54 @@ def test_formats_are_told_by_their_columns(rows, kind):
 def test_columns_are_renamed():
     rows = rename_columns([{"conversation": 1, "other": 2}], {"messages": "conversation"})
     assert rows == [{"messages": 1, "other": 2}]
+    given = [{"text": "body", "headline": "head", "label": 0}]
+    assert rename_columns(given, {"text": "headline"}) == [{"text": "head", "label": 0}]
+    assert rename_columns(given, {"text": "headline", "headline": "text"})[0]["headline"] == "body"
+    assert rename_columns(given, {"tags": "ner", "text": "body"}, optional=["tags", "text"]) == given
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_json_is_read_as_it_is_written(tmp_path, ending):
+    rows = [{"day": "2024-05-01T10:00:00", "n": 1, "x": [1, "a"]}, {"day": "2024-05-02", "n": "one", "x": None}]
+    path = tmp_path / f"rows.{ending}"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(map(json.dumps, rows)).encode())
+    assert read_rows(path) == rows
+    path.write_text(json.dumps([{"a": "x\u2028y"}, {"b": 1}], ensure_ascii=False, indent=1), encoding="utf-8")
+    assert read_rows(path) == [{"a": "x\u2028y", "b": None}, {"a": None, "b": 1}]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"a": 1}\n{"a": 1\n', r"rows\.jsonl, line 2: Expecting"),
+        (b'[{"a": 1},\n{"a" 1}]', r"rows\.jsonl, line 2: Expecting"),
+        (b'{"a": 1}\n{"a": "\xff"}\n', r"rows\.jsonl, line 2: .*decode"),
+        (b'{"a": 1}\n\n7\n', r"rows\.jsonl, row 3: 7 is not an object"),
+        (b'[{"a": 1}, "x"]', r"rows\.jsonl, row 2: 'x' is not an object"),
+        (b"[" * 100_000, r"rows\.jsonl, line 1: .*recursion"),
+        (b"\n \n", "holds no rows"),
+        (b"[]", "holds no rows"),
+    ],
+)
+def test_bad_json_is_named_with_its_line(tmp_path, data, message):
+    (tmp_path / "rows.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_dates_of_a_table_can_be_written(tmp_path):
+    Dataset.from_list([{"day": datetime.datetime(2024, 5, 1)}]).to_parquet(tmp_path / "rows.parquet")
+    write_rows(tmp_path / "rows.jsonl", read_rows(tmp_path / "rows.parquet"))
+    assert read_rows(tmp_path / "rows.jsonl") == [{"day": "2024-05-01 00:00:00"}]
+
+
+def test_without_the_datasets_library_tables_name_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text\nx\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert read_rows(tmp_path / "rows.jsonl") == [{"text": "x"}]
+    with pytest.raises(DataError, match=r"pip install 'peftkit\[recipes\]'"):
+        read_rows(tmp_path / "rows.csv")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +170,19 @@ def test_alpaca_and_sharegpt_rows_become_chats(tmp_path, row, messages):
     assert [each["messages"] for each in rows] == [messages, messages]
     assert rows[1]["id"] == 7
     assert rows[0].get("expect") == row.get("expect")
+
+
+@pytest.mark.parametrize("answer", [{}, {"output": None}, {"output": ""}])
+def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
+    path = tmp_path / "rows.jsonl"
+    row = {"instruction": "Add.", "input": "1 + 1", "id": 7} | answer
+    path.write_text(json.dumps(row) + "\n")
+    settings = DataSettings(train="", columns={"expect": "facts"})
+    assert load_rows(settings, str(path), labelled=False) == ([row | {"messages": said(None, "Add.\n\n1 + 1")}], "chat")
+    path.write_text('{"prompt": "x", "completion": null}\n')
+    assert load_rows(settings, str(path), labelled=False)[0] == [{"prompt": "x", "completion": ""}]
+    with pytest.raises(DataError, match="no column 'facts'"):
+        load_rows(settings, str(path))
 
 
 def test_other_rows_are_not_converted():

@@ -1,11 +1,16 @@
 """Words, tags and tokens fall into place, whatever the tokenizer."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
+from accelerate import Accelerator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from peftkit.data.tagging import place_words, read_tagged, spans, tags, words
 from peftkit.errors import DataError
+from peftkit.training.tagger import Tagger
 from tests.recipes.jobs import MODELS, write_jsonl
 
 ROW = {
@@ -82,11 +87,61 @@ def test_slow_tokenizers_are_refused():
             "overlaps another",
         ),
         ({"words": ["a"]}, "neither 'tokens'"),
+        ({"text": "abc", "spans": [{"start": "0", "end": 2, "label": "X"}]}, "within the 3 characters"),
+        ({"text": "abc", "spans": [{"start": 0, "end": 1.5, "label": "X"}]}, "within the 3 characters"),
+        ({"text": "abc", "spans": [[0, 2]]}, "within the 3 characters"),
+        ({"text": "abc", "spans": [["PER", 0, 2]]}, "within the 3 characters"),
+        ({"text": "abc", "spans": "X"}, "'spans' is 'X'"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=f"row 1: .*{message}"):
         read_tagged(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
+
+
+def test_spans_may_be_triples_and_answers_are_not_needed_where_they_are_predicted(tmp_path):
+    triples = [list(span.values()) for span in ROW["spans"]]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": ROW["text"], "entities": triples}])
+    assert read_tagged(path, {"spans": "entities"}) == [ROW]
+    path = write_jsonl(tmp_path / "new.jsonl", [{"text": "a"}])
+    assert read_tagged(path, {"spans": "entities"}, labelled=False) == [{"text": "a"}]
+    with pytest.raises(DataError, match="no column 'entities'"):
+        read_tagged(path, {"spans": "entities"})
+
+
+def tagger_of_whole_words():
+    """A tagger whose tokenizer has one token for 北京, as XLM-R's has."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "北京": 1, "在": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]")
+    data = SimpleNamespace(max_length=9, label_on="first")
+    tagger = Tagger(SimpleNamespace(data=data), tokenizer)
+    tagger.learned = {"labels": ["O", "B-LOC", "I-LOC"]}
+    return tagger
+
+
+class Chances(torch.nn.Module):
+    """Gives 北京 the tag B-LOC, all else O."""
+
+    def forward(self, input_ids, **_):
+        city = torch.tensor([0.0, 5.0, 1.0])
+        return SimpleNamespace(logits=torch.where((input_ids == 1)[..., None], city, torch.tensor([5.0, 0.0, 0.0])))
+
+
+@pytest.mark.parametrize("label_on", ["first", "last"])
+def test_words_that_share_a_token_share_its_entity(label_on):
+    tagger = tagger_of_whole_words()
+    tagger.config.data.label_on = label_on
+    row = {"text": "在 北京 在", "spans": [{"start": 2, "end": 4, "label": "LOC"}]}
+    (example,) = tagger.examples([row])
+    assert example.labels == [0, 1, 0]
+    assert tagger.remarks() == "4 words"
+    found = tagger.outputs(Chances(), [row], Accelerator(cpu=True), batch_size=1)
+    assert tagger.predictions([row], found) == [
+        {"predicted_tags": tags(row), "predicted_spans": [row["spans"][0] | {"text": "北京"}]}
+    ]
+    words_alone = {"tokens": ["在"]}
+    assert tagger.predictions([words_alone], [found[0][:1]]) == [{"predicted_tags": ["O"]}]
 
 
 def test_the_models_of_the_repository_keep_each_character_apart():

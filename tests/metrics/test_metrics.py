@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion, decided_metrics
+from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
 from peftkit.metrics.entities import are_entities, entity_metrics, entity_report, tag_metrics
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
 from peftkit.metrics.tables import markdown
@@ -14,20 +14,20 @@ from peftkit.metrics.texts import summary_metrics, transcription_metrics, transl
 def test_classes_by_hand():
     true, predicted = [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]
     chances = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.55, 0.45]]
-    found = class_metrics(["no", "yes"], true, chances)
+    found = class_metrics(["no", "yes"], true, predicted, chances)
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))  # 2 true positives, 1 false positive, 1 false negative
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["auc"] == pytest.approx(5 / 6)  # of six pairs, one is the wrong way round
-    assert found == decided_metrics(["no", "yes"], true, predicted, chances)
+    assert found["nll"] == pytest.approx(-sum(map(math.log, (0.9, 0.4, 0.7, 0.8, 0.45))) / 5)
     assert confusion(["no", "yes"], true, predicted) == {"labels": ["no", "yes"], "counts": [[1, 1], [1, 2]]}
     assert "| yes | 0.667 | 0.667 | 0.667 | 3 |" in class_report(["no", "yes"], true, predicted)
 
 
 def test_a_class_that_never_occurs_counts_as_missed_and_one_class_has_no_auc():
-    found = class_metrics(["a", "b", "c"], [0, 0, 1], [[0.8, 0.1, 0.1]] * 2 + [[0.1, 0.8, 0.1]])
+    found = class_metrics(["a", "b", "c"], [0, 0, 1], [0, 0, 1], [[0.8, 0.1, 0.1]] * 2 + [[0.1, 0.8, 0.1]])
     assert found["macro_f1"] == pytest.approx(2 / 3)
-    assert "auc" not in class_metrics(["a", "b"], [0, 0], [[0.8, 0.2]] * 2)
+    assert "auc" not in class_metrics(["a", "b"], [0, 0], [0, 0], [[0.8, 0.2]] * 2)
 
 
 def test_the_threshold_gives_the_highest_f1():
@@ -48,14 +48,14 @@ def test_rankings_by_hand():
     found = ranking_metrics(groups, relevance, scores)
     ideal = 1 + 1 / math.log2(3)
     assert found["ndcg@10"] == pytest.approx(((1 / math.log2(3) + 1 / 2) / ideal + 1) / 2)
-    assert found["mrr"] == pytest.approx((1 / 2 + 1) / 2)  # nothing is right for c, which is left out
+    assert found["mrr@10"] == pytest.approx((1 / 2 + 1) / 2)  # nothing is right for c, which is left out
     assert found["hit_rate@1"] == pytest.approx(1 / 2)
     assert found["hit_rate@3"] == 1
 
 
 def test_a_model_that_scores_all_alike_hits_nothing():
     found = ranking_metrics([0] * 4, [0, 0, 0, 1], [0.5] * 4)
-    assert (found["hit_rate@1"], found["mrr"]) == (0, 1 / 4)
+    assert (found["hit_rate@1"], found["mrr@10"]) == (0, 1 / 4)
     assert ranking_metrics([0, 1], [1, 1], [0.1, 0.2]) == {}  # lists of one have no order
 
 
@@ -77,6 +77,11 @@ def test_entities_count_as_wholes():
     assert entity_metrics(true, true)["entity_f1"] == 1
     assert are_entities(["O", "B-PER"])
     assert not are_entities(["NOUN", "O"])
+    bioes = ["B-PER", "E-PER", "S-LOC", "S-LOC", "O"]
+    assert are_entities(bioes)
+    assert entity_metrics([bioes], [["B-PER", "I-PER", "B-LOC", "B-LOC", "O"]])["entity_f1"] == 1
+    assert entity_metrics([bioes], [["B-PER", "E-PER", "S-LOC", "I-LOC", "O"]])["entity_recall"] == 1
+    assert entity_metrics([bioes], [["B-PER", "O", "S-LOC", "O", "O"]])["entity_recall"] == pytest.approx(1 / 3)
     assert tag_metrics([["A", "B"]], [["A", "A"]]) == {"tag_accuracy": 0.5}
 
 

@@ -99,7 +99,7 @@ def test_texts_have_no_mean(tmp_path, llama_dir, capsys):
     runs = [run("seq2seq", config_values("seq2seq", tmp_path / str(i), llama_dir, steps=1)) for i in range(2)]
     data = str(tmp_path / "0" / "held_out.jsonl")
     assert main(["predict", *map(str, runs), "--data", data, "--output", str(tmp_path / "out.jsonl")]) == 2
-    assert "averaged for classes, tags and scores" in capsys.readouterr().err
+    assert "writes texts, which have no mean" in capsys.readouterr().err
 
 
 def test_a_student_learns_from_a_teacher_and_from_texts_without_labels(tmp_path, llama_dir):
@@ -133,6 +133,59 @@ def test_the_threshold_of_the_highest_f1_is_found_and_kept(tmp_path, llama_dir):
     assert [row["prediction"] for row in rows] == ["up" if chance >= threshold else "down" for chance in chances]
 
 
+@pytest.mark.parametrize("sections", [{"threshold": 0.4}, {"positive": "up"}])
+def test_what_is_for_two_classes_is_refused_with_three(tmp_path, llama_dir, sections):
+    values = text_job(tmp_path, llama_dir, **sections)
+    rows = [{"text": f"x {label}", "label": label} for label in ("up", "down", "sideways")]
+    values["data"]["train"] = write_jsonl(tmp_path / "three.jsonl", rows)
+    with pytest.raises(ConfigError, match="is for two classes; these rows have 3: down, sideways, up"):
+        run("text_classification", values)
+
+
+def test_a_fixed_threshold_holds_from_the_start_and_the_positive_class_can_be_named(tmp_path, llama_dir):
+    values = text_job(tmp_path, llama_dir, threshold=0.999, positive="down")
+    directory = run("text_classification", values)
+    assert open_run(directory).task.learned["labels"] == ["up", "down"]
+    for name in ("before", "after"):  # nothing is that sure to be "down"
+        assert read_json(directory / f"{name}.json")["metrics"]["accuracy"] == 0.5
+    assert "those of the class 'down'" in (directory / "report.md").read_text()
+
+
+def test_a_metric_that_the_task_does_not_give_is_refused_before_the_training(tmp_path, llama_dir):
+    values = text_job(tmp_path, llama_dir)
+    values["train"] |= {"best": "acuracy"}
+    with pytest.raises(ConfigError, match=r"train\.best is 'acuracy'.*did you mean 'accuracy'"):
+        run("text_classification", values)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_rows_that_were_made_are_kept_for_when_the_run_goes_on(tmp_path, llama_dir):
+    values = text_job(tmp_path, llama_dir, augment={"copies": 1, "word_dropout": 0.3})
+    directory = run("text_classification", values)
+    assert len((directory / "training_rows.jsonl").read_text().splitlines()) == 20
+    assert run("text_classification", values)  # nothing is left to do
+
+
+def test_what_a_language_model_forgets_is_told_by_its_loss(tmp_path, llama_dir):
+    values = config_values("causal_lm", tmp_path, llama_dir)
+    values["data"] |= {"retention": write_jsonl(tmp_path / "old.jsonl", [{"text": "an old tale of the sea"}] * 3)}
+    assert {"retained loss", "retained perplexity"} <= read_json(run("causal_lm", values) / "after.json")[
+        "metrics"
+    ].keys()
+
+
+def test_texts_longer_than_the_positions_are_refused(tmp_path, llama_dir):
+    values = text_job(tmp_path, llama_dir)
+    values["data"] |= {
+        "max_length": 400,
+        "train": write_jsonl(
+            tmp_path / "long.jsonl", [*rows_of("text_classification", tmp_path, 4), {"text": "x " * 300, "label": "up"}]
+        ),
+    }
+    with pytest.raises(ConfigError, match=r"the model knows 256 positions: lower data\.max_length"):
+        run("text_classification", values)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.001])
 def test_held_out_rows_are_split_off_and_kept(tmp_path, llama_dir, share):
     values = text_job(tmp_path, llama_dir)
@@ -145,6 +198,7 @@ def test_held_out_rows_are_split_off_and_kept(tmp_path, llama_dir, share):
     held_out = (directory / "evaluation.jsonl").read_text().splitlines()
     assert len(held_out) == 3
     assert open_run(directory).held_out() == str(directory / "evaluation.jsonl")
+    assert len(open_run(directory).held_out_rows()) == 3
 
 
 def test_scores_are_learned_on_their_own_scale(tmp_path, llama_dir):

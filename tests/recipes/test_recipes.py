@@ -13,7 +13,7 @@ from tests.recipes.jobs import METHODS, NAMES, ROOT, config_values, run, write_j
 
 METRICS = {
     "text_classification": {"loss", "accuracy", "macro_f1", "f1", "auc"},
-    "text_pair": {"loss", "accuracy", "auc", "ndcg@10", "mrr", "hit_rate@1"},
+    "text_pair": {"loss", "accuracy", "auc", "ndcg@10", "mrr@10", "hit_rate@1"},
     "token_classification": {"loss", "entity_f1", "tag_accuracy"},
     "causal_lm": {"loss", "perplexity"},
     "chat": {"loss", "perplexity", "exact-fact accuracy"},

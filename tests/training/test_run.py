@@ -28,8 +28,13 @@ def test_a_run_freezes_its_config_and_says_what_it_runs_on(tmp_path):
     assert {"packages", "threads", "gpu"} <= run.remembered("environment").keys()
 
 
+def test_an_attempt_that_failed_before_its_first_checkpoint_does_not_hold_the_directory(tmp_path):
+    Run(Config(run_dir=str(tmp_path))).remember("before", {"loss": 1.5})
+    assert Run(Config(run_dir=str(tmp_path), seed=1)).remembered("before") is None
+
+
 def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
-    Run(Config(run_dir=str(tmp_path)))
+    Run(Config(run_dir=str(tmp_path))).remember("after", {"metrics": {}})
     Run(Config(run_dir=str(tmp_path), train=TrainSettings(trackers=["tensorboard"])))
     with pytest.raises(ConfigError, match=r"differs in seed, train\.batch_size; choose another run_dir"):
         Run(Config(run_dir=str(tmp_path), seed=1, train=TrainSettings(batch_size=2)))
@@ -39,6 +44,7 @@ def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
 
 def test_what_is_remembered_survives(tmp_path):
     run = Run(Config(run_dir=str(tmp_path)))
+    run.remember("after", {"metrics": {}})
     assert run.remembered("before") is None
     assert run.remember("before", {"loss": 1.5}) == {"loss": 1.5}
     assert Run(Config(run_dir=str(tmp_path))).remembered("before") == {"loss": 1.5}
