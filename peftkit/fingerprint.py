@@ -59,6 +59,7 @@ def _samples(model: nn.Module) -> list[float]:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         embedding = None
+    embedding = _before_training(model, embedding)
     for wrapped in ("original_module", "base_layer"):  # an embedding that is trained, or adapted
         embedding = getattr(embedding, wrapped, embedding)
     weight = getattr(embedding, "weight", None)
@@ -66,3 +67,14 @@ def _samples(model: nn.Module) -> list[float]:
         weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     flat = weight.detach().reshape(-1)
     return [float(value) for value in flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].float().cpu()]
+
+
+def _before_training(model: nn.Module, module: Any) -> Any:
+    """Return what a module was, where it is part of a trained copy that PEFT has put in the place of a larger module."""
+    for wrapper in model.modules():
+        copies = getattr(wrapper, "modules_to_save", None)
+        for copy in copies.values() if isinstance(copies, nn.ModuleDict) else ():
+            name = next((name for name, part in copy.named_modules() if part is module), None)
+            if name is not None:
+                return wrapper.original_module.get_submodule(name)  # type: ignore[union-attr]
+    return module

@@ -86,6 +86,12 @@ def test_tokens_without_an_embedding_are_refused(tmp_path, llama_dir):
         run("causal_lm", values)
 
 
+def test_embeddings_that_are_trained_as_a_whole_reload(tmp_path, llama_dir):
+    adapter = {"method": "lora", "r": 4, "options": {"modules_to_save": ["bert.embeddings"]}}
+    directory = run("text_classification", text_job(tmp_path, llama_dir, adapter=adapter))
+    assert (directory / "after.json").exists()
+
+
 def test_several_runs_predict_their_mean(tmp_path, llama_dir):
     runs = [run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed)) for seed in (0, 1)]
     data = tmp_path / "0" / "held_out.jsonl"
