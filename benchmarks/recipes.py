@@ -114,7 +114,8 @@ def report(results):
     ]
     rows = [
         [
-            name, str(each["steps"]), f"{each['trained_parameters']:,}", f"{each['minutes']:.1f}",
+            name, str(each["steps"]), f"{each['trained_parameters']:,}",
+            "" if each["minutes"] is None else f"{each['minutes']:.1f}",
             f"{each['training_minutes']:.1f}", f"{each['peak_gib']:.2f}", spelled(each["before"]), spelled(each["after"]),
             spelled(each.get("test", {})),
         ]
@@ -132,7 +133,8 @@ def report(results):
         "",
         f"`python benchmarks/recipes.py` · {machine['threads']} CPU threads, {machine['processor']} · {packages}",
         "",
-        "One run each. Minutes are those of the whole command, from `accelerate launch` to the report.",
+        "One run each. Minutes are those of the whole command, from `accelerate launch` to the report; where they are missing,",
+        f"it ran in two parts. {results.get('about', '')}",
         "",
         markdown(head, rows),
         "",
