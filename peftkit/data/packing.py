@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from peftkit.data.rendering import IGNORED, Example
 from peftkit.errors import ConfigError
 
-_TOLERANCE = 0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
+_TOLERANCE = (
+    0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
+)
 
 
 def blocks(example: Example, max_length: int) -> list[Example]:
