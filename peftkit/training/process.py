@@ -27,7 +27,8 @@ def prepare_process() -> None:
     _use_all_cores()
     if not torch.cuda.is_available():
         _keep_freed_memory()
-    if not (PartialState().is_main_process and sys.stderr.isatty()):
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # only Accelerator itself looks for it
+    if not (PartialState(cpu=uses_cpu).is_main_process and sys.stderr.isatty()):
         disable_progress_bar()
 
 
