@@ -23,6 +23,8 @@ from peftkit.training.measured import Measured
 from peftkit.training.objective import Batch, CausalLanguageModel, Objective
 from peftkit.training.task import Task
 
+_PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker in large batches
+
 
 class LanguageModel(Task):
     """Learns to write what follows, by cross-entropy; its outputs are answers, completions or continuations.
@@ -124,7 +126,7 @@ class LanguageModel(Task):
         prompts = [self.question(row).prompt for row in rows]
         with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return in_shares(answers, prompts, accelerator, batch_size=batch_size)
+            return in_shares(answers, prompts, accelerator, batch_size=max(batch_size, _PROMPTS_AT_A_TIME))
 
     def prompt(self, turns: Sequence[dict[str, str]], text: str) -> str:
         """Return the rendered prompt for a question after `turns` of a dialogue, if the run learned from dialogues; otherwise
