@@ -120,8 +120,7 @@ class LanguageModel(Task):
         options = self.config.generation.options()
 
         def answers(prompts: Sequence[str]) -> list[str]:
-            with accelerator.autocast():
-                return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
+            return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
 
         prompts = [self.question(row).prompt for row in rows]
         with evaluating(model), torch.random.fork_rng():
