@@ -27,6 +27,7 @@ from peftkit.files import (
     write_json,
     write_tensors,
 )
+from peftkit.lean import Lean, make_layers_lean, prepare
 from peftkit.methods.registration import quiet_peft
 from peftkit.methods.settling import settle
 from peftkit.quantization import keep_layout, model_quantization
@@ -36,7 +37,9 @@ from peftkit.snapshot import Snapshot
 _SNAPSHOT = "_peftkit_snapshot"
 
 
-def attach(model: PreTrainedModel | PeftModel, config: PeftConfig, *, name: str = "default") -> PeftModel:
+def attach(
+    model: PreTrainedModel | PeftModel, config: PeftConfig, *, name: str = "default", lean: Lean | bool = True
+) -> PeftModel:
     """Attach an adapter to a transformers model, all or nothing, and return the model ready to train.
 
     Targets that the config leaves open are resolved from the model's structure. The adapter's parameters are float32; the
@@ -51,15 +54,16 @@ def attach(model: PreTrainedModel | PeftModel, config: PeftConfig, *, name: str 
         config: ``LoraConfig``, ``AdaLoraConfig``, ``BottleneckConfig`` or ``PrefixConfig``. It is not changed; what was
             resolved stands in ``record(model)["attach"]``.
         name: The adapter's name in PEFT.
+        lean: What to make lean of the training step: all, nothing, or as a `Lean` says; see ``record(model)["lean"]``.
 
     Raises:
         ConfigError: the config is out of bounds, the name is taken, or the model carries an adapter of somebody else's.
         TargetError: a target is not in the model, or cannot carry the method.
     """
-    return _attach(model, config, name)[0]
+    return _attach(model, config, name, lean)[0]
 
 
-def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -> tuple[PeftModel, Snapshot]:
+def _attach(model: Any, config: PeftConfig, name: str, lean: Lean | bool) -> tuple[PeftModel, Snapshot]:
     """Attach, and return the model with its state before, to which a caller can go back."""
     first: Snapshot | None = vars(model).get(_SNAPSHOT)
     if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
@@ -83,9 +87,12 @@ def _attach(model: PreTrainedModel | PeftModel, config: PeftConfig, name: str) -
         )
     before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
     try:
+        if first is None:
+            prepare(bare, lean)
         with quiet_peft(), methods.injection(resolved):
             adapted = methods.join(model, resolved, name) if first else _wrapped(model, resolved, name)
         settle(adapted, name)
+        make_layers_lean(adapted, lean)
     except BaseException as problem:
         before.restore()
         if isinstance(problem, Exception) and not isinstance(problem, PeftkitError):  # whatever PEFT has raised
@@ -191,6 +198,7 @@ def load(
     trainable: bool = False,
     verify_backbone: bool = True,
     name: str = "default",
+    lean: Lean | bool = True,
 ) -> PeftModel:
     """Attach the adapter of a PEFT directory to a backbone: checked first, then all or nothing.
 
@@ -200,6 +208,7 @@ def load(
         trainable: True to train on; False for inference.
         verify_backbone: False loads an adapter on another backbone of the same shapes.
         name: The adapter's name in PEFT.
+        lean: See `attach`.
 
     Raises:
         AdapterFileError: the directory is incomplete or damaged, or its weights are not those its config declares.
@@ -220,7 +229,7 @@ def load(
     config.inference_mode = not trainable
     if getattr(config, "modules_to_save", []) is None:
         config.modules_to_save = []  # nothing in the file is trained whole
-    adapted, before = _attach(backbone, config, name)
+    adapted, before = _attach(backbone, config, name, lean)
     try:
         check_shapes(shapes, {key: tuple(value.shape) for key, value in adapter_tensors(adapted, name).items()}, path)
         with methods.injection(config):

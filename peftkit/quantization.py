@@ -1,5 +1,6 @@
 """Quantised layers: what they are, how their weight is read, how it keeps its layout. Only this file knows bitsandbytes."""
 
+import functools
 from typing import Any, Literal
 
 import bitsandbytes as bnb
@@ -7,6 +8,8 @@ import torch
 from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpack_for_cpu
 from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -77,6 +80,66 @@ def keep_layout(model: nn.Module) -> None:
 def stores_conv1d(module: nn.Module) -> bool:
     """Tell whether a quantised layer stands for transformers' ``Conv1D``, whose own weight is (in, out)."""
     return issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
+
+
+def release_inputs(model: nn.Module) -> int:
+    """Let frozen int8 layers keep nothing of what they read for the backward pass; return their number.
+
+    bitsandbytes 0.50 keeps it where gradient checkpointing cannot take it away (autograd/_functions.py, ``ctx.A``), though
+    only a trained weight would need it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
+    for layer in layers:
+        vars(layer).setdefault("forward", functools.partial(_int8_forward, layer))
+    return len(layers)
+
+
+def share_dequantized(model: nn.Module) -> int:
+    """Let 4-bit layers dequantise once for the second forward pass of a checkpointed block and its backward pass.
+
+    Until then the weights of that block stand in 16 bits. Return the number of layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    for layer in layers:
+        vars(layer).setdefault("forward", functools.partial(_4bit_forward, layer))
+    return len(layers)
+
+
+def _4bit_forward(layer: Any, x: Tensor) -> Tensor:
+    """Return the product; within checkpointing, which keeps nothing yet, as one with a plain weight that autograd asks for."""
+    is_checkpointed = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    dtype = layer.compute_dtype
+    if not (is_checkpointed and x.requires_grad and torch.is_grad_enabled() and dtype is not None):
+        result: Tensor = type(layer).forward(layer, x)
+        return result
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return functional.linear(x.to(dtype), dequantized_weight(layer).to(dtype), bias).to(x.dtype)
+
+
+def _int8_forward(layer: Any, x: Tensor) -> Tensor:
+    trains = any(parameter.requires_grad for parameter in layer.parameters())
+    if trains or not (torch.is_grad_enabled() and x.requires_grad):
+        result: Tensor = type(layer).forward(layer, x)
+    else:
+        result = _Int8Product.apply(x, layer)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Int8Product(torch.autograd.Function):
+    """The product with an int8 weight, and bitsandbytes' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        result: Tensor = type(layer).forward(layer, x)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        state = ctx.layer.state
+        weight = state.CB.to(ctx.dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1.0 / 127.0))
+        return gradient.to(ctx.dtype) @ weight, None
 
 
 def dequantized_weight(module: nn.Module) -> Tensor:

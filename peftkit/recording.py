@@ -11,7 +11,9 @@ def record(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return what peftkit decided and measured for `model`: plain data, keyed by the function that did it.
 
     ``"load_backbone"`` holds source, dtypes, sizes and the modules that stay 16-bit; ``"attach"`` the resolved targets and
-    the trained parameters; ``"merge"`` the largest logit difference. A model that peftkit never saw has an empty record.
+    the trained parameters; ``"lean"`` what of the training step is lean, and what is not, by reason; ``"checkpointing"`` the
+    blocks that compute their activations again; ``"merge"`` the largest logit difference. A model that peftkit never saw has
+    an empty record.
     """
     get_base_model = getattr(model, "get_base_model", None)
     base = get_base_model() if callable(get_base_model) else model
@@ -21,6 +23,11 @@ def record(model: nn.Module) -> dict[str, dict[str, Any]]:
 def note(model: nn.Module, key: str, entry: dict[str, Any]) -> None:
     """Write `entry` under `key` into the record of `model`."""
     model.__dict__[_ATTRIBUTE] = {**model.__dict__.get(_ATTRIBUTE, {}), key: entry}
+
+
+def extend(model: nn.Module, key: str, more: dict[str, Any]) -> None:
+    """Add `more` to the entry under `key` in the record of `model`."""
+    note(model, key, {**model.__dict__.get(_ATTRIBUTE, {}).get(key, {}), **more})
 
 
 def summary(model: nn.Module) -> str:
@@ -42,6 +49,13 @@ def summary(model: nn.Module) -> str:
         lines.append(
             f"adapter: {entry['method']} on {entry['adapted_layers']} layers ({targets}), "
             f"{entry['trained_parameters']:,} trained parameters"
+        )
+    if "lean" in known:
+        entry = known["lean"]
+        others = "".join(f", {count} on PEFT's path ({reason})" for reason, count in entry["layers_of_peft"].items())
+        lines.append(
+            f"lean: {entry['layers']} layers{others}; {entry.get('norms', 0)} norms, {entry.get('feed_forward', 0)} "
+            f"feed-forward layers; the loss: {entry['loss']}"
         )
     if "merge" in known:
         entry = known["merge"]

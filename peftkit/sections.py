@@ -163,6 +163,22 @@ Adapter = Annotated[
 
 
 @section
+class LeanSettings:
+    """What is made lean of a training step: less memory and time, the same numbers up to rounding."""
+
+    layers: bool = True
+    """LoRA and AdaLoRA keep no copy of what they read."""
+    loss: bool = True
+    """A language model's logits are never whole in memory."""
+    norms: bool = True
+    """Norms keep their inputs alone, and compute the rest again."""
+    feed_forward: bool = True
+    """Feed-forward layers keep what their first layers give, and compute the rest again."""
+    weights: bool = False
+    """Dequantise 4-bit weights twice and not three times a step where blocks are checkpointed, for one block's in 16 bits."""
+
+
+@section
 class ReplaySettings:
     """Old rows to learn again beside new ones, against forgetting."""
 

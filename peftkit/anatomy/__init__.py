@@ -4,6 +4,7 @@ from peftkit.anatomy.attention import Attention, attentions, computes_attention,
 from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks
 from peftkit.anatomy.layers import (
     convolutions,
+    features,
     fused_experts,
     is_convolution,
     is_linear,
@@ -14,7 +15,8 @@ from peftkit.anatomy.layers import (
     task_head,
     task_type,
 )
-from peftkit.anatomy.norms import stream_norms
+from peftkit.anatomy.norms import is_norm, stream_norms
+from peftkit.anatomy.outputs import first_tensor, with_first_tensor
 
 __all__ = [
     "Attention",
@@ -24,10 +26,13 @@ __all__ = [
     "attentions",
     "computes_attention",
     "convolutions",
+    "features",
+    "first_tensor",
     "fused_experts",
     "is_convolution",
     "is_convolutional",
     "is_linear",
+    "is_norm",
     "is_reversible",
     "left_alone",
     "linear_layers",
@@ -37,4 +42,5 @@ __all__ = [
     "task_head",
     "task_type",
     "why_none",
+    "with_first_tensor",
 ]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import ConfigError
+from peftkit.lean.linear import Arithmetic, update_of, with_updates
 from peftkit.methods import lora
 from peftkit.quantization import quantization_of
 
@@ -107,6 +108,8 @@ TRIPLET_DIMENSION = {"lora_A": 0, "lora_E": 0, "lora_B": 1}  # where a triplet i
 class AdaLoraLinear(SVDLinear):
     """Any linear layer with AdaLoRA beside it. The layer is called; its weight, quantised or not, is never touched."""
 
+    arithmetic: Arithmetic = "lean"
+
     def __init__(self, base_layer: nn.Module, name: str, adapter_name: str, config: AdaLoraConfig) -> None:
         nn.Module.__init__(self)
         AdaLoraLayer.__init__(self, base_layer)
@@ -153,25 +156,23 @@ class AdaLoraLinear(SVDLinear):
         """
         kind = quantization_of(self.get_base_layer())
         if kind is not None:
-            raise ConfigError(
-                f"an update is lost in a weight of {kind}; peftkit.merge(model) merges into 16 bits instead"
-            )
+            raise ConfigError(f"an update is lost in a {kind} weight; peftkit.merge(model) merges into 16 bits instead")
         super().merge(safe_merge, adapter_names)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return W x + s P Λ Q x in the dtype of W x. x: (..., in); result: (..., out)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        dtype = result.dtype
-        for adapter in self.active_adapters:
-            if adapter in self.lora_A:
-                right = self.lora_A[adapter] * (self.lora_E[adapter] * self._scale(adapter))
-                inputs = self.lora_dropout[adapter](self._cast_input_dtype(x, right.dtype))
-                result = result + F.linear(F.linear(inputs, right), self.lora_B[adapter])
-        return result.to(dtype)
+        active = [] if self.disable_adapters or self.merged else self.active_adapters
+        updates = [self._update(x, adapter) for adapter in active if adapter in self.lora_A]
+        return with_updates(self.base_layer(x, *args, **kwargs), updates)
+
+    def _update(self, x: Tensor, adapter: str) -> Tensor:
+        right = self.lora_A[adapter] * (self.lora_E[adapter] * self._scale(adapter))
+        if self.arithmetic == "lean":
+            return update_of(self, adapter, x, right, self.lora_B[adapter])
+        inputs = self.lora_dropout[adapter](self._cast_input_dtype(x, right.dtype))
+        return F.linear(F.linear(inputs, right), self.lora_B[adapter])
 
     def fit(self, shapes: Mapping[str, Sequence[int]], prefix: str) -> None:
         """Make room for the triplets of the weights in `shapes`, which are still to be loaded and whose names have `prefix`."""

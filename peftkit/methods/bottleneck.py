@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from peftkit.anatomy import is_convolution, is_convolutional, stream_norms
+from peftkit.anatomy import first_tensor, is_convolution, is_convolutional, stream_norms, with_first_tensor
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods import taps
 from peftkit.methods.registration import register
@@ -197,13 +197,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """Return the host's output with the active adapters joined to it."""
         names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.configs]
         if names:
-            u = taps.first_tensor(output)
+            u = first_tensor(output)
             closing = taps.closing_norm(u, [self.taps[name] for name in names])
             total = reduce(add, (self._branch(name, self.taps[name].read(u)) for name in names))
             total = total.view_as(u)  # a mixture of experts may give its tokens in one row
             # A post-norm block ends in its norm: there the adapters' output is added before the norm.
             joined = type(closing.norm).forward(closing.norm, closing.read + total) if closing else u + total
-            output = taps.with_first_tensor(output, joined)
+            output = with_first_tensor(output, joined)
         return output
 
     def _branch(self, name: str, z: Tensor) -> Tensor:

@@ -121,6 +121,9 @@ class Joining(TorchFunctionMode):
         elif is_causal and query.shape[-2] == tokens:
             # Aligned at the end, the triangle leaves every query the whole prefix; fused kernels know this form.
             attn_mask = causal_lower_right(tokens, count + tokens)
+            if torch.is_autocast_enabled(query.device.type):  # which passes this form of a mask by
+                dtype = torch.get_autocast_dtype(query.device.type)
+                query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         elif is_causal:
             seen = torch.ones(query.shape[-2], tokens, dtype=torch.bool, device=query.device).tril()
             attn_mask = F.pad(seen, (count, 0), value=True)

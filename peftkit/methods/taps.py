@@ -7,7 +7,7 @@ input and output.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -184,23 +184,3 @@ def on_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) 
     if last:
         return branch(z)
     raise PeftkitError(f"an adapter of width {width} cannot read a tensor of shape {tuple(z.shape)}")
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Return what a module adds to the stream, which may stand first in tuples or in a dictionary."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output
-    return first_tensor(next(value for value in values if value is not None))
-
-
-def with_first_tensor(output: Any, value: Tensor) -> Any:
-    """Return a module's output with another tensor in the first one's place."""
-    if isinstance(output, Tensor):
-        return value
-    if isinstance(output, Mapping):
-        key = next(key for key, entry in output.items() if entry is not None)
-        return type(output)(**{**output, key: with_first_tensor(output[key], value)})
-    index = next(i for i, entry in enumerate(output) if entry is not None)
-    entries = [*output[:index], with_first_tensor(output[index], value), *output[index + 1 :]]
-    return output._make(entries) if hasattr(output, "_make") else type(output)(entries)

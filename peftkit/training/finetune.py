@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 import peftkit
+from peftkit.adapter import attach, load
 from peftkit.backbone import default_dtype
 from peftkit.data.columns import held_out_share, with_replay
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
+from peftkit.lean import Lean
 from peftkit.merging import save_merged
 from peftkit.recipes import recipes
 from peftkit.recording import summary
@@ -79,13 +83,12 @@ class Finetuning:
         self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
         _check_tokens(self.model, [*self.examples, *self.held_out_examples])
 
-    def _adapted(self, backbone: nn.Module, start: Opened | None) -> nn.Module:
+    def _adapted(self, backbone: PreTrainedModel, start: Opened | None) -> PeftModel:
         """Return the backbone with a new adapter, or with the one to train on."""
+        lean = Lean(**vars(self.config.lean))
         if start is None:
-            model: nn.Module = peftkit.attach(backbone, self.config.adapter.build())
-        else:
-            model = peftkit.load(backbone, start.adapter, trainable=True)
-        return model
+            return attach(backbone, self.config.adapter.build(), lean=lean)
+        return load(backbone, start.adapter, trainable=True, lean=lean)
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, with replayed ones and noisy copies, and those held out."""
@@ -209,12 +212,13 @@ class Finetuning:
     def finish(self) -> None:
         """Save the adapter, load it again, measure and report what was saved, and merge where the config asks for it."""
         run, task, directory = self.run, self.task, self.run.directory / "adapter"
+        run.remember("model", peftkit.record(self.model))  # with what the first step has found out
         if run.is_main:
             peftkit.save(self.model, directory)
             with staged_directory(directory) as stage:
                 task.processor.save_pretrained(stage)
         self.accelerator.wait_for_everyone()
-        model = peftkit.load(peftkit.detach(self.model), directory)  # what is measured is what was saved
+        model = load(peftkit.detach(self.model), directory)  # what is measured is what was saved
         after = self._measured(model, settling=True)
         run.remember("after", vars(after))
         run.say(f"after: {_spelled(after)}")

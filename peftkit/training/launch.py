@@ -27,8 +27,8 @@ def check_launch(train: TrainSettings, quantization: str | None, method: str, pr
         processes: How many there are; None is what the environment says.
 
     Raises:
-        ConfigError: the step is not ``global_batch_size``; ``auto_batch`` on several processes; DeepSpeed; or what FSDP
-            cannot do.
+        ConfigError: the step is not ``global_batch_size``; ``auto_batch`` or ``gradient_checkpointing: auto`` on several
+            processes; DeepSpeed; or what FSDP cannot do.
     """
     count = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     step = train.batch_size * train.accumulate * count
@@ -39,6 +39,10 @@ def check_launch(train: TrainSettings, quantization: str | None, method: str, pr
         )
     if train.auto_batch and count > 1:
         raise ConfigError("train.auto_batch works on one process only; set train.batch_size to what fits")
+    if train.gradient_checkpointing == "auto" and count > 1:
+        raise ConfigError(
+            "train.gradient_checkpointing: auto measures one process; set a share of the blocks, such as 0.5"
+        )
     if _is_true("ACCELERATE_USE_DEEPSPEED"):
         _refuse_deepspeed(quantization)
     if uses_fsdp():

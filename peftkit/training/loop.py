@@ -19,15 +19,16 @@ from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.methods.allocation import Allocation
 from peftkit.quantization import model_quantization
 from peftkit.training import refusals, sharding
+from peftkit.training.activations import checkpoint_blocks
 from peftkit.training.checkpoint import Checkpoints, Trained
 from peftkit.training.evaluation import evaluate
 from peftkit.training.interruption import Interruption
 from peftkit.training.metrics import MetricsLog, ProgressLine, memory_bytes
-from peftkit.training.objective import Batch, CausalLanguageModel, Objective
+from peftkit.training.objective import Batch, CausalLanguageModel, Objective, on_device
 from peftkit.training.order import Order
 from peftkit.training.out_of_memory import explained, until_it_fits
 from peftkit.training.passes import Passes
-from peftkit.training.preparation import checkpoint_activations, digest_of, optimizer_for, scheduler_for, steps_between
+from peftkit.training.preparation import digest_of, optimizer_for, scheduler_for, steps_between
 from peftkit.training.progress import Outcome, Progress
 from peftkit.training.random_state import random_state, set_random_state
 from peftkit.training.settings import TrainSettings
@@ -101,9 +102,7 @@ class Training:
         self.explained = functools.partial(
             explained, train=settings, quantization=model_quantization(model), longest=max(lengths)
         )
-        if settings.gradient_checkpointing:
-            checkpoint_activations(model)
-        model.to(accelerator.device)
+        decided = checkpoint_blocks(model.to(accelerator.device), settings, self._largest_loss)
         shards, optimizer = self._prepare()
         scheduler = scheduler_for(optimizer, settings, self.total_steps)
         self.allocation = Allocation(model, optimizer, self.total_steps, in_place=accelerator.num_processes == 1)
@@ -116,9 +115,18 @@ class Training:
         self.line = ProgressLine(
             self.total_steps, accelerator.is_main_process, getattr(self.objective, "unit", "examples")
         )
+        if decided is not None:
+            self.line.message(decided)
         self.data_digest = digest_of(self.examples)
         self.progress = Progress()
         self.skipped = 0
+
+    def _largest_loss(self) -> Tensor:
+        """Take the longest examples that one pass may get through the model."""
+        by_length = sorted(self.examples, key=len, reverse=True)
+        batch = on_device(self.accelerator.device, self.collate(by_length[: self.settings.batch_size]))
+        with self.explained("forward"), self.accelerator.autocast():
+            return self.objective.loss(self.model.train(), batch)
 
     def _prepare(self) -> tuple[sharding.Shards | None, torch.optim.Optimizer]:
         """Make model and optimiser ready for the processes that there are."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftkit.lean import has_chunked_loss, summed
+
 IGNORED = -100
 Batch = dict[str, Tensor]
 
@@ -39,15 +41,21 @@ class CausalLanguageModel:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed cross-entropy. `batch`: ``input_ids``, ``attention_mask``, ``labels``, each (batch, tokens)."""
-        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        targets = batch["labels"][:, 1:]
+        if has_chunked_loss(model):
+            with summed(shift=1):
+                output = model(**batch, use_cache=False)
+            if output.logits is None:
+                return output.loss  # type: ignore[no-any-return]
+        else:
+            inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
+            output = model(**inputs, use_cache=False)
+        logits, targets = output.logits[:, :-1], batch["labels"][:, 1:]
         supervised = targets != IGNORED
         return F.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")
 
 
 class ModelLoss:
-    """The loss that a transformers model computes itself from ``labels``: its mean, times the supervised items."""
+    """The loss that a transformers model computes itself from ``labels``, as a sum: its mean, times the supervised items."""
 
     def count(self, batch: Batch) -> int:
         """Return the number of labels that are not -100."""
@@ -55,10 +63,15 @@ class ModelLoss:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return mean loss x items; a batch without a supervised item gives a zero that has a gradient."""
-        output = model(**batch)
-        if self.count(batch) == 0:
-            return torch.nan_to_num(output.logits).sum() * 0.0
-        loss: Tensor = output.loss.float() * self.count(batch)
+        with summed():
+            output = model(**batch)
+        loss: Tensor
+        if output.logits is None:
+            loss = output.loss
+        elif self.count(batch) == 0:
+            loss = torch.nan_to_num(output.logits).sum() * 0.0
+        else:
+            loss = output.loss.float() * self.count(batch)
         return loss
 
 

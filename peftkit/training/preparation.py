@@ -1,9 +1,8 @@
-"""What a training needs before its first step: Accelerator, optimiser, schedule, intervals, recomputation, a digest."""
+"""What a training needs before its first step: Accelerator, optimiser, schedule, intervals, a digest."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -54,12 +53,6 @@ def steps_between(every: float | None, steps_per_epoch: int) -> int | None:
     if every is None:
         return None
     return max(1, round(every * steps_per_epoch) if every <= 1 else round(every))
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, without reentrance; transformers has renamed how."""
-    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def digest_of(examples: Iterable[object]) -> str:

@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt
 
 from peftkit.config import parse, section
 from peftkit.errors import PeftkitError
-from peftkit.sections import Adapter, LoraSettings, ModelSettings, RowSettings
+from peftkit.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
 from peftkit.training.launch import check_launch
 from peftkit.training.settings import TrainSettings
 
@@ -26,6 +26,7 @@ class RecipeSettings:
     data: RowSettings
     adapter: Adapter = field(default_factory=LoraSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    lean: LeanSettings = field(default_factory=LeanSettings)
     run_dir: str
     """Takes the adapter, the report, the metrics and the checkpoints."""
     start: str | None = None

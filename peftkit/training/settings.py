@@ -40,8 +40,11 @@ class TrainSettings:
     """Largest norm of the gradient over all trained parameters; null does not clip."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Autocast: "auto" follows the backbone's dtype, "no" computes in the dtypes as they are."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = False
+    """Compute activations again in the backward pass, for a third more time: in all blocks, in a share of them (0.5), or with
+    "auto" in as few as fit into `memory_gib`."""
+    memory_gib: PositiveFloat | None = None
+    """What the training may take of each device, with gradient_checkpointing: auto; null is what is free."""
     evaluate_every: PositiveFloat | None = None
     """Up to 1 a fraction of an epoch, above 1 a number of steps; null only evaluates before and after training."""
     evaluation_batch_size: PositiveInt | None = None
@@ -64,3 +67,5 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.early_stopping is not None and self.evaluate_every is None:
             raise ValueError("early_stopping needs evaluate_every")
+        if self.memory_gib is not None and self.gradient_checkpointing != "auto":
+            raise ValueError("memory_gib needs gradient_checkpointing: auto")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import peftkit
 from peftkit.data.collation import PadRight
@@ -121,13 +121,13 @@ def test_every_method_trains_under_autocast_on_a_16_bit_backbone(llama_dir, tmp_
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_gradient_checkpointing_changes_nothing_but_memory(llama_dir, tmp_path, monkeypatch, quantization):
     models, passes = {}, {False: 0, True: 0}
-    original = LlamaMLP.forward
+    original = LlamaAttention.forward
 
-    def counted(self, x):
+    def counted(self, *arguments, **options):
         passes[checkpointing] += 1
-        return original(self, x)
+        return original(self, *arguments, **options)
 
-    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    monkeypatch.setattr(LlamaAttention, "forward", counted)
     for checkpointing in (False, True):
         settings = {"batch_size": 8, "max_steps": 2, "gradient_checkpointing": checkpointing}
         models[checkpointing], _ = train(
