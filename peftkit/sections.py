@@ -222,6 +222,9 @@ class DataSettings(TextSettings):
     """Longest example in tokens; what is longer is cut, and counted."""
     loss_on: Literal["assistant", "all"] | None = None
     """Learn the answers alone, or every token; null is the answers where there are answers."""
+    packing: bool | Literal["batch"] = False
+    """Rows behind each other that do not see each other: true fills examples of max_length tokens, "batch" puts those of a
+    micro-batch into one, which is the same step without padding."""
     system: str | None = None
     """A system message for dialogues that have none."""
 

@@ -15,26 +15,11 @@ from peftkit.training.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Texts(DataSettings):
-    """Which texts to learn from."""
-
-    packing: bool = False
-    """Put several texts into one example of up to max_length tokens, which saves padding."""
-
-
-@section
 class Config(RecipeSettings):
     """Teach a language model a domain."""
 
-    data: Texts
+    data: DataSettings
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.data.packing and self.adapter.method == "prefix":
-            raise ValueError(
-                "data.packing and adapter.method prefix do not go together: a pack has one prefix, not one a text"
-            )
 
 
 def task(config: Config):

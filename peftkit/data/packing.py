@@ -81,6 +81,16 @@ class PadPacks:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class PackBatch:
+    """Put the examples of a batch into one pack: no padding, and no example sees another."""
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        return PadPacks(self.pad_token_id)(packed(examples, sum(map(len, examples))))
+
+
 def check_packing(
     model: nn.Module, collate: Callable[[Sequence[Pack]], dict[str, Tensor]], texts: Sequence[Example]
 ) -> None:

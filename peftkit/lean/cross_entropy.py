@@ -71,6 +71,7 @@ def _forward(hidden: Tensor, targets: Tensor, head: Head, wanted: Sequence[Tenso
         with torch.set_grad_enabled(bool(wanted)):
             logits = head(part)
         of_logits, scale = torch.empty_like(logits) if wanted else None, _scale(logits)
+        rows = max(_FEWEST_TOKENS, min(len(hidden) // _CHUNKS, _LARGEST_CHUNK // logits.shape[-1]))
         loss += _of_logits(logits.detach(), targets[start:stop], of_logits)
         if wanted:
             leaves = [part if each is hidden else each for each in wanted]
@@ -78,7 +79,8 @@ def _forward(hidden: Tensor, targets: Tensor, head: Head, wanted: Sequence[Tenso
             for total, gradient, each in zip(gradients, found, wanted, strict=True):
                 if gradient is not None:
                     (total[start:stop] if each is hidden else total).add_(gradient, alpha=1 / scale)
-        rows = max(_FEWEST_TOKENS, min(len(hidden) // _CHUNKS, _LARGEST_CHUNK // logits.shape[-1]))
+            del found, gradient
+        del logits, of_logits  # before those of the next chunk are made
         start, stop = stop, stop + rows
     return loss, gradients
 

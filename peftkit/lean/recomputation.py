@@ -31,8 +31,13 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, again: Callable
         return function(*inputs)
     recipe = Recipe(again or function, inputs[0].device.type)
     output: Tensor = _Recomputed.apply(function, recipe, *inputs)  # type: ignore[no-untyped-call]
-    setattr(output, _ORIGIN, (recipe, inputs))
+    setattr(output, _ORIGIN, (recipe, inputs, _versions(output, *inputs)))
     return output
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """Return how often each of several tensors was changed in place."""
+    return [each._version for each in tensors]
 
 
 class Recipe:
@@ -85,8 +90,11 @@ class Kept:
         origin = getattr(tensor, _ORIGIN, None)
         if origin is None:
             return None
-        ways, tensors = _ways(origin[1])
-        return cls(origin[0], ways), tensors
+        recipe, inputs, versions = origin
+        if versions != _versions(tensor, *inputs):
+            return None  # changed in place since: the way leads elsewhere
+        ways, tensors = _ways(inputs)
+        return cls(recipe, ways), tensors
 
     def value(self, saved: Sequence[Tensor]) -> Tensor:
         """Return the tensor, without a graph, from what was saved for it."""

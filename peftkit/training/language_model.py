@@ -13,7 +13,7 @@ from peftkit.data.collation import PadRight
 from peftkit.data.columns import paths
 from peftkit.data.formats import Row
 from peftkit.data.loading import load_rows
-from peftkit.data.packing import PadPacks, blocks, check_packing, packed
+from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
 from peftkit.data.preview import preview
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, question
 from peftkit.data.rendering import Example, Rendered, prompt_text, render_rows
@@ -33,7 +33,7 @@ class LanguageModel(Task):
     follows its first tokens.
 
     Args:
-        config: A recipe's config; has `data` (a `DataSettings`), `generation` and `samples`, and may have `packing`.
+        config: A recipe's config; has `data` (a `DataSettings`), `generation` and `samples`.
         tokenizer: With a chat template, if rows are dialogues.
     """
 
@@ -44,10 +44,9 @@ class LanguageModel(Task):
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.config, self.processor = config, tokenizer
-        self.packing = getattr(config.data, "packing", False)
-        self.pad: Callable[[Sequence[Any]], Batch] = (
-            PadPacks(tokenizer.pad_token_id) if self.packing else PadRight(tokenizer.pad_token_id)
-        )
+        self.packing = config.data.packing
+        pads = {False: PadRight, True: PadPacks, "batch": PackBatch}
+        self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](tokenizer.pad_token_id)
         self.rendered = Rendered()
         self._formats: dict[str, None] = {}
         self._packs = 0
@@ -80,7 +79,7 @@ class LanguageModel(Task):
                 list(group), kind, self.processor, max_length=data.max_length, loss_on=data.loss_on or "assistant",
                 system=data.system, cut=cuts,
             )  # fmt: skip
-        if not self.packing:
+        if self.packing is not True:
             return self.rendered.examples
         packs = packed(self.rendered.examples, data.max_length)
         self._packs = len(packs)
@@ -88,7 +87,7 @@ class LanguageModel(Task):
 
     def remarks(self) -> str:
         """Return what became of the rows."""
-        packs = f", in {self._packs} packs" if self.packing else ""
+        packs = f", in {self._packs} packs" if self._packs else ""
         return f"{' and '.join(self._formats)}, {self.rendered}{packs}"
 
     def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
@@ -99,7 +98,7 @@ class LanguageModel(Task):
     def check(self, model: nn.Module) -> None:
         """Compare packed with unpacked texts, where the config asks for packs."""
         if self.packing:
-            check_packing(model, self.pad, self.rendered.examples)
+            check_packing(model, PadPacks(self.processor.pad_token_id), self.rendered.examples)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Return the padded batch."""

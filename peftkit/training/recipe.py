@@ -42,8 +42,13 @@ class RecipeSettings:
         needs = [
             ("train.evaluate_every", self.train.evaluate_every is not None, self.data.evaluation is None),
             ("merge", self.merge, self.adapter.method not in ("lora", "adalora")),
+            ("data.packing", bool(getattr(self.data, "packing", False)), self.adapter.method == "prefix"),
         ]
-        what = {"train.evaluate_every": "held-out rows: set data.evaluation", "merge": "adapter.method lora or adalora"}
+        what = {
+            "train.evaluate_every": "held-out rows: set data.evaluation",
+            "merge": "adapter.method lora or adalora",
+            "data.packing": "another adapter.method than prefix: a pack has one prefix, not one a text",
+        }
         for key, is_asked, cannot in needs:
             if is_asked and cannot:
                 raise ValueError(f"{key} needs {what[key]}")

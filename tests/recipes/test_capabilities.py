@@ -9,7 +9,7 @@ import torch
 
 import peftkit
 from peftkit.cli import main
-from peftkit.data.packing import PadPacks, blocks, check_packing, packed
+from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
 from peftkit.data.rendering import Example
 from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
@@ -291,13 +291,21 @@ def test_a_pack_has_the_loss_of_its_texts(llama_dir):
     together = loss.loss(model, PadPacks(2)(packed(examples, 32)))
     alone = sum(loss.loss(model, PadRight(2)([each])) for each in examples)
     assert float(together) == pytest.approx(float(alone), rel=1e-5)
+    batch = PackBatch(2)(examples)
+    assert batch["input_ids"].shape == (1, sum(map(len, examples)))
+    assert float(loss.loss(model, batch)) == pytest.approx(float(alone), rel=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", sorted(name for name, each in ARCHITECTURES.items() if each.task == "causal-lm"))
-def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name):
+def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name, attention):
     if ARCHITECTURES[name].inputs != "text":
         pytest.skip("packs are for texts alone")
     model = ARCHITECTURES[name].model()
+    try:
+        model.set_attn_implementation(attention)
+    except ValueError:
+        pytest.skip(f"transformers has no {attention} attention for it")
     try:
         check_packing(model, PadPacks(0), some_examples())
     except ConfigError:
@@ -306,17 +314,26 @@ def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name):
         assert name not in SEE_EACH_OTHER
 
 
-def test_packing_in_the_recipe(tmp_path, llama_dir):
-    values = config_values("causal_lm", tmp_path, llama_dir)
-    values["data"] |= {"packing": True}
-    apart = run("causal_lm", values)
-    assert (
-        read_json(apart / "after.json")["metrics"]["perplexity"]
-        < read_json(apart / "before.json")["metrics"]["perplexity"]
-    )
+@pytest.mark.parametrize(("recipe", "packing"), [("causal_lm", True), ("chat", True), ("chat", "batch")])
+def test_packing_in_the_recipes(tmp_path, llama_dir, recipe, packing):
+    values = config_values(recipe, tmp_path, llama_dir)
+    values["data"] |= {"packing": packing}
+    directory = run(recipe, values)
+    after, before = (read_json(directory / f"{when}.json")["metrics"]["perplexity"] for when in ("after", "before"))
+    assert after < before
     values["adapter"] = {"method": "prefix"}
-    with pytest.raises(ConfigError, match=r"packing and adapter\.method prefix do not go together"):
-        run("causal_lm", values | {"run_dir": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match=r"data\.packing needs another adapter\.method than prefix"):
+        run(recipe, values | {"run_dir": str(tmp_path / "other")})
+
+
+def test_a_batch_in_one_pack_is_the_same_step(tmp_path, llama_dir):
+    found = {}
+    for packing in (False, "batch"):
+        values = config_values("chat", tmp_path / str(packing), llama_dir)
+        values["data"] |= {"packing": packing}
+        values["train"] |= {"precision": "no"}
+        found[packing] = read_json(run("chat", values) / "after.json")["metrics"]["loss"]
+    assert found["batch"] == pytest.approx(found[False], rel=2e-3)
 
 
 # Two processes
