@@ -28,7 +28,7 @@ from peftkit.files import (
     write_tensors,
 )
 from peftkit.lean import Lean, make_layers_lean, prepare
-from peftkit.methods.registration import quiet_peft
+from peftkit.methods.registration import garbage_stays, quiet_peft
 from peftkit.methods.settling import settle
 from peftkit.quantization import keep_layout, model_quantization
 from peftkit.recording import note
@@ -63,6 +63,7 @@ def attach(
     return _attach(model, config, name, lean)[0]
 
 
+@garbage_stays()
 def _attach(model: Any, config: PeftConfig, name: str, lean: Lean | bool) -> tuple[PeftModel, Snapshot]:
     """Attach, and return the model with its state before, to which a caller can go back."""
     first: Snapshot | None = vars(model).get(_SNAPSHOT)

@@ -72,7 +72,7 @@ def _forward(hidden: Tensor, targets: Tensor, head: Head, wanted: Sequence[Tenso
             logits = head(part)
         of_logits, scale = torch.empty_like(logits) if wanted else None, _scale(logits)
         rows = max(_FEWEST_TOKENS, min(len(hidden) // _CHUNKS, _LARGEST_CHUNK // logits.shape[-1]))
-        loss += _of_logits(logits.detach(), targets[start:stop], of_logits)
+        loss += _of_logits(logits.detach(), targets[start:stop], of_logits).to(loss.device)
         if wanted:
             leaves = [part if each is hidden else each for each in wanted]
             found = torch.autograd.grad(logits, leaves, of_logits, allow_unused=True)
@@ -99,7 +99,7 @@ def _of_logits(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tens
     rows = max(1, _LARGEST_FLOAT32 // logits.shape[-1])
     for start in range(0, len(logits), rows):
         logarithms = torch.log_softmax(logits[start : start + rows], -1, dtype=torch.float32)
-        index = targets[start : start + rows].unsqueeze(-1)
+        index = targets[start : start + rows].to(logits.device).unsqueeze(-1)
         loss -= logarithms.gather(-1, index).sum()
         if gradient is not None:
             difference = logarithms.exp_().scatter_add_(-1, index, torch.full_like(index, -1.0, dtype=torch.float32))

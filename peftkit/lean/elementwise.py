@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.activations import ACT2CLS, LinearActivation
 
@@ -24,7 +26,7 @@ from peftkit.anatomy import features, is_linear, is_norm
 from peftkit.lean.recomputation import recomputed
 
 _ACTIVATIONS = tuple(
-    {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()} - {LinearActivation}
+    {nn.GELU} | {entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()} - {LinearActivation}
 )
 
 
@@ -67,11 +69,37 @@ def _is_plain_norm(module: nn.Module) -> bool:
     if not is_norm(module) or isinstance(module, _NormBase) or list(module.children()):
         return False
     needed = [p for p in inspect.signature(type(module).forward).parameters.values() if p.default is p.empty]
-    return len(needed) == 2  # itself, and the tensor
+    return len(needed) == 2 and _keeps_input(module)  # itself, and the tensor
 
 
 def _is_plain_activation(module: nn.Module) -> bool:
-    return isinstance(module, _ACTIVATIONS) and not module._parameters and not getattr(module, "inplace", False)
+    return isinstance(module, _ACTIVATIONS) and not getattr(module, "inplace", False) and _keeps_input(module)
+
+
+def _keeps_input(module: nn.Module) -> bool:
+    """Tell whether a norm or an activation keeps more than weights and its output, which whoever reads it may keep anyway.
+
+    ReLU keeps its output alone, and what only scales keeps nothing: these would keep more if they kept their inputs.
+    """
+    frozen = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    x = torch.ones_like(next((weight for weight in frozen.values() if weight.dim() == 1), torch.empty(8)))
+    kept: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.add(_storage(tensor))
+        return tensor.detach()
+
+    try:
+        with torch.enable_grad(), saved_tensors_hooks(note, torch.Tensor.detach):
+            output = functional_call(module, frozen, x.requires_grad_().expand(2, -1))
+            own = {_storage(each) for each in (output, *frozen.values())}
+    except Exception:  # it reads another shape
+        return True
+    return not kept <= own
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _run_function(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

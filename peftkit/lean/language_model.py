@@ -6,7 +6,7 @@ standing still: the children that it calls before the head give what they gave, 
 states. So a LoRA'd, tied, biased or trained head is what it is.
 
 Whether the model's loss is the cross-entropy of those logits, and which label is which token's, is found out at the first step,
-by asking the model for the loss of eight tokens. If it is another, the model computes it as ever, and the record says so.
+by asking the model for the loss of six tokens. If it is another, the model computes it as ever, and the record says so.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _STATE = "_peftkit_chunked_loss"
 _TOLERANCE = 1e-3  # of the loss; labels that are shifted by one give another loss altogether
 _PRECISION = 1e-5  # of the loss, from the same logits; what routers of experts add to it is a few ten thousandths
 _TOLERANCE_16_BIT = 1e-2
-_PROBE = 8
+_PROBE = 6  # tokens
 
 _asked_for_sum: ContextVar[tuple[int | None] | None] = ContextVar("asked_for_sum", default=None)
 
@@ -108,7 +108,8 @@ class ChunkedLoss:
     def serves(self, kwargs: dict[str, Any]) -> bool:
         """Tell whether a call asks for nothing else than a loss."""
         plain = kwargs.get("return_dict") is not False and not kwargs.get("logits_to_keep")
-        return self.reason is None and plain and not torch.compiler.is_compiling()
+        adapted = hasattr(self.model, "peft_config")  # not once PEFT has unloaded its adapter
+        return self.reason is None and adapted and plain and not torch.compiler.is_compiling()
 
     def output(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the model's output with its loss, and without its logits."""
@@ -120,7 +121,7 @@ class ChunkedLoss:
         if unknown:
             try:
                 self._ask(tail, kwargs["labels"])
-                if self.reason is not None:  # the model goes on from where it is, this once
+                if self.shift is None or self.reason is not None:  # the model goes on from where it is
                     return tail(tail.hidden, **{key: kwargs[key] for key in _ABOUT_LOSS if key in kwargs})
             except Exception as problem:  # whatever a model does that runs its head by other means
                 self.refuse(f"its head cannot be run by itself ({type(problem).__name__}: {problem})")
@@ -142,7 +143,7 @@ class ChunkedLoss:
         """Run the model up to its head, and return what follows."""
         given: dict[str, Any] = {}
         running: list[str] = []  # only what the model itself calls stands still, and not what is inside of that
-        handles = [self.model.get_submodule(str(self.tail)).register_forward_pre_hook(_arrive, prepend=True)]
+        handles = [self._head().register_forward_pre_hook(_arrive, prepend=True)]
         for name in self._inner:
             module = self.model.get_submodule(name)
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: running.append(name), prepend=True))
@@ -156,11 +157,14 @@ class ChunkedLoss:
                 handle.remove()
         return _Tail(self.model, own, args, kwargs, given)
 
+    def _head(self) -> nn.Module:
+        return self.model.get_submodule(str(self.tail))
+
     def _summed(self, tail: Callable[..., Any], hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the summed loss of hidden states (batch, tokens, width) whose targets (batch, tokens) are not ignored."""
         counted = (targets != IGNORED).flatten().nonzero().flatten()
         rows = hidden.flatten(0, 1).index_select(0, counted)
-        trained = [p for p in self.model.get_submodule(str(self.tail)).parameters() if p.requires_grad]
+        trained = [p for p in self._head().parameters() if p.requires_grad]
         trained += [p for p in self.model.parameters(recurse=False) if p.requires_grad]
         if not len(counted):
             return hidden.sum() * 0.0
@@ -177,20 +181,30 @@ class ChunkedLoss:
         shape = tuple(tail.hidden.shape)
         if shape[:-1] != labels.shape:
             return self.refuse(f"its head reads {shape}, which is not one row for each of {tuple(labels.shape)} labels")
+        if any(isinstance(part, nn.Dropout) and part.p for part in self._head().modules()):
+            return self.refuse("its head drops out, with a mask for all tokens at once")
+        self.shift = None
+        if shape[1] < _PROBE:
+            return None  # a longer text will tell
         probe = tail.hidden[:1, :_PROBE]
-        asked = (torch.arange(probe.shape[1], device=labels.device) * 7919 + 3).unsqueeze(0)
-        asked %= tail(probe).logits.shape[-1]
+        scores = tail(probe).logits.float().log_softmax(-1)
+        # Likely where it stands and not one before, so that the losses of the two shifts are far apart, in 16 bits too.
+        asked = (scores - scores.roll(1, 1)).argmax(-1)
         asked[:, 2:3] = IGNORED
         own = tail(probe, labels=asked)
-        wanted, precision = float(own.loss), _PRECISION if own.loss.dtype == torch.float32 else _TOLERANCE_16_BIT
+        logits, wanted = own.logits.flatten(0, -2).to(own.loss.dtype), float(own.loss)
+        tolerance = _TOLERANCE if own.logits.dtype == torch.float32 else _TOLERANCE_16_BIT
+        fitting = []
         for shift in (1, 0):
             targets = _targets(asked, shift)
-            whole = float(F.cross_entropy(own.logits.flatten(0, -2).float(), targets.flatten()))
+            whole = float(F.cross_entropy(logits, targets.flatten()))
             mean = float(self._summed(tail, probe, targets) / (targets != IGNORED).sum())
-            if abs(whole - wanted) <= precision * abs(wanted) and abs(mean - wanted) <= _TOLERANCE * abs(wanted):
-                self.shift = shift
-                return extend(self.model, "lean", {"loss": "in chunks of tokens"})
-        return self.refuse("it is not the cross-entropy of its logits")
+            if abs(whole - wanted) <= _PRECISION * abs(wanted) and abs(mean - wanted) <= tolerance * abs(wanted):
+                fitting.append(shift)
+        if len(fitting) != 1:
+            return self.refuse(f"it is {'not' if not fitting else 'in two ways'} the cross-entropy of its logits")
+        self.shift = fitting[0]
+        return extend(self.model, "lean", {"loss": "in chunks of tokens"})
 
 
 class _Tail:
@@ -210,6 +224,8 @@ class _Tail:
     @property
     def hidden(self) -> Tensor:
         """Return the hidden states that the body gave, (batch, tokens, width)."""
+        if not self._given:
+            raise ValueError("it is called inside of the body")
         return first_tensor(list(self._given.values())[-1])
 
     def __call__(self, hidden: Tensor, **kwargs: Any) -> Any:

@@ -19,12 +19,14 @@ Arithmetic = Literal["lean", "exact", "peft"]
 
 
 def update_of(
-    layer: LoraLayer, adapter: str, x: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, exact: bool = False
+    layer: Any, adapter: str, x: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, exact: bool = False
 ) -> Tensor:
     """Return an adapter's update s B A dropout(x), (..., out), in the dtype in which PEFT computes it for `x`, (..., in)."""
     device, dropout = x.device.type, layer.lora_dropout[adapter]
     if type(dropout) is nn.Dropout and dropout.training:
-        x = dropped(x, dropout.p, a.dtype if layer.cast_input_dtype_enabled else x.dtype)
+        # PEFT's layers for 4 and 8 bits leave the cast to autocast, and look for that of CUDA; others always cast.
+        casts = layer.cast_input_dtype_enabled and not (layer.rounds_update and torch.is_autocast_enabled("cuda"))
+        x = dropped(x, dropout.p, a.dtype if casts else x.dtype)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
     return low_rank(x, a, b, scale, dtype, exact=exact)
 

@@ -31,13 +31,23 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, again: Callable
         return function(*inputs)
     recipe = Recipe(again or function, inputs[0].device.type)
     output: Tensor = _Recomputed.apply(function, recipe, *inputs)  # type: ignore[no-untyped-call]
-    setattr(output, _ORIGIN, (recipe, inputs, _versions(output, *inputs)))
+    setattr(output, _ORIGIN, (recipe, inputs, _versions(output, *inputs), _pass()))
     return output
 
 
 def _versions(*tensors: Tensor) -> list[int]:
     """Return how often each of several tensors was changed in place."""
     return [each._version for each in tensors]
+
+
+def _pass() -> Any:
+    """Return the hook that takes saved tensors at present, or None: each pass through a checkpointed block has its own.
+
+    The second pass gets the block's inputs as tensors that perhaps do not know where they come from (where they were
+    offloaded, or where another checkpointed block is around it), and must save what the first pass has saved.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if hooks is None else hooks[0]
 
 
 class Recipe:
@@ -90,9 +100,9 @@ class Kept:
         origin = getattr(tensor, _ORIGIN, None)
         if origin is None:
             return None
-        recipe, inputs, versions = origin
-        if versions != _versions(tensor, *inputs):
-            return None  # changed in place since: the way leads elsewhere
+        recipe, inputs, versions, made_in = origin
+        if made_in is not _pass() or versions != _versions(tensor, *inputs):
+            return None  # from outside of a checkpointed block; or changed in place since: the way leads elsewhere
         ways, tensors = _ways(inputs)
         return cls(recipe, ways), tensors
 

@@ -109,6 +109,7 @@ class AdaLoraLinear(SVDLinear):
     """Any linear layer with AdaLoRA beside it. The layer is called; its weight, quantised or not, is never touched."""
 
     arithmetic: Arithmetic = "lean"
+    rounds_update = False
 
     def __init__(self, base_layer: nn.Module, name: str, adapter_name: str, config: AdaLoraConfig) -> None:
         nn.Module.__init__(self)
@@ -156,7 +157,7 @@ class AdaLoraLinear(SVDLinear):
         """
         kind = quantization_of(self.get_base_layer())
         if kind is not None:
-            raise ConfigError(f"an update is lost in a {kind} weight; peftkit.merge(model) merges into 16 bits instead")
+            raise ConfigError(f"an update is lost in a weight of {kind}; peftkit.merge(model) merges into 16 bits")
         super().merge(safe_merge, adapter_names)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -85,14 +85,15 @@ def _no_adapters_by_row(*args: Any, **kwargs: Any) -> Iterator[None]:
 
 def _adapt_shared_layers_once(backbone: nn.Module) -> None:
     """Give layers that share a weight one adapter: the weight can be merged with one update only (Zamba)."""
-    first: dict[tuple[type, int], nn.Module] = {}
+    first: dict[tuple[type, type, int], nn.Module] = {}
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
-            weight = None
+            base: Any = None
             if isinstance(child, BaseTunerLayer) and hasattr(child, "base_layer"):
-                weight = getattr(child.get_base_layer(), "weight", None)
-            if isinstance(weight, nn.Parameter):
-                setattr(parent, name, first.setdefault((type(child), id(weight)), child))
+                base = child.get_base_layer()
+            weight = getattr(base, "weight", None)
+            if isinstance(weight, nn.Parameter):  # an embedding and a head that is tied to it are two layers
+                setattr(parent, name, first.setdefault((type(child), type(base), id(weight)), child))
 
 
 def _show_geometry(model: PeftModel) -> None:
