@@ -71,7 +71,9 @@ class _LowRank(Function):
         if not ctx.exact:
             inner *= ctx.scale
         of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype) if needs_a else None
-        of_x = inner.mm(a).to(x_dtype).view(x.shape) if needs_x else None
+        shape = x.shape
+        del x, saved  # computed again, it is as large as its gradient
+        of_x = inner.mm(a).to(x_dtype).view(shape) if needs_x else None
         return of_x, of_a, of_b, None, None, None, None
 
 

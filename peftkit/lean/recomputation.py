@@ -17,22 +17,31 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 _ORIGIN = "_peftkit_origin"
+_LARGE = 2**26  # bytes
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, again: Callable[..., Tensor] | None = None) -> Tensor:
+def recomputed(
+    function: Callable[..., Tensor], *inputs: Tensor, again: Callable[..., Tensor] | None = None, by_rows: bool = False
+) -> Tensor:
     """Return function(*inputs), of which only the inputs are kept for the backward pass.
 
     Args:
         function: Reads nothing else that needs a gradient; its output is a new tensor.
         inputs: What it reads.
         again: What gives the same output in the backward pass; None for `function` itself.
+        by_rows: Whether it takes each row, all dimensions but the last, for itself: the backward pass of a large output then
+            goes through some rows at a time, so that what lies in between is never whole.
     """
     if not (torch.is_grad_enabled() and all(each.requires_grad for each in inputs)):
         return function(*inputs)
-    recipe = Recipe(again or function, inputs[0].device.type)
+    recipe = Recipe(again or function, inputs[0].device.type, by_rows and _size(inputs[0]) > _LARGE)
     output: Tensor = _Recomputed.apply(function, recipe, *inputs)  # type: ignore[no-untyped-call]
     setattr(output, _ORIGIN, (recipe, inputs, _versions(output, *inputs), _pass()))
     return output
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _versions(*tensors: Tensor) -> list[int]:
@@ -53,23 +62,47 @@ def _pass() -> Any:
 class Recipe:
     """How an output is computed again. It holds tensors only between the first use in a backward pass and the last."""
 
-    def __init__(self, function: Callable[..., Tensor], device: str) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Tensor], device: str, in_slices: bool) -> None:
+        self._function, self._in_slices = function, in_slices
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._graph: tuple[list[Tensor], Tensor] | None = None
 
-    def graph(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def output(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output, without a graph."""
+        if self._in_slices:
+            with torch.no_grad(), self._as_it_was():
+                return self._function(*inputs)
+        return self._computed(inputs)[1].detach()
+
+    def gradients(self, inputs: Sequence[Tensor], gradient: Tensor) -> Sequence[Tensor]:
+        """Return the gradients of the inputs, given that of the output; nobody needs the output any more."""
+        if not self._in_slices:
+            leaves, output = self._computed(inputs)
+            self._graph = None
+            return torch.autograd.grad(output, leaves, gradient)
+        found = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in inputs]
+        read, written = ([each.flatten(0, -2) for each in tensors] for tensors in (inputs, found))
+        given = gradient.flatten(0, -2)
+        count = max(1, _LARGE * len(given) // _size(given))
+        for start in range(0, len(given), count):
+            rows = slice(start, start + count)
+            leaves, output = self._computed([each[rows] for each in read])
+            self._graph = None
+            for place, value in zip(written, torch.autograd.grad(output, leaves, given[rows]), strict=True):
+                place[rows] = value
+        return found
+
+    def _computed(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return leaves with the values of `inputs`, and the output with its graph down to them."""
         if self._graph is None:
-            device, dtype, enabled = self._autocast
-            with torch.enable_grad(), torch.autocast(device, dtype, enabled, cache_enabled=False):
+            with torch.enable_grad(), self._as_it_was():
                 leaves = [each.detach().requires_grad_() for each in inputs]
                 self._graph = leaves, self._function(*leaves)
         return self._graph
 
-    def forget(self) -> None:
-        """Let go of what was computed again."""
-        self._graph = None
+    def _as_it_was(self) -> torch.autocast:
+        device, dtype, enabled = self._autocast
+        return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
 
 class _Recomputed(Function):
@@ -83,9 +116,7 @@ class _Recomputed(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        leaves, output = ctx.recipe.graph(_values(ctx.ways, ctx.saved_tensors))
-        ctx.recipe.forget()
-        return None, None, *torch.autograd.grad(output, leaves, gradient)
+        return None, None, *ctx.recipe.gradients(_values(ctx.ways, ctx.saved_tensors), gradient)
 
 
 class Kept:
@@ -108,7 +139,7 @@ class Kept:
 
     def value(self, saved: Sequence[Tensor]) -> Tensor:
         """Return the tensor, without a graph, from what was saved for it."""
-        return self._recipe.graph(_values(self._inputs, saved))[1].detach()
+        return self._recipe.output(_values(self._inputs, saved))
 
 
 def _ways(inputs: Sequence[Tensor]) -> tuple[list[tuple[Kept | None, int]], list[Tensor]]:

@@ -1,4 +1,4 @@
-"""What fake tensors cannot tell by themselves, so that a step can be traced without being computed."""
+"""Steps on fake tensors, which have shapes and no values."""
 
 from collections.abc import Mapping
 from typing import Any

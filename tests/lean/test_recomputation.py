@@ -7,12 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import peftkit
 from peftkit.lean.elementwise import recompute_feed_forwards, recompute_norms
 from peftkit.lean.low_rank import dropped, low_rank
 from peftkit.lean.recomputation import recomputed
 from peftkit.memory.storages import LiveStorages
+from tests.conftest import llama_config
 
 ROWS, WIDTH, RANK = 32, 16, 2
 BYTES = ROWS * WIDTH * 4
@@ -362,3 +365,52 @@ def test_trained_layers_around_what_is_recomputed_get_their_gradients():
         gradients(each(x), [x, each.gate.weight, each.up.weight, each.down.weight]) for each in (toy, twin)
     )
     assert all_close(found, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 24, 100])
+def test_a_large_output_is_computed_again_some_rows_at_a_time_with_the_same_gradients(monkeypatch, rows):
+    gate, up = (torch.randn(2, 12, 16, requires_grad=True) for _ in range(2))
+    weight = torch.randn(16, 16)
+
+    def gated(gate, up):
+        return torch.nn.functional.silu(gate) * up
+
+    (gated(gate, up) @ weight).square().sum().backward()
+    wanted = [each.grad.clone() for each in (gate, up)]
+    gate.grad = up.grad = None
+    monkeypatch.setattr("peftkit.lean.recomputation._LARGE", rows * 16 * 4)
+    (recomputed(gated, gate, up, by_rows=True) @ weight).square().sum().backward()
+    assert all(
+        torch.allclose(each.grad, gradient, rtol=1e-5) for each, gradient in zip((gate, up), wanted, strict=True)
+    )
+
+
+def test_the_backward_pass_of_a_large_output_holds_no_whole_intermediate(monkeypatch):
+    def peak(by_rows):
+        gate, up = (torch.randn(256, 64, requires_grad=True) for _ in range(2))
+        output = recomputed(lambda gate, up: torch.nn.functional.silu(gate) * up, gate, up, by_rows=by_rows)
+        gradient = torch.ones_like(output)
+        with LiveStorages() as storages:
+            output.backward(gradient)
+        return storages.peak
+
+    size = 256 * 64 * 4
+    monkeypatch.setattr("peftkit.lean.recomputation._LARGE", size // 16)
+    assert peak(by_rows=True) < 2.6 * size  # two gradients, and a slice of all else
+    assert peak(by_rows=False) > 3.5 * size
+
+
+def test_a_lora_layer_takes_gradients_from_slices_too(monkeypatch):
+    def gradients(large):
+        monkeypatch.setattr("peftkit.lean.recomputation._LARGE", large)
+        torch.manual_seed(0)
+        model = peftkit.attach(LlamaForCausalLM(llama_config()).requires_grad_(False), peftkit.LoraConfig(r=4))
+        ids = torch.randint(4, 320, (2, 24))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(std=0.1)
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, slices = gradients(2**26), gradients(1024)
+    assert all(torch.allclose(whole[name], slices[name], rtol=1e-5, atol=1e-8) for name in whole)

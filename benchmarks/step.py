@@ -1,0 +1,214 @@
+"""One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, what blocks keep, and the loss.
+
+    python benchmarks/step.py [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]      SmolLM2-135M on this CPU
+    python benchmarks/step.py --device cuda [--rows "8B nf4 b1" ...]                          Llama 3 shapes on a GPU
+    python benchmarks/step.py --traced                                                        the same without a GPU
+    python benchmarks/step.py --curves [--steps 300]                                          loss curves on this CPU
+
+Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no dependency:
+``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and ``PYTHONPATH=runs/trl``. On a CPU all arms are alive at
+once and take their steps in turn, so that ratios are of steps that follow each other; memory is counted before that, by live
+storages, and above each arm's own weights. On a GPU one arm follows the other, and memory is the allocator's. Results go to
+``benchmarks/results/step-{cpu,cuda,traced,curves}.json`` and ``.md``.
+"""
+
+import argparse
+import contextlib
+import functools
+import gc
+import itertools
+import json
+import statistics
+import sys
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+from step_arms import ARMS, TRL_VERSION, prepared, running, why_not
+from step_backbones import SHAPES, random_batches, random_llama, smollm2, text_batches
+from step_curves import curves
+from step_measures import (
+    adapter_bytes,
+    bytes_of,
+    floor_per_token_and_block,
+    live_bytes,
+    loss_of,
+    saved_per_token_and_block,
+    timed_step,
+    weights_of,
+)
+from step_report import write_report
+from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, longest_of, traced_rows
+
+from peftkit.training.process import _keep_freed_memory, environment
+
+CPU_ROWS = {
+    f"{storage or 'bf16'} {rows}x{tokens}": (storage, rows, tokens)
+    for storage in (None, "nf4")
+    for rows, tokens in ((4, 256), (1, 2048))
+}
+CPU_ARMS = [arm for arm in ARMS if arm not in ("f-quarter", "f-three-quarters")]
+RATE = 2e-4
+
+
+def cpu_row(name, arms, repeats):
+    """Measure each arm on SmolLM2-135M; a list of results."""
+    storage, rows, tokens = CPU_ROWS[name]
+    batches = list(itertools.islice(text_batches(rows, tokens), repeats + 1))
+    model = prepared(ARMS["f"], smollm2(storage))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = {
+            k: torch.randn_like(v) * 0.02 * ("lora_A" in k) for k, v in peft.get_peft_model_state_dict(model).items()
+        }
+    del model
+    found, alive = {}, {}
+    with contextlib.ExitStack() as stack:
+        for arm in arms:
+            about = found[arm] = {"row": name, "arm": arm}
+            if reason := why_not(arm, storage):
+                about["not_run"] = reason
+                continue
+            model = prepared(ARMS[arm], smollm2(storage), first)
+            stack.enter_context(running(ARMS[arm], model))
+            loss_of(ARMS[arm], model, batches[0])  # what is found out at the first step, is found out here
+            about["weights"], about["adapters"] = bytes_of(weights_of(model)), adapter_bytes(model)
+            about |= live_bytes(ARMS[arm], model, batches[0])
+            about["saved_per_token_and_block"] = saved_per_token_and_block(ARMS[arm], model, batches[0])
+            about["floor"] = floor_per_token_and_block(model.config)
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+            alive[arm] = model, optimizer
+            about |= {"seconds": [], "losses": []}
+        for number, batch in enumerate(batches):
+            turn = list(alive)[number % len(alive) :] + list(alive)[: number % len(alive)]
+            for arm in turn:
+                loss, seconds = timed_step(ARMS[arm], *alive[arm], batch)
+                found[arm]["losses"].append(loss)
+                if number:  # the first is to warm up
+                    found[arm]["seconds"].append(seconds)
+                    print(f"{name} {arm}: {seconds:.3f} s, loss {loss:.5f}", flush=True)
+    alive.clear()
+    gc.collect()
+    return list(found.values())
+
+
+def cuda_row(name, arms, repeats, device):
+    """Measure each arm on a Llama of random weights, one after the other; a list of results."""
+    shape, storage, rows, tokens = TRACED[name]
+    found = []
+    for arm in arms:
+        about = {"row": name, "model": shape, "storage": storage or "bf16", "arm": arm, "rows": rows, "tokens": tokens}
+        found.append(about)
+        if reason := why_not(arm, storage):
+            about["not_run"] = reason
+        else:
+            try:
+                about |= _on_device(ARMS[arm], shape, storage, rows, tokens, repeats, device)
+            except torch.OutOfMemoryError as problem:
+                about["not_run"] = f"out of memory: {str(problem).splitlines()[0]}"
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        print(json.dumps(about), flush=True)
+    return found
+
+
+def _on_device(arm, shape, storage, rows, tokens, repeats, device):
+    torch.manual_seed(0)
+    model = prepared(arm, random_llama(shape, storage, device))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    batches = random_batches(rows, tokens, model.config.vocab_size, device)
+    seconds, losses = [], []
+    with running(arm, model):
+        for number in range(repeats + 2):
+            if number == 2 and device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            loss, taken = timed_step(arm, model, optimizer, next(batches))
+            losses.append(loss)
+            seconds += [taken] if number >= 2 else []
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    trained = adapter_bytes(model)
+    weights = bytes_of(weights_of(model)) - trained
+    return {"total": peak, "weights": weights, "adapters": trained, "seconds": seconds, "losses": losses,
+            "tokens_per_second": rows * tokens / statistics.median(seconds)}  # fmt: skip
+
+
+def cuda_longest(rows, arms, device):
+    """The longest sequence that fits each budget at batch 1, for each model and storage of `rows`; a list of results."""
+    found = []
+    for shape, storage in dict.fromkeys(TRACED[row][:2] for row in rows):
+        for arm in (arm for arm in arms if arm in LONGEST_ARMS and not why_not(arm, storage)):
+            known = []
+            for tokens in LENGTHS:
+                try:
+                    known.append((tokens, _on_device(ARMS[arm], shape, storage, 1, tokens, 1, device)["total"] / 2**30))
+                except torch.OutOfMemoryError:
+                    break
+                gc.collect()
+                torch.cuda.empty_cache()
+                if known[-1][1] > max(BUDGETS):
+                    break
+            fits = {budget: longest_of(known, budget) for budget in BUDGETS} if known else dict.fromkeys(BUDGETS, 0)
+            found.append({"model": shape, "storage": storage or "bf16", "arm": arm, "longest": fits})
+    return found
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--traced", action="store_true", help="trace the rows of a GPU, without one")
+    parser.add_argument("--curves", action="store_true", help="loss curves of PEFT's recipe, twice, and of peftkit")
+    parser.add_argument("--rows", nargs="+", help=f"of {', '.join(CPU_ROWS)}; on a GPU, of {', '.join(TRACED)}")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="see step_arms.py")
+    parser.add_argument("--repeats", type=int, help="timed steps of each arm (7; on a GPU 3)")
+    parser.add_argument("--steps", type=int, default=300, help="of each loss curve")
+    parser.add_argument("--skip-longest", action="store_true", help="not the longest sequences that fit")
+    parser.add_argument("--small", action="store_true", help="a Llama of four small blocks in the place of Llama 3")
+    parser.add_argument("--output", type=Path, help="where the results go, without .json")
+    parser.add_argument(
+        "--default-allocator", action="store_true", help="on a CPU: give memory back, as without our loop"
+    )
+    chosen = parser.parse_args()
+    known = TRACED if chosen.traced or chosen.device == "cuda" or chosen.small else CPU_ROWS
+    chosen.rows = chosen.rows or list(known)
+    if unknown := [row for row in chosen.rows if row not in known]:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return chosen
+
+
+def main():
+    """Measure, print and write."""
+    chosen = _arguments()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+    if chosen.small:
+        SHAPES.update({name: SHAPES["small"] for name in SHAPES})
+    kind = next((name for name in ("traced", "curves", "small") if vars(chosen)[name]), chosen.device)
+    command = " ".join(["python", "benchmarks/step.py", *(f'"{x}"' if " " in x else x for x in sys.argv[1:])])
+    about = {"command": command, "environment": environment(), "trl": TRL_VERSION, "finished": False}
+    output = chosen.output or Path(__file__).parent / "results" / f"step-{kind}"
+    keep = functools.partial(write_report, output, kind, about)
+    if chosen.traced:
+        found = traced_rows(chosen.rows, chosen.arms or TRACED_ARMS, not chosen.skip_longest, keep)
+    elif chosen.curves:
+        found = curves(chosen.steps)
+    elif kind == "cpu":
+        if not chosen.default_allocator:
+            _keep_freed_memory()  # as our loop does, for all arms: faulting memory in anew would cost them time
+        found = []
+        for row in chosen.rows:
+            found += cpu_row(row, chosen.arms or CPU_ARMS, chosen.repeats or 7)
+            keep(found)
+    else:
+        found = []
+        for row in chosen.rows:
+            found += cuda_row(row, chosen.arms or TRACED_ARMS, chosen.repeats or 3, chosen.device)
+            keep(found)
+        if kind == "cuda" and not chosen.skip_longest:
+            found += cuda_longest(chosen.rows, chosen.arms or TRACED_ARMS, chosen.device)
+    about["finished"] = True
+    print(keep(found))
+
+
+if __name__ == "__main__":
+    main()
