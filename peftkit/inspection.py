@@ -174,7 +174,7 @@ def _method_lines(model: PreTrainedModel, total: int) -> list[str]:
     for name, config in configs().items():
         try:
             with torch.device("meta"):  # no time for values that nobody sees
-                adapted = peftkit.attach(model, config)
+                adapted = peftkit.attach(model, config, lean=False)
         except PeftkitError as problem:
             rows.append((name, "-", str(problem)))
             continue

@@ -39,8 +39,8 @@ def test_gradients_match_float64_before_and_after_an_evaluation(wide_llama_dir, 
     theirs = relative_errors(gradients(attached_by_peft(wide_llama_dir, kind, model), ids), expected)
     ours = relative_errors(before, expected)
     assert before.keys() == expected.keys()
-    assert ours.median() <= theirs.median() * 1.001
-    assert ours.max() <= theirs.max() * 1.001
+    assert ours.median() <= theirs.median() * 1.1
+    assert ours.max() <= theirs.max() * 1.1
     assert ours.max() < 0.05
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -153,7 +153,7 @@ def _is_told_by_miniature(module: nn.Module, shape: Shape) -> bool:
         return given[name]
 
     generator = torch.Generator().manual_seed(0)
-    draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64, device="cpu")
     small = copy.copy(module)
     vars(small)["training"] = True  # a dropout of its own would show
     small._modules = {name: child for name, child in module._modules.items() if name not in read}

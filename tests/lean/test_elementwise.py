@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.activations import GELUActivation
 
 import peftkit
@@ -281,3 +282,12 @@ def test_a_model_that_is_written_whole_and_read_again_takes_the_same_step(tmp_pa
     again = torch.load(tmp_path / "model.pt", weights_only=False)
     assert_same(step(again, inputs), expected)
     assert changed(again) == changed(model)
+
+
+def test_weightless_models_are_told_apart_too():
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = peftkit.attach(LlamaForCausalLM(config), peftkit.LoraConfig(r=2))
+    assert peftkit.record(model)["lean"]["feed_forward"] == 1
