@@ -247,7 +247,7 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
                 (norms if is_norm(module) else activations).add(id(module))
         return own_recomputed(function, *inputs, **more)
 
-    def update_of(layer: LoraLayer, *args: Any, **more: Any) -> Tensor:
+    def update_of(layer: LoraLayer, *args: Any, **more: Any) -> Any:
         layers.add(id(layer))
         return own_update(layer, *args, **more)
 

@@ -7,90 +7,33 @@
 
 Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no dependency:
 ``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and ``PYTHONPATH=runs/trl``. On a CPU all arms are alive at
-once and take their steps in turn, so that ratios are of steps that follow each other; memory is counted before that, by live
-storages, and above each arm's own weights. On a GPU one arm follows the other, and memory is the allocator's. Results go to
+once and take their steps in turn (`step_cpu.py`); memory is counted before that, by live storages, and above each arm's own
+weights. On a GPU one arm follows the other, and memory is the allocator's. Results go to
 ``benchmarks/results/step-{cpu,cuda,traced,curves}.json`` and ``.md``.
 """
 
 import argparse
-import contextlib
 import functools
 import gc
-import itertools
 import json
 import statistics
 import sys
 import warnings
 from pathlib import Path
 
-import peft
 import torch
 from step_arms import ARMS, TRL_VERSION, prepared, running, why_not
-from step_backbones import SHAPES, random_batches, random_llama, smollm2, text_batches
+from step_backbones import SHAPES, random_batches, random_llama
+from step_cpu import ROWS as CPU_ROWS
+from step_cpu import cpu_row
 from step_curves import curves
-from step_measures import (
-    adapter_bytes,
-    bytes_of,
-    floor_per_token_and_block,
-    live_bytes,
-    loss_of,
-    saved_per_token_and_block,
-    timed_step,
-    weights_of,
-)
+from step_measures import adapter_bytes, bytes_of, timed_step, weights_of
 from step_report import write_report
 from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, longest_of, traced_rows
 
-from peftkit.training.process import _keep_freed_memory, environment
+from peftkit.training.process import environment
 
-CPU_ROWS = {
-    f"{storage or 'bf16'} {rows}x{tokens}": (storage, rows, tokens)
-    for storage in (None, "nf4")
-    for rows, tokens in ((4, 256), (1, 2048))
-}
 CPU_ARMS = [arm for arm in ARMS if arm not in ("f-quarter", "f-three-quarters")]
-RATE = 2e-4
-
-
-def cpu_row(name, arms, repeats):
-    """Measure each arm on SmolLM2-135M; a list of results."""
-    storage, rows, tokens = CPU_ROWS[name]
-    batches = list(itertools.islice(text_batches(rows, tokens), repeats + 1))
-    model = prepared(ARMS["f"], smollm2(storage))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first = {
-            k: torch.randn_like(v) * 0.02 * ("lora_A" in k) for k, v in peft.get_peft_model_state_dict(model).items()
-        }
-    del model
-    found, alive = {}, {}
-    with contextlib.ExitStack() as stack:
-        for arm in arms:
-            about = found[arm] = {"row": name, "arm": arm}
-            if reason := why_not(arm, storage):
-                about["not_run"] = reason
-                continue
-            model = prepared(ARMS[arm], smollm2(storage), first)
-            stack.enter_context(running(ARMS[arm], model))
-            loss_of(ARMS[arm], model, batches[0])  # what is found out at the first step, is found out here
-            about["weights"], about["adapters"] = bytes_of(weights_of(model)), adapter_bytes(model)
-            about |= live_bytes(ARMS[arm], model, batches[0])
-            about["saved_per_token_and_block"] = saved_per_token_and_block(ARMS[arm], model, batches[0])
-            about["floor"] = floor_per_token_and_block(model.config)
-            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
-            alive[arm] = model, optimizer
-            about |= {"seconds": [], "losses": []}
-        for number, batch in enumerate(batches):
-            turn = list(alive)[number % len(alive) :] + list(alive)[: number % len(alive)]
-            for arm in turn:
-                loss, seconds = timed_step(ARMS[arm], *alive[arm], batch)
-                found[arm]["losses"].append(loss)
-                if number:  # the first is to warm up
-                    found[arm]["seconds"].append(seconds)
-                    print(f"{name} {arm}: {seconds:.3f} s, loss {loss:.5f}", flush=True)
-    alive.clear()
-    gc.collect()
-    return list(found.values())
 
 
 def cuda_row(name, arms, repeats, device):
@@ -117,7 +60,7 @@ def cuda_row(name, arms, repeats, device):
 def _on_device(arm, shape, storage, rows, tokens, repeats, device):
     torch.manual_seed(0)
     model = prepared(arm, random_llama(shape, storage, device))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     batches = random_batches(rows, tokens, model.config.vocab_size, device)
     seconds, losses = [], []
     with running(arm, model):
@@ -167,7 +110,7 @@ def _arguments():
     parser.add_argument("--small", action="store_true", help="a Llama of four small blocks in the place of Llama 3")
     parser.add_argument("--output", type=Path, help="where the results go, without .json")
     parser.add_argument(
-        "--default-allocator", action="store_true", help="on a CPU: give memory back, as without our loop"
+        "--one-allocator", action="store_true", help="on a CPU: all arms keep freed memory, as peftkit's loop does"
     )
     chosen = parser.parse_args()
     known = TRACED if chosen.traced or chosen.device == "cuda" or chosen.small else CPU_ROWS
@@ -193,11 +136,9 @@ def main():
     elif chosen.curves:
         found = curves(chosen.steps)
     elif kind == "cpu":
-        if not chosen.default_allocator:
-            _keep_freed_memory()  # as our loop does, for all arms: faulting memory in anew would cost them time
         found = []
         for row in chosen.rows:
-            found += cpu_row(row, chosen.arms or CPU_ARMS, chosen.repeats or 7)
+            found += cpu_row(row, chosen.arms or CPU_ARMS, chosen.repeats or 7, one_allocator=chosen.one_allocator)
             keep(found)
     else:
         found = []

@@ -1,7 +1,8 @@
 """The ways to train that `step.py` compares: what each makes of a backbone, and how it computes the loss.
 
-All of them: LoRA with r = 16 on all linear layers of the blocks, no dropout, the same first weights; bfloat16 autocast around
-the forward pass, as ``Trainer(bf16=True)`` and peftkit's loop have it; no attention mask, since rows are full; no cache.
+All of them: LoRA with r = 16 on all linear layers of the blocks, no dropout, the same first weights; no attention mask, since
+rows are full; no cache. All but one: bfloat16 autocast around the forward pass, as ``Trainer(bf16=True)`` and peftkit's loop
+have it.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ class Arm:
     """Share of the blocks that are checkpointed, without reentrance; the first ones."""
     loop: bool = False
     """Whether the loss is that of peftkit's loop, which also stops PEFT's casts, rather than the model's own."""
+    autocast: bool = True
 
 
 def _only(*names: str) -> Lean:
@@ -50,6 +52,7 @@ ARMS = {
     "a": Arm("PEFT's recipe: prepare_model_for_kbit_training, all checkpointed", "peft", up_cast=True, recomputed=1),
     "b": Arm("PEFT, nothing up-cast, all checkpointed", "peft", recomputed=1),
     "c": Arm("PEFT, nothing up-cast, nothing checkpointed", "peft"),
+    "c-plain": Arm("… without autocast: adapters compute in the float32 that PEFT makes them", "peft", autocast=False),
     "d": Arm(f"TRL {TRL_VERSION}'s defaults: fused head, nothing up-cast, all checkpointed", "trl", recomputed=1),
     "e-layers": Arm("peftkit, lean layers alone", "peftkit", _only("layers")),
     "e-loss": Arm("… and the loss in chunks", "peftkit", _only("layers", "loss")),
@@ -121,8 +124,8 @@ def _as_trl_does(model: nn.Module, quantized: bool) -> None:
 
 
 def loss_of(arm: Arm, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The mean loss of a batch, ``input_ids`` and ``labels`` (rows, tokens), under autocast."""
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
+    """The mean loss of a batch, ``input_ids`` and ``labels`` (rows, tokens)."""
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, arm.autocast):
         return _LOSSES[("loop" if arm.loop else arm.library)](model, batch)
 
 

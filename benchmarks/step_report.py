@@ -45,8 +45,10 @@ def _introduction(kind, about):
 
 _ABOUT = {
     "cpu": "SmolLM2-135M, rows filled with sentences from film reviews. LoRA, r = 16, on all linear layers of the blocks; "
-    "AdamW; bfloat16 autocast and `use_cache=False` in all arms; no gradient clipping. Seconds are medians; their ratios are "
-    "medians of the ratios of steps that followed each other. Peaks are of forward and backward pass, above each arm's own "
+    "AdamW; bfloat16 autocast and `use_cache=False` where nothing else is said; no gradient clipping. Each arm lives in a "
+    "process of its own, and they take their steps in turn. peftkit's loop has glibc keep the memory that is freed, and so do "
+    "the arms that run its loop; with `--one-allocator`, all do. Seconds are medians; their ratios are medians of the ratios "
+    "of steps that followed each other. Peaks are of forward and backward pass, above each arm's own "
     "weights, gradients among them, states of AdamW not. Saved bytes are those that one more token leaves in a block. The "
     "difference of the loss is the largest from (c) over all steps.",
     "cuda": "Random weights of the shapes of Llama 3, random tokens. Peaks are the allocator's, of everything.",

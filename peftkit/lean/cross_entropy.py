@@ -65,7 +65,7 @@ def _forward(hidden: Tensor, targets: Tensor, head: Head, wanted: Sequence[Tenso
     loss = torch.zeros((), device=hidden.device)
     keeps = hidden.dtype if hidden.dtype != torch.float16 else torch.float32
     gradients = [torch.zeros_like(each, dtype=keeps if each is hidden else torch.float32) for each in wanted]
-    start, stop = 0, 1  # the first token alone tells how large the vocabulary is
+    start, stop = 0, _FEWEST_TOKENS  # the first chunk tells how large the vocabulary is
     while start < len(hidden):
         part = hidden[start:stop].detach().requires_grad_(bool(wanted))
         with torch.set_grad_enabled(bool(wanted)):
@@ -93,10 +93,10 @@ def _scale(logits: Tensor) -> float:
 def _of_logits(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tensor:
     """Return the summed loss of logits (tokens, vocabulary), and write its gradient, scaled, into `gradient`.
 
-    Some rows at a time are computed in float32.
+    Some rows at a time are computed in float32, at most a quarter of them.
     """
     loss = torch.zeros((), device=logits.device)
-    rows = max(1, _LARGEST_FLOAT32 // logits.shape[-1])
+    rows = max(1, min(_LARGEST_FLOAT32, logits.numel() // 4) // logits.shape[-1])
     for start in range(0, len(logits), rows):
         logarithms = torch.log_softmax(logits[start : start + rows], -1, dtype=torch.float32)
         index = targets[start : start + rows].to(logits.device).unsqueeze(-1)

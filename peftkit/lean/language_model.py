@@ -135,9 +135,10 @@ class ChunkedLoss:
         if asked is None:
             items = kwargs.get("num_items_in_batch")
             loss = loss / ((targets != IGNORED).sum() if items is None else items)
-        with torch.no_grad():
-            output = tail(tail.hidden[:1, :1])
-        return dataclasses.replace(output, loss=loss, logits=None)
+        if tail.rest is None:  # no label counts
+            with torch.no_grad():
+                tail(tail.hidden[:1, :1])
+        return dataclasses.replace(tail.rest, loss=loss)
 
     def _tail_after_body(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Tail":
         """Run the model up to its head, and return what follows."""
@@ -220,6 +221,8 @@ class _Tail:
     ) -> None:
         self._model, self._own, self._args, self._given = model, own, args, given
         self._kwargs = {key: value for key, value in kwargs.items() if key not in _ABOUT_LOSS}
+        self.rest: Any = None
+        """What it returned first, without loss and logits."""
 
     @property
     def hidden(self) -> Tensor:
@@ -238,10 +241,13 @@ class _Tail:
             output = with_first_tensor(self._given[name], hidden) if name == last else self._given[name]
             parent._modules[own] = _StandIn(parent._modules[own], output)  # type: ignore[assignment]
         try:
-            return self._own(*self._args, **self._kwargs, **kwargs)
+            output = self._own(*self._args, **self._kwargs, **kwargs)
         finally:
             for parent, own, module in moved:
                 parent._modules[own] = module
+        if self.rest is None:
+            self.rest = dataclasses.replace(output, loss=None, logits=None)
+        return output
 
 
 class _StandIn:

@@ -5,6 +5,7 @@ another. DoRA and the other variants, an adapter for each row, a bias in B, matr
 and compiled code take PEFT's path. This stands on peft 0.21.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,32 +14,35 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 
-from peftkit.lean.low_rank import dropped, low_rank
+from peftkit.lean.low_rank import Update, dropped
 
 Arithmetic = Literal["lean", "exact", "peft"]
 
 
 def update_of(
     layer: Any, adapter: str, x: Tensor, a: Tensor, b: Tensor, scale: float = 1.0, *, exact: bool = False
-) -> Tensor:
-    """Return an adapter's update s B A dropout(x), (..., out), in the dtype in which PEFT computes it for `x`, (..., in)."""
+) -> tuple[Tensor, Update]:
+    """Begin an adapter's update s B A dropout(x) in the dtype in which PEFT computes it for `x`, (..., in).
+
+    Returns:
+        What the frozen layer is to read in the place of x, and the update.
+    """
     device, dropout = x.device.type, layer.lora_dropout[adapter]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
     if type(dropout) is nn.Dropout and dropout.training:
         # PEFT's layers for 4 and 8 bits leave the cast to autocast, and look for that of CUDA; others always cast.
         casts = layer.cast_input_dtype_enabled and not (layer.rounds_update and torch.is_autocast_enabled("cuda"))
-        x = dropped(x, dropout.p, a.dtype if casts else x.dtype)
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
-    return low_rank(x, a, b, scale, dtype, exact=exact)
+        return x, Update(dropped(x, dropout.p, a.dtype if casts else x.dtype), a, b, scale, dtype, exact=exact)
+    update = Update(x, a, b, scale, dtype, exact=exact)
+    return update.x, update
 
 
-def with_updates(result: Tensor, updates: list[Tensor]) -> Tensor:
-    """Return W x with updates, in the dtype of W x. The first of them, which nobody else holds, takes the sum."""
-    if not updates:
-        return result
-    update = updates[0]
-    for other in updates[1:]:
-        update = update + other
-    return update.add_(result) if update.dtype == result.dtype else (update + result).to(result.dtype)
+def adapted(base_layer: nn.Module, x: Tensor, updates: Sequence[tuple[Tensor, Update]]) -> Tensor:
+    """Return W x with updates begun on x, in the dtype of W x."""
+    result: Tensor = base_layer(updates[-1][0] if updates else x)
+    for _, update in updates:
+        result = update.added_to(result)
+    return result
 
 
 class Lean:
@@ -71,10 +75,9 @@ class Lean:
         adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A]
         if self.arithmetic == "exact":
             return self._exactly(x, adapters)
-        updates = [self._update(x, adapter) for adapter in adapters]
-        return with_updates(self.base_layer(x), updates)
+        return adapted(self.base_layer, x, [self._update(x, adapter) for adapter in adapters])
 
-    def _update(self, x: Tensor, adapter: str) -> Tensor:
+    def _update(self, x: Tensor, adapter: str) -> tuple[Tensor, Update]:
         a: Any = self.lora_A[adapter].weight
         b: Any = self.lora_B[adapter].weight
         return update_of(self, adapter, x, a, b, self.scaling[adapter], exact=self.arithmetic == "exact")
@@ -84,7 +87,7 @@ class Lean:
         result: Tensor = self.base_layer(x)
         dtype = result.dtype
         for adapter in adapters:
-            update = self._update(x, adapter)
+            update = self._update(x, adapter)[1].alone()
             result = result + (update.to(dtype) if self.rounds_update else update)
         return result.to(dtype)
 

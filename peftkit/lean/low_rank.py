@@ -17,49 +17,68 @@ from torch.nn import functional as F
 from peftkit.lean.recomputation import Kept, recomputed
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype, *, exact: bool = False) -> Tensor:
-    """Return the update s B A x, (..., out).
+class Update:
+    """The update s B A x of one layer's output, begun before W x, and added to it after.
+
+    Two nodes of the graph stand for it. The first reads x, keeps all that is kept, and hands x on to the frozen layer; the
+    second adds the update to W x, in the product with B. In the backward pass the first gets the gradient of the output from
+    the second and that of x from the frozen layer, to which it adds its own in the product with A. So neither the update nor
+    its gradient is ever a tensor of its own that is written, and read again to be added.
 
     Args:
         x: (..., in).
         a: (r, in).
         b: (out, r).
         scale: s.
-        dtype: Dtype of the matrix products, and of the result.
+        dtype: Dtype of the matrix products.
         exact: Round where PEFT rounds: multiply B A x with s, and not A x.
     """
-    update: Tensor = _LowRank.apply(x, a, b, scale, dtype, exact, Kept.of(x))  # type: ignore[no-untyped-call]
-    return update
+
+    def __init__(
+        self, x: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype, *, exact: bool = False
+    ) -> None:
+        self.scale, self.exact = scale, exact
+        self.inner: Tensor
+        self.b: Tensor
+        self.x = x
+        """x, as the frozen layer is to read it."""
+        self._gradient, *passed = _Begin.apply(x, a, b, self, dtype, Kept.of(x))  # type: ignore[no-untyped-call]
+        if passed:
+            self.x = passed[0]
+
+    def added_to(self, result: Tensor) -> Tensor:
+        """Return W x with the update, (..., out), in the dtype of W x."""
+        output: Tensor = _End.apply(result, self._gradient, self)  # type: ignore[no-untyped-call]
+        return output
+
+    def alone(self) -> Tensor:
+        """Return the update, (..., out), in the dtype of the matrix products."""
+        output: Tensor = _End.apply(None, self._gradient, self)  # type: ignore[no-untyped-call]
+        return output
 
 
-def _product(x: Tensor, a: Tensor, b: Tensor, scale: float, exact: bool) -> tuple[Tensor, Tensor]:
-    """Return the update, and the A x that the gradient of B is made with."""
-    inner = F.linear(x, a)
-    if exact:
-        return F.linear(inner, b) * scale, inner
-    inner *= scale
-    return F.linear(inner, b), inner
+class _Begin(Function):
+    """Computes A x; returns a stand-in, without memory, whose gradient is that of the update; and x, if it needs one."""
 
-
-class _LowRank(Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype, exact: bool, kept: Any
-    ) -> Tensor:
-        ctx.scale, ctx.exact, ctx.dtypes = scale, exact, (x.dtype, a.dtype, b.dtype)
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, update: Update, dtype: torch.dtype, kept: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.scale, ctx.exact, ctx.dtypes = update.scale, update.exact, (x.dtype, a.dtype, b.dtype)
         a, b = a.to(dtype), b.to(dtype)
-        update, inner = _product(x.to(dtype), a, b, scale, exact)
-        if kept is None:
-            ctx.kept = None
-            ctx.save_for_backward(a, b, inner, x)
-        else:
-            ctx.kept, tensors = kept
-            ctx.save_for_backward(a, b, inner, *tensors)
-        return update
+        inner = F.linear(x.to(dtype), a)
+        if not update.exact:
+            inner *= update.scale
+        ctx.kept, tensors = kept or (None, [x])
+        ctx.save_for_backward(a, b, inner, *tensors)
+        update.inner, update.b = inner, b
+        gradient = inner.new_empty(()).expand(*x.shape[:-1], len(b))
+        return (gradient, x) if ctx.needs_input_grad[0] else (gradient,)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor | None, of_rest: Tensor | None = None) -> Any:
+        if gradient is None:
+            return of_rest, None, None, None, None, None
         a, b, inner, *saved = ctx.saved_tensors
         x = saved[0] if ctx.kept is None else ctx.kept.value(saved)
         (x_dtype, a_dtype, b_dtype), (needs_x, needs_a, needs_b, *_) = ctx.dtypes, ctx.needs_input_grad
@@ -73,8 +92,31 @@ class _LowRank(Function):
         of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype) if needs_a else None
         shape = x.shape
         del x, saved  # computed again, it is as large as its gradient
-        of_x = inner.mm(a).to(x_dtype).view(shape) if needs_x else None
-        return of_x, of_a, of_b, None, None, None, None
+        of_x = _sum_with_product(of_rest, inner, a, x_dtype).view(shape) if needs_x else None
+        return of_x, of_a, of_b, None, None, None
+
+
+class _End(Function):
+    """Computes B A x, and its sum with W x."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor | None, gradient: Tensor, update: Update) -> Tensor:
+        dtype = update.inner.dtype if result is None else result.dtype
+        output = _sum_with_product(result, _rows(update.inner), update.b.T, dtype).view(gradient.shape)
+        return output * update.scale if update.exact else output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient if ctx.needs_input_grad[0] else None, gradient, None
+
+
+def _sum_with_product(addend: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return addend + left @ right, (rows, columns), in a dtype; the addend may have more dimensions, or be missing."""
+    if addend is None:
+        return left.mm(right).to(dtype)
+    if addend.dtype == left.dtype:
+        return torch.addmm(_rows(addend), left, right)
+    return left.mm(right).add_(_rows(addend)).to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

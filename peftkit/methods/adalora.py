@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.errors import ConfigError
-from peftkit.lean.linear import Arithmetic, update_of, with_updates
+from peftkit.lean.linear import Arithmetic, adapted, update_of
 from peftkit.methods import lora
 from peftkit.quantization import quantization_of
 
@@ -137,11 +137,8 @@ class AdaLoraLinear(SVDLinear):
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """Return A (r, in) and B (out, r) such that the update is x -> B A x: plain LoRA's factors, with the scale in B."""
-        return self.lora_A[adapter], self.lora_B[adapter] * (self.lora_E[adapter].T * self._scale(adapter))
-
-    def _scale(self, adapter: str) -> float:
-        scale: float = self.scaling[adapter] / (self.config[adapter].init_r + 1e-5)
-        return scale
+        scale = self.scaling[adapter] / (self.config[adapter].init_r + 1e-5)
+        return self.lora_A[adapter], self.lora_B[adapter] * (self.lora_E[adapter].T * scale)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return the update of the weight, in the shape of the weight: (out, in), or (in, out) for ``Conv1D``."""
@@ -165,15 +162,16 @@ class AdaLoraLinear(SVDLinear):
         if self.disable_adapters and self.merged:
             self.unmerge()
         active = [] if self.disable_adapters or self.merged else self.active_adapters
-        updates = [self._update(x, adapter) for adapter in active if adapter in self.lora_A]
-        return with_updates(self.base_layer(x, *args, **kwargs), updates)
+        factors = {adapter: self.factors(adapter) for adapter in active if adapter in self.lora_A}
+        if self.arithmetic == "lean" and not (args or kwargs):
+            return adapted(self.base_layer, x, [update_of(self, name, x, *each) for name, each in factors.items()])
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        updates = [F.linear(F.linear(self._read(x, name), a), b) for name, (a, b) in factors.items()]
+        return sum(updates, start=result).to(result.dtype)
 
-    def _update(self, x: Tensor, adapter: str) -> Tensor:
-        right = self.lora_A[adapter] * (self.lora_E[adapter] * self._scale(adapter))
-        if self.arithmetic == "lean":
-            return update_of(self, adapter, x, right, self.lora_B[adapter])
-        inputs = self.lora_dropout[adapter](self._cast_input_dtype(x, right.dtype))
-        return F.linear(F.linear(inputs, right), self.lora_B[adapter])
+    def _read(self, x: Tensor, adapter: str) -> Tensor:
+        read: Tensor = self.lora_dropout[adapter](self._cast_input_dtype(x, self.lora_A[adapter].dtype))
+        return read
 
     def fit(self, shapes: Mapping[str, Sequence[int]], prefix: str) -> None:
         """Make room for the triplets of the weights in `shapes`, which are still to be loaded and whose names have `prefix`."""

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import peftkit
 from peftkit.lean.elementwise import recompute_feed_forwards, recompute_norms
-from peftkit.lean.low_rank import dropped, low_rank
+from peftkit.lean.low_rank import Update, dropped
 from peftkit.lean.recomputation import recomputed
 from peftkit.memory.storages import LiveStorages
 from tests.conftest import llama_config
@@ -49,7 +49,7 @@ def adapter(out=WIDTH):
 
 
 def updated(x, a, b):
-    return low_rank(x, a, b, 2.0, torch.float32)
+    return Update(x, a, b, 2.0, torch.float32).alone()
 
 
 def plain_update(x, a, b):
