@@ -113,7 +113,9 @@ class ChunkedLoss:
 
     def output(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the model's output with its loss, and without its logits."""
-        flags = {key: value for key, value in kwargs.items() if isinstance(value, bool)}  # one may add to the loss
+        settings: Any = self.model.config
+        settings = {**vars(settings), **vars(settings.get_text_config()), **kwargs}
+        flags = {key: value for key, value in settings.items() if isinstance(value, bool)}  # one may add to the loss
         unknown = self.shift is None or flags != self._flags
         self._flags = flags
         states = _random_states(kwargs["labels"]) if unknown else []

@@ -92,7 +92,7 @@ class _Begin(Function):
         of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype) if needs_a else None
         shape = x.shape
         del x, saved  # computed again, it is as large as its gradient
-        of_x = _sum_with_product(of_rest, inner, a, x_dtype).view(shape) if needs_x else None
+        of_x = _sum_with_product(of_rest, inner, a, shape, x_dtype) if needs_x else None
         return of_x, of_a, of_b, None, None, None
 
 
@@ -102,7 +102,7 @@ class _End(Function):
     @staticmethod
     def forward(ctx: Any, result: Tensor | None, gradient: Tensor, update: Update) -> Tensor:
         dtype = update.inner.dtype if result is None else result.dtype
-        output = _sum_with_product(result, _rows(update.inner), update.b.T, dtype).view(gradient.shape)
+        output = _sum_with_product(result, _rows(update.inner), update.b.T, gradient.shape, dtype)
         return output * update.scale if update.exact else output
 
     @staticmethod
@@ -110,13 +110,16 @@ class _End(Function):
         return gradient if ctx.needs_input_grad[0] else None, gradient, None
 
 
-def _sum_with_product(addend: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return addend + left @ right, (rows, columns), in a dtype; the addend may have more dimensions, or be missing."""
-    if addend is None:
-        return left.mm(right).to(dtype)
-    if addend.dtype == left.dtype:
-        return torch.addmm(_rows(addend), left, right)
-    return left.mm(right).add_(_rows(addend)).to(dtype)
+def _sum_with_product(
+    addend: Tensor | None, left: Tensor, right: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """Return addend + left @ right in a shape, that of the addend, whose rows are those of `left`, and in a dtype."""
+    output = left.new_empty(shape)
+    if addend is not None and addend.dtype == left.dtype:
+        torch.addmm(_rows(addend), left, right, out=_rows(output))
+        return output
+    torch.mm(left, right, out=_rows(output))
+    return (output if addend is None else output.add_(addend)).to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ reads. Autograd keeps it twice: the function keeps what its own backward pass ne
 output keeps that. Here both keep the inputs alone. The layer that needs the output first computes it again, and the function
 takes the gradient through that very computation, so one more forward pass of something cheap is all that it costs.
 
-The function runs as it is, so the numbers are those it always gave.
+The function runs as it is, so the numbers are those it always gave; large ones it gives some rows at a time.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 _ORIGIN = "_peftkit_origin"
-_LARGE = 2**26  # bytes
+_LARGE = 2**25  # bytes
 
 
 def recomputed(
@@ -29,12 +31,13 @@ def recomputed(
         function: Reads nothing else that needs a gradient; its output is a new tensor.
         inputs: What it reads.
         again: What gives the same output in the backward pass; None for `function` itself.
-        by_rows: Whether it takes each row, all dimensions but the last, for itself: the backward pass of a large output then
-            goes through some rows at a time, so that what lies in between is never whole.
+        by_rows: Whether it takes each row, all dimensions but the last, for itself: a large output and its gradient are then
+            computed some rows at a time, so that what lies in between is never whole.
     """
     if not (torch.is_grad_enabled() and all(each.requires_grad for each in inputs)):
         return function(*inputs)
     recipe = Recipe(again or function, inputs[0].device.type, by_rows and _size(inputs[0]) > _LARGE)
+    _alone()
     output: Tensor = _Recomputed.apply(function, recipe, *inputs)  # type: ignore[no-untyped-call]
     setattr(output, _ORIGIN, (recipe, inputs, _versions(output, *inputs), _pass()))
     return output
@@ -63,29 +66,44 @@ class Recipe:
     """How an output is computed again. It holds tensors only between the first use in a backward pass and the last."""
 
     def __init__(self, function: Callable[..., Tensor], device: str, in_slices: bool) -> None:
-        self._function, self._in_slices = function, in_slices
+        self._function, self.in_slices = function, in_slices
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._graph: tuple[list[Tensor], Tensor] | None = None
 
     def output(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the output, without a graph."""
-        if self._in_slices:
-            with torch.no_grad(), self._as_it_was():
-                return self._function(*inputs)
-        return self._computed(inputs)[1].detach()
+        if not self.in_slices:
+            return self._computed(inputs)[1].detach()
+        read, shape = [each.flatten(0, -2) for each in inputs], inputs[0].shape[:-1]
+        output: Tensor | None = None
+        with torch.no_grad(), self._as_it_was():
+            for rows in _slices(read[0]):
+                part = self._function(*(each[rows] for each in read))
+                if output is None:
+                    output = part.new_empty(*shape, part.shape[-1])
+                    written = output.flatten(0, -2)
+                written[rows] = part
+        assert output is not None
+        return output
 
-    def gradients(self, inputs: Sequence[Tensor], gradient: Tensor) -> Sequence[Tensor]:
-        """Return the gradients of the inputs, given that of the output; nobody needs the output any more."""
-        if not self._in_slices:
+    def gradients(self, inputs: Sequence[Tensor], gradient: Tensor, *, overwrite: bool = False) -> Sequence[Tensor]:
+        """Return the gradients of the inputs, given that of the output; nobody needs the output any more.
+
+        In slices, where `overwrite` allows it, the gradient of the first input takes the place of that of the output.
+        """
+        if not self.in_slices:
             leaves, output = self._computed(inputs)
             self._graph = None
             return torch.autograd.grad(output, leaves, gradient)
-        found = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in inputs]
+        found = [torch.empty_like(each, memory_format=torch.contiguous_format) for each in inputs[1:]]
+        first = inputs[0]
+        fits = gradient.is_contiguous() and (gradient.shape, gradient.dtype) == (first.shape, first.dtype)
+        found.insert(
+            0, gradient if overwrite and fits else torch.empty_like(first, memory_format=torch.contiguous_format)
+        )
         read, written = ([each.flatten(0, -2) for each in tensors] for tensors in (inputs, found))
         given = gradient.flatten(0, -2)
-        count = max(1, _LARGE * len(given) // _size(given))
-        for start in range(0, len(given), count):
-            rows = slice(start, start + count)
+        for rows in _slices(read[0]):
             leaves, output = self._computed([each[rows] for each in read])
             self._graph = None
             for place, value in zip(written, torch.autograd.grad(output, leaves, given[rows]), strict=True):
@@ -105,18 +123,55 @@ class Recipe:
         return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
 
+def _slices(matrix: Tensor) -> Iterator[slice]:
+    """Yield slices that take a large matrix apart, some rows at a time."""
+    count = max(1, _LARGE * len(matrix) // _size(matrix))
+    yield from (slice(start, start + count) for start in range(0, len(matrix), count))
+
+
 class _Recomputed(Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], recipe: Recipe, *inputs: Tensor) -> Tensor:
         ctx.recipe = recipe
         ctx.ways, tensors = _ways(inputs)
         ctx.save_for_backward(*tensors)
-        return function(*inputs)
+        return recipe.output(inputs) if recipe.in_slices else function(*inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, *ctx.recipe.gradients(_values(ctx.ways, ctx.saved_tensors), gradient)
+        overwrite = _holders(gradient) == _alone()
+        return None, None, *ctx.recipe.gradients(_values(ctx.ways, ctx.saved_tensors), gradient, overwrite=overwrite)
+
+
+def _holders(tensor: Tensor) -> tuple[int, int, int]:
+    """Return how many hold a tensor: its Python object, the tensor, and its storage."""
+    storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return sys.getrefcount(tensor), tensor._use_count(), storage  # type: ignore[attr-defined]
+
+
+class _Alone(Function):
+    """Tells how many hold the gradient that a backward pass is given, where nobody else does."""
+
+    @staticmethod
+    def forward(ctx: Any, found: list[tuple[int, int, int]], x: Tensor) -> Tensor:
+        ctx.found = found
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        ctx.found.append(_holders(gradient))
+        return None, None
+
+
+@functools.cache
+def _alone() -> tuple[int, int, int]:
+    found: list[tuple[int, int, int]] = []
+    with torch.enable_grad():
+        x = torch.ones((), requires_grad=True)
+        (_Alone.apply(found, x) * x.detach()).backward()  # type: ignore[no-untyped-call]
+    return found[0]
 
 
 class Kept:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from peftkit.errors import TargetError
 from peftkit.methods import products
@@ -120,7 +121,8 @@ class Joining(TorchFunctionMode):
             attn_mask = self._widened(attn_mask, count, tokens)
         elif is_causal and query.shape[-2] == tokens:
             # Aligned at the end, the triangle leaves every query the whole prefix; fused kernels know this form.
-            attn_mask = causal_lower_right(tokens, count + tokens)
+            with _disable_current_modes():  # one that counts or fakes tensors would have a tensor of another class made
+                attn_mask = causal_lower_right(tokens, count + tokens)
             if torch.is_autocast_enabled(query.device.type):  # which passes this form of a mask by
                 dtype = torch.get_autocast_dtype(query.device.type)
                 query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -226,12 +226,14 @@ def test_what_routers_add_to_a_loss_is_not_lost(coefficient):
     )
 
 
-def test_nor_is_it_where_it_is_asked_for_in_a_later_call():
+@pytest.mark.parametrize("place", ["call", "config"])
+def test_nor_is_it_where_it_is_asked_for_later(place):
     lean, plain = (attached(with_router_losses(), configured("lora"), each) for each in (LOSS_ONLY, False))
     inputs = batch(vocabulary=90)
     step(lean, inputs)
     assert loss_of(lean) == CHUNKED
-    inputs["output_router_logits"] = True
+    for asked in [inputs] if place == "call" else [vars(lean.config), vars(plain.config)]:
+        asked["output_router_logits"] = True
     assert_same(step(lean, inputs), step(plain, inputs))
 
 

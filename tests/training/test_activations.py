@@ -10,6 +10,7 @@ from peftkit.memory.storages import LiveStorages
 from peftkit.training.activations import checkpoint_blocks
 from peftkit.training.settings import TrainSettings
 from tests.conftest import llama_config
+from tests.contract import METHODS
 
 BLOCKS = 4
 
@@ -90,7 +91,10 @@ def test_what_cannot_fit_or_be_is_refused(model):
         TrainSettings(gradient_checkpointing=1.5)
 
 
-def test_free_memory_is_the_budget_where_none_is_named(model):
+@pytest.mark.parametrize("method", METHODS)
+def test_free_memory_is_the_budget_where_none_is_named(method):
+    backbone = LlamaForCausalLM(llama_config(num_hidden_layers=BLOCKS)).requires_grad_(False)
+    model = peftkit.attach(backbone, METHODS[method]())
     checkpoint_blocks(model, TrainSettings(gradient_checkpointing="auto"), lambda: loss(model))
     assert not any(recomputed(model))
 
