@@ -16,6 +16,7 @@ import argparse
 import functools
 import gc
 import json
+import math
 import statistics
 import sys
 import warnings
@@ -33,7 +34,10 @@ from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, lon
 
 from peftkit.training.process import environment
 
-CPU_ARMS = [arm for arm in ARMS if arm not in ("f-quarter", "f-three-quarters")]
+CPU_ARMS = {
+    1024: [arm for arm in ARMS if arm != "f-quarter"],
+    2048: ["a", "c", "d", "f", "f-half", "f-three-quarters", "f-all"],  # all of them do not fit into 24 GiB together
+}
 
 
 def cuda_row(name, arms, repeats, device):
@@ -138,7 +142,8 @@ def main():
     elif kind == "cpu":
         found = []
         for row in chosen.rows:
-            found += cpu_row(row, chosen.arms or CPU_ARMS, chosen.repeats or 7, one_allocator=chosen.one_allocator)
+            arms = chosen.arms or CPU_ARMS[math.prod(CPU_ROWS[row][1:])]
+            found += cpu_row(row, arms, chosen.repeats or 7, one_allocator=chosen.one_allocator)
             keep(found)
     else:
         found = []

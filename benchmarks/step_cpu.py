@@ -4,6 +4,7 @@ So ratios are of steps that follow each other, and each arm has its allocator to
 that is freed, and nobody else's does, as long as `one_allocator` does not give it to all.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import tempfile
@@ -50,12 +51,13 @@ def cpu_row(name, arms, repeats, *, one_allocator=False):
             keeps = one_allocator or ARMS[arm].loop
             context.Process(target=_live, args=(theirs, name, arm, first, keeps, repeats + 1), daemon=True).start()
             theirs.close()
-            about |= alive[arm].recv() | {"seconds": [], "losses": []}
+            about |= _told(alive[arm], arm) | {"seconds": [], "losses": []}
     for number in range(repeats + 1):
         turn = list(alive)[number % len(alive) :] + list(alive)[: number % len(alive)]
         for arm in turn:
-            alive[arm].send(number)
-            loss, seconds = alive[arm].recv()
+            with contextlib.suppress(BrokenPipeError):
+                alive[arm].send(number)
+            loss, seconds = _told(alive[arm], arm)
             found[arm]["losses"].append(loss)
             if number:  # the first is to warm up
                 found[arm]["seconds"].append(seconds)
@@ -68,6 +70,14 @@ def _save_first_adapter(row, path):
     torch.manual_seed(0)
     tensors = peft.get_peft_model_state_dict(model)
     save_file({name: torch.randn_like(each) * 0.02 * ("lora_A" in name) for name, each in tensors.items()}, path)
+
+
+def _told(connection, arm):
+    """What an arm tells next."""
+    try:
+        return connection.recv()
+    except EOFError:
+        raise SystemExit(f"arm {arm} has died; if it was for want of memory, name fewer --arms") from None
 
 
 def _live(connection, row, arm, first, keeps_freed_memory, steps):
