@@ -37,55 +37,55 @@ class Update:
     def __init__(
         self, x: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype, *, exact: bool = False
     ) -> None:
-        self.scale, self.exact = scale, exact
+        self.scale, self.dtype, self.exact, self.kept = scale, dtype, exact, Kept.of(x)
         self.inner: Tensor
+        """A x, (tokens, r)."""
         self.b: Tensor
-        self.x = x
+        self.x: Tensor
         """x, as the frozen layer is to read it."""
-        self._gradient, *passed = _Begin.apply(x, a, b, self, dtype, Kept.of(x))  # type: ignore[no-untyped-call]
-        if passed:
-            self.x = passed[0]
+        self._stand_in, self.x = _Begin.apply(self, x, a, b)  # type: ignore[no-untyped-call]
 
     def added_to(self, result: Tensor) -> Tensor:
         """Return W x with the update, (..., out), in the dtype of W x."""
-        output: Tensor = _End.apply(result, self._gradient, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _End.apply(result, self._stand_in, self)  # type: ignore[no-untyped-call]
         return output
 
     def alone(self) -> Tensor:
         """Return the update, (..., out), in the dtype of the matrix products."""
-        output: Tensor = _End.apply(None, self._gradient, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _End.apply(None, self._stand_in, self)  # type: ignore[no-untyped-call]
         return output
 
 
 class _Begin(Function):
-    """Computes A x; returns a stand-in, without memory, whose gradient is that of the update; and x, if it needs one."""
+    """Computes A x; returns a stand-in for the update, without memory, that gets its gradient; and x, if that needs one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, update: Update, dtype: torch.dtype, kept: Any) -> Any:
+    def forward(ctx: Any, update: Update, x: Tensor, a: Tensor, b: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.exact, ctx.dtypes = update.scale, update.exact, (x.dtype, a.dtype, b.dtype)
-        a, b = a.to(dtype), b.to(dtype)
-        inner = F.linear(x.to(dtype), a)
+        a, b = a.to(update.dtype), b.to(update.dtype)
+        inner = _rows(x).to(update.dtype).mm(a.T)
         if not update.exact:
             inner *= update.scale
-        ctx.kept, tensors = kept or (None, [x])
+        ctx.kept, tensors = update.kept or (None, (x,))
         ctx.save_for_backward(a, b, inner, *tensors)
         update.inner, update.b = inner, b
-        gradient = inner.new_empty(()).expand(*x.shape[:-1], len(b))
-        return (gradient, x) if ctx.needs_input_grad[0] else (gradient,)
+        if not ctx.needs_input_grad[1]:
+            ctx.mark_non_differentiable(x)
+        return inner.new_empty(()).expand(*x.shape[:-1], len(b)), x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, of_rest: Tensor | None = None) -> Any:
         if gradient is None:
-            return of_rest, None, None, None, None, None
+            return None, of_rest, None, None
         a, b, inner, *saved = ctx.saved_tensors
         x = saved[0] if ctx.kept is None else ctx.kept.value(saved)
-        (x_dtype, a_dtype, b_dtype), (needs_x, needs_a, needs_b, *_) = ctx.dtypes, ctx.needs_input_grad
+        (x_dtype, a_dtype, b_dtype), (_, needs_x, needs_a, needs_b) = ctx.dtypes, ctx.needs_input_grad
         rows = _rows(gradient).to(b.dtype)
         if ctx.exact:
             rows = rows * ctx.scale
-        of_b = rows.T.mm(_rows(inner)).to(b_dtype) if needs_b else None
+        of_b = rows.T.mm(inner).to(b_dtype) if needs_b else None
         inner = rows.mm(b)
         if not ctx.exact:
             inner *= ctx.scale
@@ -93,16 +93,16 @@ class _Begin(Function):
         shape = x.shape
         del x, saved  # computed again, it is as large as its gradient
         of_x = _sum_with_product(of_rest, inner, a, shape, x_dtype) if needs_x else None
-        return of_x, of_a, of_b, None, None, None
+        return None, of_x, of_a, of_b
 
 
 class _End(Function):
     """Computes B A x, and its sum with W x."""
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor | None, gradient: Tensor, update: Update) -> Tensor:
+    def forward(ctx: Any, result: Tensor | None, stand_in: Tensor, update: Update) -> Tensor:
         dtype = update.inner.dtype if result is None else result.dtype
-        output = _sum_with_product(result, _rows(update.inner), update.b.T, gradient.shape, dtype)
+        output = _sum_with_product(result, update.inner, update.b.T, stand_in.shape, dtype)
         return output * update.scale if update.exact else output
 
     @staticmethod
@@ -124,7 +124,8 @@ def _sum_with_product(
 
 def _rows(x: Tensor) -> Tensor:
     """Return x (..., features) as a matrix; features may be 0, where AdaLoRA has left a layer no rank."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    width = x.shape[-1]
+    return x.reshape(-1 if width else math.prod(x.shape[:-1]), width)
 
 
 def dropped(x: Tensor, p: float, dtype: torch.dtype) -> Tensor:

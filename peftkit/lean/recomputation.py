@@ -169,8 +169,8 @@ class _Alone(Function):
 def _alone() -> tuple[int, int, int]:
     found: list[tuple[int, int, int]] = []
     with torch.enable_grad():
-        x = torch.ones((), requires_grad=True)
-        (_Alone.apply(found, x) * x.detach()).backward()  # type: ignore[no-untyped-call]
+        output = _Alone.apply(found, torch.ones((), requires_grad=True))  # type: ignore[no-untyped-call]
+        (-output).backward()  # which saves nothing: it may be a checkpointed block that asks first
     return found[0]
 
 

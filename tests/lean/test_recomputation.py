@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import peftkit
 from peftkit.lean.elementwise import recompute_feed_forwards, recompute_norms
 from peftkit.lean.low_rank import Update, dropped
-from peftkit.lean.recomputation import recomputed
+from peftkit.lean.recomputation import _alone, recomputed
 from peftkit.memory.storages import LiveStorages
 from tests.conftest import llama_config
 
@@ -429,6 +429,16 @@ def test_a_gradient_that_somebody_holds_stays_what_it_is(monkeypatch, holder):
     plain = torch.autograd.grad((F.silu(gate) * up * weight).sum(), (gate, up))
     assert torch.allclose(gate.grad, plain[0])
     assert torch.allclose(up.grad, plain[1])
+
+
+def test_who_holds_a_gradient_may_be_learnt_in_a_checkpointed_block():
+    """Which must save as much when it is computed again, and learns nothing then."""
+    inputs = leaves((ROWS, WIDTH), (ROWS, WIDTH))
+    _alone.cache_clear()
+    output = checkpoint(lambda *inputs: recomputed(gate, *inputs), *inputs, use_reentrant=False)
+    assert _alone.cache_info().currsize
+    for one, other in zip(gradients(output, inputs), gradients(gate(*inputs), inputs), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("holder", [None, "hook"])
