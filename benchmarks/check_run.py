@@ -1,4 +1,5 @@
-"""Check what a finished chat run has left: the adapter in peftkit and in plain PEFT, and the merged model.
+"""Check what a finished chat run has left: the adapter in peftkit and in plain PEFT, and the merged
+model.
 
 python benchmarks/check_run.py runs/quickstart [OUTPUT.json]
 """
@@ -13,14 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import peftkit
-from peftkit.generation import answer
-from peftkit.training.opening import open_run
-from peftkit.training.process import environment, prepare_process
+from peftkit.runs.opening import open_run
+from peftkit.runs.process import environment, prepare_process
+from peftkit.tasks.generation import answer
 
 
 def logits(model, tokenizer, prompts):
     """The logits of a batch of prompts."""
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(
+        model.device
+    )
     with torch.no_grad():
         return model.eval()(**batch).logits
 
@@ -43,10 +46,14 @@ def main():
         "adapter": task.measure(rows, answers).metrics,
     }
     if (run.directory / "merged").exists():
-        merged = AutoModelForCausalLM.from_pretrained(run.directory / "merged", dtype=torch.bfloat16)
+        merged = AutoModelForCausalLM.from_pretrained(
+            run.directory / "merged", dtype=torch.bfloat16
+        )
         merged_answers = answer(merged, task.processor, prompts, **options)
         result["merged"] = task.measure(rows, merged_answers).metrics
-        result["merged_same_to_the_letter"] = sum(a == b for a, b in zip(answers, merged_answers, strict=True))
+        result["merged_same_to_the_letter"] = sum(
+            a == b for a, b in zip(answers, merged_answers, strict=True)
+        )
         result["questions"] = len(rows)
     result["environment"] = environment()
     print(json.dumps(result, indent=1))

@@ -1,10 +1,13 @@
-"""Every architecture and task that transformers defines x every method: does it attach, train, save, load, merge, detach?
+"""Every architecture and task that transformers defines x every method: does it attach, train,
+save, load, merge, detach?
 
-    python -m benchmarks.coverage [--sample N] [--methods ...] [--tasks ...] [--types ...] [--jobs N] [--out FILE]
+    python -m benchmarks.coverage [--sample N] [--methods ...] [--tasks ...] [--types ...] [--jobs
+    N] [--out FILE]
 
-Each question is answered in a process of its own kind, which is replaced when it crashes or takes too long. Answers are
-appended to a JSON-lines file; what stands there already for the same versions is not asked again. `coverage.md` beside it
-counts the answers, peftkit and plain PEFT side by side, and groups the reasons.
+Each question is answered in a process of its own kind, which is replaced when it crashes or takes
+too long. Answers are appended to a JSON-lines file; what stands there already for the same versions
+is not asked again. `coverage.md` beside it counts the answers, peftkit and plain PEFT side by side,
+and groups the reasons.
 """
 
 import argparse
@@ -50,8 +53,12 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/coverage.jsonl")
-    parser.add_argument("--sample", type=int, help="ask about this many pairs only, spread out over all of them")
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="or the beginnings of their names")
+    parser.add_argument(
+        "--sample", type=int, help="ask about this many pairs only, spread out over all of them"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, help="or the beginnings of their names"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(zoo.TASKS))
     parser.add_argument("--types", nargs="+", help="model types as transformers calls them")
     parser.add_argument("--libraries", nargs="+", default=["peftkit", "peft"])
@@ -77,7 +84,9 @@ def questions(options: argparse.Namespace) -> Iterator[tuple[str, str, str, str]
 
 def _versions(library: str) -> dict[str, str]:
     """Return the versions that an answer depends on; peftkit's is a digest of its source."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")
+    }
     if library == "peftkit":
         digest = hashlib.sha256()
         for path in sorted((ROOT / "peftkit").rglob("*.py")):
@@ -122,7 +131,11 @@ class Worker:
             if self._connection.poll(self.timeout):
                 answer: dict[str, Any] = self._connection.recv()
                 return answer
-            result = {"outcome": "failed", "check": "takes its time", "reason": f"no answer in {self.timeout:.0f} s"}
+            result = {
+                "outcome": "failed",
+                "check": "takes its time",
+                "reason": f"no answer in {self.timeout:.0f} s",
+            }
         except EOFError:
             self._process.join()
             reason = f"the process ended with {self._process.exitcode}"
@@ -159,7 +172,9 @@ def _answer(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Return the report: a table of passes by task and method, and every reason with those it applies to."""
+    """Return the report: a table of passes by task and method, and every reason with those it
+    applies to.
+    """
     used = dict.fromkeys(
         pair for row in rows for pair in row["versions"].items()
     )  # more than one where some rows are old
@@ -184,7 +199,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
         for outcome in ("failed", "refused"):
             lines += _reasons(rows, library, outcome)
     lines += ["", "## Bare models that cannot be built or trained here", ""]
-    unbuildable = {(row["reason"], f"{row['task']} {row['type']}") for row in rows if row["outcome"] == "unbuildable"}
+    unbuildable = {
+        (row["reason"], f"{row['task']} {row['type']}")
+        for row in rows
+        if row["outcome"] == "unbuildable"
+    }
     lines += [f"- {pair}: {reason}" for reason, pair in sorted(unbuildable)]
     return "\n".join(lines) + "\n"
 
@@ -194,7 +213,8 @@ def _added(
 ) -> dict[str, Counter[str]]:
     chosen = tasks if task == "all" else [task]
     return {
-        library: sum((counts[name, method, library] for name in chosen), Counter()) for library in ("peftkit", "peft")
+        library: sum((counts[name, method, library] for name in chosen), Counter())
+        for library in ("peftkit", "peft")
     }
 
 
@@ -211,19 +231,27 @@ def _passes(counter: Counter[str]) -> str:
 
 
 def _reasons(rows: list[dict[str, Any]], library: str, outcome: str) -> list[str]:
-    """Return the rows of an outcome grouped by method, check and reason; numbers and names of layers do not tell apart."""
+    """Return the rows of an outcome grouped by method, check and reason; numbers and names of
+    layers do not tell apart.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["library"] == library and row["outcome"] == outcome:
-            alike = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "N", re.sub(r"\[.*|'[^']*'", "", row["reason"]))[:70]
+            alike = re.sub(
+                r"\d+(\.\d+)?(e[-+]?\d+)?", "N", re.sub(r"\[.*|'[^']*'", "", row["reason"])
+            )[:70]
             groups[row["method"], row["check"], alike].append(row)
     if not groups:
         return []
     lines = ["", f"## {library}: {outcome}", ""]
-    for (method, name, _), group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+    for (method, name, _), group in sorted(
+        groups.items(), key=lambda item: (item[0][0], -len(item[1]))
+    ):
         types = ", ".join(f"{row['type']} ({row['task']})" for row in group[:8])
         more = f" and {len(group) - 8} more" if len(group) > 8 else ""
-        lines.append(f"- **{method}**, {name}, {len(group)}: {group[0]['reason'][:260]} — {types}{more}")
+        lines.append(
+            f"- **{method}**, {name}, {len(group)}: {group[0]['reason'][:260]} — {types}{more}"
+        )
     return lines
 
 

@@ -18,7 +18,14 @@ import peftkit
 from benchmarks import zoo
 from peftkit.errors import PeftkitError
 
-METHODS = ("lora", "adalora", "bottleneck-pfeiffer", "bottleneck-houlsby", "bottleneck-parallel", "prefix")
+METHODS = (
+    "lora",
+    "adalora",
+    "bottleneck-pfeiffer",
+    "bottleneck-houlsby",
+    "bottleneck-parallel",
+    "prefix",
+)
 MERGEABLE = ("lora", "adalora")
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
 _PEFT_TASKS = {
@@ -58,7 +65,7 @@ class Peftkit:
     @staticmethod
     def stepper(model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
         """Return what takes one optimiser step; for AdaLoRA it takes care of the budget too."""
-        from peftkit.methods.allocation import Allocation
+        from peftkit.methods.adalora.allocation import Allocation
 
         allocation = Allocation(model, optimizer, _BUDGET["total_step"])
 
@@ -96,7 +103,9 @@ class PlainPeft:
     @staticmethod
     def attach(specimen: zoo.Specimen, method: str) -> peft.PeftModel:
         """Attach to all linear layers, with the task type that PEFT has for the task."""
-        task = _PEFT_TASKS.get(specimen.task)  # none for images and speech, as in PEFT's own examples
+        task = _PEFT_TASKS.get(
+            specimen.task
+        )  # none for images and speech, as in PEFT's own examples
         if task == "SEQ_2_SEQ_LM" and not specimen.config.is_encoder_decoder:
             task = "CAUSAL_LM"
         if method == "prefix":
@@ -105,7 +114,11 @@ class PlainPeft:
         else:
             heads = ["classifier"] if specimen.task == "image-classification" else None
             settings = {"target_modules": "all-linear", "task_type": task, "modules_to_save": heads}
-            config = peft.LoraConfig(r=4, **settings) if method == "lora" else peft.AdaLoraConfig(**_BUDGET, **settings)
+            config = (
+                peft.LoraConfig(r=4, **settings)
+                if method == "lora"
+                else peft.AdaLoraConfig(**_BUDGET, **settings)
+            )
         return peft.get_peft_model(specimen.model, config)
 
     @staticmethod
@@ -172,7 +185,9 @@ def run_checks(library: Any, specimen: zoo.Specimen, method: str) -> None:
         _train(library, model, specimen, _BUDGET["total_step"] if method == "adalora" else 3)
     with check("evaluates with labels, changed by training"):
         after = outputs(model, batch)
-        assert all(torch.isfinite(value).all() for value in after.values()), "the output is not finite"
+        assert all(torch.isfinite(value).all() for value in after.values()), (
+            "the output is not finite"
+        )
         assert not torch.equal(after["logits"], before["logits"]), "training has changed nothing"
     with check("reloads bit for bit"), tempfile.TemporaryDirectory() as directory:
         library.save(model, directory)
@@ -188,14 +203,20 @@ def run_checks(library: Any, specimen: zoo.Specimen, method: str) -> None:
             restored = library.detach(model)
             found = restored.state_dict()
             changed = sorted(found.keys() ^ state.keys())
-            changed += [name for name in found.keys() & state.keys() if not torch.equal(found[name], state[name])]
+            changed += [
+                name
+                for name in found.keys() & state.keys()
+                if not torch.equal(found[name], state[name])
+            ]
             assert not changed, f"{len(changed)} weights differ: {changed[:3]}"
             expect_equal(outputs(restored, batch), before)
 
 
 @contextlib.contextmanager
 def check(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a failed check of that name; a refusal by attach stays one."""
+    """Turn whatever goes wrong inside into a failed check of that name; a refusal by attach stays
+    one.
+    """
     try:
         yield
     except Exception as problem:
@@ -210,29 +231,41 @@ def outputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Return the loss and the logits (or what comes first instead) of an evaluation pass."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
-        parameter.requires_grad_(False)  # torch chooses other kernels by this flag, which round differently
+        parameter.requires_grad_(
+            False
+        )  # torch chooses other kernels by this flag, which round differently
     with torch.no_grad():
         result = model.eval()(**batch)
     for parameter in trained:
         parameter.requires_grad_(True)
-    logits = next(value for value in (result.get("logits"), *result.to_tuple()[1:]) if isinstance(value, Tensor))
+    logits = next(
+        value
+        for value in (result.get("logits"), *result.to_tuple()[1:])
+        if isinstance(value, Tensor)
+    )
     return {"loss": result.loss.detach().clone(), "logits": logits.detach().clone()}
 
 
 def expect_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Assert that two models give the same logits bit for bit."""
     ours, value = found["logits"], expected["logits"]
-    assert ours.shape == value.shape, f"the logits have shape {tuple(ours.shape)}, not {tuple(value.shape)}"
+    assert ours.shape == value.shape, (
+        f"the logits have shape {tuple(ours.shape)}, not {tuple(value.shape)}"
+    )
     if not torch.equal(ours, value):
         difference = float((ours - value).abs().max())
-        raise AssertionError(f"the logits differ by {difference:.1e}, of {float(value.abs().max()):.1e} at most")
+        raise AssertionError(
+            f"the logits differ by {difference:.1e}, of {float(value.abs().max()):.1e} at most"
+        )
 
 
 def expect_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Assert that two models' logits agree as far as float32 does."""
     ours, value = found["logits"], expected["logits"]
     difference, scale = float((ours - value).abs().max()), float(value.abs().max())
-    assert difference <= TOLERANCE * max(scale, 1.0), f"the logits differ by {difference:.1e}, of {scale:.1e} at most"
+    assert difference <= TOLERANCE * max(scale, 1.0), (
+        f"the logits differ by {difference:.1e}, of {scale:.1e} at most"
+    )
 
 
 def _check_what_trains(model: nn.Module, own: list[tuple[str, nn.Parameter]], task: str) -> None:
@@ -241,7 +274,9 @@ def _check_what_trains(model: nn.Module, own: list[tuple[str, nn.Parameter]], ta
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained, "nothing trains"
     if task.endswith("classification"):
-        assert any("modules_to_save" in name for name in trained), "the classification head, which is random, is frozen"
+        assert any("modules_to_save" in name for name in trained), (
+            "the classification head, which is random, is frozen"
+        )
 
 
 def _train(library: Any, model: nn.Module, specimen: zoo.Specimen, steps: int) -> None:
@@ -257,7 +292,9 @@ def _train(library: Any, model: nn.Module, specimen: zoo.Specimen, steps: int) -
         loss.backward()
         for name, parameter in trained.items():
             if parameter.grad is not None:
-                assert torch.isfinite(parameter.grad).all(), f"the gradient of {name} is not finite in step {step}"
+                assert torch.isfinite(parameter.grad).all(), (
+                    f"the gradient of {name} is not finite in step {step}"
+                )
                 reached.add(name)
         take(step)
         optimizer.zero_grad()
@@ -265,27 +302,36 @@ def _train(library: Any, model: nn.Module, specimen: zoo.Specimen, steps: int) -
     if missing:
         unused = _unused_modules(specimen)
         missing = [name for name in missing if not _host(name, unused)]
-    assert not missing, f"{len(missing)} of {len(trained)} trained parameters get no gradient: {missing[:3]}"
+    assert not missing, (
+        f"{len(missing)} of {len(trained)} trained parameters get no gradient: {missing[:3]}"
+    )
 
 
 def _unused_modules(specimen: zoo.Specimen) -> dict[str, bool]:
-    """Tell of each module of the bare model, all of it trainable, whether a training step leaves it without gradient."""
+    """Tell of each module of the bare model, all of it trainable, whether a training step leaves it
+    without gradient.
+    """
     model = zoo.build(specimen.task, specimen.model_type).model.train()
     model(**specimen.batch(labels=True)).loss.backward()
     return {
-        name: all(parameter.grad is None for parameter in module.parameters()) for name, module in model.named_modules()
+        name: all(parameter.grad is None for parameter in module.parameters())
+        for name, module in model.named_modules()
     }
 
 
 def _host(name: str, unused: dict[str, bool]) -> bool:
     """Tell whether the module that an adapter's parameter sits on is unused in the bare model."""
-    path = [part for part in name.removeprefix("base_model.model.").split(".") if part != "base_layer"]
+    path = [
+        part for part in name.removeprefix("base_model.model.").split(".") if part != "base_layer"
+    ]
     prefixes = (".".join(path[:end]) for end in range(len(path), 0, -1))
     return next((unused[prefix] for prefix in prefixes if prefix in unused), False)
 
 
 def serve(connection: Connection) -> None:
-    """Answer the questions that come over a connection, one at a time: what a worker process of ``coverage.py`` does."""
+    """Answer the questions that come over a connection, one at a time: what a worker process of
+    ``coverage.py`` does.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -1,11 +1,14 @@
-"""What each capability of the recipes does on a small real task, beside the plain run: one config, one change at a time.
+"""What each capability of the recipes does on a small real task, beside the plain run: one config,
+one change at a time.
 
-    python benchmarks/effects.py [--quick] [--workers 2] [--seeds 3] [--only NAME ...] [--run-dir runs/effects]
+    python benchmarks/effects.py [--quick] [--workers 2] [--seeds 3] [--only NAME ...] [--run-dir
+    runs/effects]
 
-The task is `sample:films` (is a sentence of a film review positive?) with 600 labelled sentences, the model all-MiniLM-L6-v2
-with LoRA. Every variant is the text_classification recipe with another config. The most informative runs come first; a
-finished run is a line in RUN_DIR/runs.jsonl and is not run again, so the script can be stopped at any time. What is there at
-the end, or at once with --report, is written to ``benchmarks/results/effects.json`` and ``.md``.
+The task is `sample:films` (is a sentence of a film review positive?) with 600 labelled sentences,
+the model all-MiniLM-L6-v2 with LoRA. Every variant is the text_classification recipe with another
+config. The most informative runs come first; a finished run is a line in RUN_DIR/runs.jsonl and is
+not run again, so the script can be stopped at any time. What is there at the end, or at once with
+--report, is written to ``benchmarks/results/effects.json`` and ``.md``.
 """
 
 import argparse
@@ -38,26 +41,32 @@ from effects_variants import (
     name_of,
 )
 
-from peftkit.combining import combine
-from peftkit.config import build
+from peftkit.adapters.combining import combine
+from peftkit.config.reading import build
 from peftkit.data.formats import read_rows
 from peftkit.errors import PeftkitError
 from peftkit.files import write_rows
-from peftkit.training.finetune import Finetuning
-from peftkit.training.opening import load_recipe, open_run, recipe_named
-from peftkit.training.prediction import outputs_of
-from peftkit.training.run import Run
+from peftkit.runs.directory import Run
+from peftkit.runs.finetune import Finetuning
+from peftkit.runs.opening import load_recipe, open_run, recipe_named
+from peftkit.runs.prediction import outputs_of
 
 
 def write_data(directory, sizes):
-    """Write the rows of every variant: drawn once, the same for all seeds; the test rows are read by no run."""
+    """Write the rows of every variant: drawn once, the same for all seeds; the test rows are read
+    by no run.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     films, validation = read_rows("sample:films/train"), read_rows("sample:films/validation")
     draw = random.Random(0)
     draw.shuffle(films)
     train, rest = films[: sizes["train"]], films[sizes["train"] :]
     unlabelled = [{"text": row["text"]} for row in rest[: sizes["unlabelled"]]]
-    products = [row for split in ("train", "validation", "test") for row in read_rows(f"sample:products/{split}")]
+    products = [
+        row
+        for split in ("train", "validation", "test")
+        for row in read_rows(f"sample:products/{split}")
+    ]
     second = sizes["train"] + sizes["validation"]
     files = {
         "films": train,
@@ -83,26 +92,42 @@ def with_rare(rows, count, share):
 
 
 def scores(task, rows, outputs, rare_share):
-    """What a task says of rows: its own metrics, the mean -log p of the right label, and the confusion at two prevalences."""
+    """What a task says of rows: its own metrics, the mean -log p of the right label, and the
+    confusion at two prevalences.
+    """
     found = task.measure(rows, outputs)
     labels = found.confusion["labels"]
     right = [each[labels.index(row["label"])] for row, each in zip(rows, outputs, strict=True)]
     nll = -torch.tensor(right).clamp(min=1e-9).log().mean().item()
-    return {**found.metrics, "nll": nll, "confusion": found.confusion["counts"], **as_rare(found.confusion, rare_share)}
+    return {
+        **found.metrics,
+        "nll": nll,
+        "confusion": found.confusion["counts"],
+        **as_rare(found.confusion, rare_share),
+    }
 
 
 def as_rare(confusion, share):
-    """Recall, precision and macro F1 as if only a share of the rows were positive: each class's row is weighed."""
+    """Recall, precision and macro F1 as if only a share of the rows were positive: each class's row
+    is weighed.
+    """
     (right_negative, wrong_positive), (missed, right_positive) = confusion["counts"]
     negative = (1 - share) / max(1, right_negative + wrong_positive)
     positive = share / max(1, missed + right_positive)
-    tn, fp, fn, tp = right_negative * negative, wrong_positive * negative, missed * positive, right_positive * positive
+    tn, fp, fn, tp = (
+        right_negative * negative,
+        wrong_positive * negative,
+        missed * positive,
+        right_positive * positive,
+    )
     f1 = [2 * hit / max(1e-12, 2 * hit + fp + fn) for hit in (tp, tn)]
     return {"rare_recall": tp / share, "rare_f1": f1[0], "rare_macro_f1": sum(f1) / 2}
 
 
 def tested(opened, run_dir, names, rare_share):
-    """The scores of a finished run on test files, with its own threshold and without; and its probabilities, kept beside it."""
+    """The scores of a finished run on test files, with its own threshold and without; and its
+    probabilities, kept beside it.
+    """
     found = {}
     for name in names:
         rows = opened.task.read(str(run_dir / "data" / f"{name}.jsonl"))
@@ -126,7 +151,9 @@ def trained(variant, seed, run_dir, about):
     torch.set_num_threads(1)
     change, tests = VARIANTS[variant]
     directory = run_dir / name_of(variant, seed)
-    shutil.rmtree(directory, ignore_errors=True)  # a run that was stopped begins again: its seconds are measured whole
+    shutil.rmtree(
+        directory, ignore_errors=True
+    )  # a run that was stopped begins again: its seconds are measured whole
     values = filled(merged(merged(PLAIN, {"train": about["train"]}), change), run_dir, seed)
     if about["quick"]:
         values["train"]["max_steps"] = about["train"]["max_steps"]
@@ -135,7 +162,8 @@ def trained(variant, seed, run_dir, about):
     module = load_recipe(recipe)
     config = build(module.Config, values, variant)
     with contextlib.redirect_stderr(io.StringIO()):
-        # What `finetune` does, step by step: `Run` gives PyTorch all cores, and the runs here share them.
+        # What `finetune` does, step by step: `Run` gives PyTorch all cores, and the runs here share
+        # them.
         started = time.process_time()
         run = Run(config)
         torch.set_num_threads(1)
@@ -153,7 +181,9 @@ def trained(variant, seed, run_dir, about):
 
 
 def combined(variant, seed, run_dir, about):
-    """Combine the adapters of finished runs and test the result, in the place of the first run's adapter."""
+    """Combine the adapters of finished runs and test the result, in the place of the first run's
+    adapter.
+    """
     torch.set_num_threads(1)
     how, parts = COMBINED[variant]
     parts = {filled(name, run_dir, seed): weight for name, weight in parts.items()}
@@ -161,7 +191,11 @@ def combined(variant, seed, run_dir, about):
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "task.json"):
         shutil.copy(first / name, directory / name)
-    combine({run_dir / name / "adapter": weight for name, weight in parts.items()}, directory / "adapter", how=how)
+    combine(
+        {run_dir / name / "adapter": weight for name, weight in parts.items()},
+        directory / "adapter",
+        how=how,
+    )
     return {"test": tested(open_run(directory), run_dir, BOTH, about["sizes"]["rare_share"])}
 
 
@@ -177,8 +211,14 @@ class Journal:
         return [found for found in map(json.loads, lines) if found["about"] == self.about]
 
     def wait(self, variant, seed):
-        """Wait for the runs that this one builds on, which are before it in the queue and perhaps still at work."""
-        needs = json.dumps(filled(VARIANTS[variant][0] if variant in VARIANTS else COMBINED[variant][1], "RUN", seed))
+        """Wait for the runs that this one builds on, which are before it in the queue and perhaps
+        still at work.
+        """
+        needs = json.dumps(
+            filled(
+                VARIANTS[variant][0] if variant in VARIANTS else COMBINED[variant][1], "RUN", seed
+            )
+        )
         names = {name_of(each, number) for each in VARIANTS for number in range(10)}
         needed = {name for name in names if f'"{name}"' in needs or f'"RUN/{name}"' in needs}
         for _ in range(1200):
@@ -196,45 +236,79 @@ class Journal:
             return
         started = time.monotonic()
         try:
-            found = (trained if variant in VARIANTS else combined)(variant, seed, self.run_dir, self.about)
+            found = (trained if variant in VARIANTS else combined)(
+                variant, seed, self.run_dir, self.about
+            )
         except PeftkitError as problem:
             print(f"{variant}, seed {seed}: {type(problem).__name__}: {problem}", flush=True)
             return
-        found = {"variant": variant, "seed": seed, "wall_seconds": time.monotonic() - started, **found}
+        found = {
+            "variant": variant,
+            "seed": seed,
+            "wall_seconds": time.monotonic() - started,
+            **found,
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(found | {"about": self.about}) + "\n")
-        accuracy = ", ".join(f"{name} {100 * each['accuracy']:.2f}" for name, each in found["test"].items())
+        accuracy = ", ".join(
+            f"{name} {100 * each['accuracy']:.2f}" for name, each in found["test"].items()
+        )
         print(f"{variant}, seed {seed}: {accuracy}; {found['wall_seconds']:.0f} s", flush=True)
 
 
 def queue(seeds):
-    """The runs, the most informative first: the plain ones, then the variants seed by seed, the slow ones at the end."""
+    """The runs, the most informative first: the plain ones, then the variants seed by seed, the
+    slow ones at the end.
+    """
     late = (*LATE, *RADII, TEACHER)
     quick = [variant for variant in VARIANTS if variant != "plain" and variant not in late]
-    jobs = [*(("plain", seed) for seed in (0, 1, 2)), *((variant, 0) for variant in (*RADII, TEACHER, *TAUGHT))]
+    jobs = [
+        *(("plain", seed) for seed in (0, 1, 2)),
+        *((variant, 0) for variant in (*RADII, TEACHER, *TAUGHT)),
+    ]
     for seed in range(seeds):
         jobs += [(variant, seed) for variant in quick]
-        jobs += [(variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant]
-    return list(dict.fromkeys([*jobs, *((variant, seed) for variant in LATE for seed in range(seeds))]))
+        jobs += [
+            (variant, seed) for variant in COMBINED if seed == 0 or "of each seed" not in variant
+        ]
+    return list(
+        dict.fromkeys([*jobs, *((variant, seed) for variant in LATE for seed in range(seeds))])
+    )
 
 
 def main():
     """Run what is not done and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 steps on a few rows, to see that it runs")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each computes on one thread")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 steps on a few rows, to see that it runs"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="runs at a time; each computes on one thread"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each variant")
-    parser.add_argument("--only", nargs="+", choices=[*VARIANTS, *COMBINED], help="these variants alone")
-    parser.add_argument("--report", action="store_true", help="write the results of the runs that are there")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*VARIANTS, *COMBINED], help="these variants alone"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the results of the runs that are there"
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/effects"))
     chosen = parser.parse_args()
     run_dir = chosen.run_dir / "quick" if chosen.quick else chosen.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     small = {"train": 40, "validation": 20, "test": 40, "unlabelled": 40}
     train = TRAIN | ({"max_steps": 3} if chosen.quick else {})
-    about = {"train": train, "sizes": SIZES | (small if chosen.quick else {}), "quick": chosen.quick}
+    about = {
+        "train": train,
+        "sizes": SIZES | (small if chosen.quick else {}),
+        "quick": chosen.quick,
+    }
     journal, rows = Journal(run_dir, about), write_data(run_dir / "data", about["sizes"])
-    jobs = [job for job in queue(1 if chosen.quick else chosen.seeds) if not chosen.only or job[0] in chosen.only]
+    jobs = [
+        job
+        for job in queue(1 if chosen.quick else chosen.seeds)
+        if not chosen.only or job[0] in chosen.only
+    ]
     if not chosen.report:
         with ProcessPoolExecutor(chosen.workers, multiprocessing.get_context("spawn")) as pool:
             list(pool.map(journal.result, *zip(*jobs, strict=True)))

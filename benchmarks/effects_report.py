@@ -1,12 +1,14 @@
-"""What `effects.py` writes: every run as JSON, and the tables in Markdown. What is written by hand below them stays."""
+"""What `effects.py` writes: every run as JSON, and the tables in Markdown. What is written by hand
+below them stays.
+"""
 
 import json
 from math import log
 from statistics import mean, stdev
 
 from peftkit.metrics.tables import markdown
-from peftkit.training.classifier import Classifier
-from peftkit.training.process import environment
+from peftkit.runs.process import environment
+from peftkit.tasks.classification import ClassificationTask
 
 BY_HAND = "## What it says"
 
@@ -20,7 +22,10 @@ def write_report(folder, run_dir, about, runs):
         by_name.setdefault(found["variant"], {})[found["seed"]] = found
     ensemble = _ensemble(run_dir, by_name["plain"]) if len(by_name.get("plain", {})) > 1 else None
     lines = ",\n".join("  " + json.dumps(found) for found in runs)
-    text = json.dumps(result | {"ensemble": ensemble}, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n'
+    text = (
+        json.dumps(result | {"ensemble": ensemble}, indent=1)[:-2]
+        + f',\n "runs": [\n{lines}\n ]\n}}\n'
+    )
     (folder / "effects.json").write_text(text)
     parts = [_introduction(about, result["environment"]), _effects(about, by_name)]
     parts += [_rare(about, by_name), _together(by_name, ensemble), _continued(about, by_name)]
@@ -32,15 +37,30 @@ def write_report(folder, run_dir, about, runs):
 
 
 def _ensemble(run_dir, plain):
-    """The mean of the plain runs' probabilities on the test rows, as `peftkit predict RUN RUN RUN` gives it."""
+    """The mean of the plain runs' probabilities on the test rows, as `peftkit predict RUN RUN RUN`
+    gives it.
+    """
     found = {}
     for name in ("films_test", "products_test"):
-        rows = [json.loads(line) for line in (run_dir / "data" / f"{name}.jsonl").read_text().splitlines()]
-        each = [json.loads((run_dir / f"plain-{seed}" / f"{name}.json").read_text()) for seed in sorted(plain)]
-        outputs = Classifier.averaged(None, each)
-        chosen = [p[("negative", "positive").index(row["label"])] for row, p in zip(rows, outputs, strict=True)]
+        rows = [
+            json.loads(line)
+            for line in (run_dir / "data" / f"{name}.jsonl").read_text().splitlines()
+        ]
+        each = [
+            json.loads((run_dir / f"plain-{seed}" / f"{name}.json").read_text())
+            for seed in sorted(plain)
+        ]
+        outputs = ClassificationTask.averaged(None, each)
+        chosen = [
+            p[("negative", "positive").index(row["label"])]
+            for row, p in zip(rows, outputs, strict=True)
+        ]
         right = [likely == max(p) for likely, p in zip(chosen, outputs, strict=True)]
-        found[name] = {"accuracy": mean(right), "nll": -mean(map(log, chosen)), "seeds": sorted(plain)}
+        found[name] = {
+            "accuracy": mean(right),
+            "nll": -mean(map(log, chosen)),
+            "seeds": sorted(plain),
+        }
     return found
 
 
@@ -81,12 +101,19 @@ def _spread(values, digits=1):
 def _effects(about, by_name):
     """Every variant on the balanced task beside the plain runs."""
     plain = by_name["plain"]
-    names = [name for name in about["changes"] if name in by_name and not name.startswith(("rare", "products"))]
+    names = [
+        name
+        for name in about["changes"]
+        if name in by_name and not name.startswith(("rare", "products"))
+    ]
     rows = []
     for name in names:
         runs = [found for _, found in sorted(by_name[name].items())]
         same = [plain[found["seed"]] for found in runs if found["seed"] in plain]
-        times = [one["training_seconds"] / other["training_seconds"] for one, other in zip(runs, same, strict=True)]
+        times = [
+            one["training_seconds"] / other["training_seconds"]
+            for one, other in zip(runs, same, strict=True)
+        ]
         nll = [one["test"]["films_test"]["nll"] for one in runs]
         plain_nll = [one["test"]["films_test"]["nll"] for one in same]
         rows.append([
@@ -94,7 +121,15 @@ def _effects(about, by_name):
             "" if name == "plain" else _spread(_paired(by_name[name], plain)),
             f"{mean(nll):.3f}", "" if name == "plain" else f"{mean(nll) - mean(plain_nll):+.3f}", f"{mean(times):.2f}",
         ])  # fmt: skip
-    head = ["variant", "test accuracy, seed by seed", "mean", "minus plain", "-log p", "minus plain", "time"]
+    head = [
+        "variant",
+        "test accuracy, seed by seed",
+        "mean",
+        "minus plain",
+        "-log p",
+        "minus plain",
+        "time",
+    ]
     count = about["rows"]["films_test"]
     accuracy = mean(_accuracies(plain.values())) / 100
     return "\n".join([
@@ -112,16 +147,34 @@ def _rare(about, by_name):
     rows = []
     for name in (each for each in about["changes"] if each.startswith("rare") and each in by_name):
         runs = [found["test"]["films_test"] for _, found in sorted(by_name[name].items())]
-        for rule, figures in (("likelier class", runs), ("threshold best-f1", [each["settled"] for each in runs])):
+        for rule, figures in (
+            ("likelier class", runs),
+            ("threshold best-f1", [each["settled"] for each in runs]),
+        ):
             keys = ("rare_recall", "rare_f1", "rare_macro_f1")
             cells = (
                 f"{', '.join(f'{100 * each[key]:.1f}' for each in figures)} | {100 * mean(each[key] for each in figures):.1f}"
                 for key in keys
             )
-            rows.append([name.removeprefix("rare: "), rule, *(cell for both in cells for cell in both.split(" | "))])
+            rows.append(
+                [
+                    name.removeprefix("rare: "),
+                    rule,
+                    *(cell for both in cells for cell in both.split(" | ")),
+                ]
+            )
     if not rows:
         return ""
-    head = ["variant", "decision", "recall of positive", "mean", "F1 of positive", "mean", "macro F1", "mean"]
+    head = [
+        "variant",
+        "decision",
+        "recall of positive",
+        "mean",
+        "F1 of positive",
+        "mean",
+        "macro F1",
+        "mean",
+    ]
     return "\n".join([
         "## One positive sentence in ten", "", markdown(head, rows), "",
         f"{about['rows']['rare']} sentences to train, {round(about['sizes']['rare_share'] * about['rows']['rare'])} of them "
@@ -141,7 +194,13 @@ def _together(by_name, ensemble):
     rows = [["one run (mean)", *(f"{each:.1f}" for each in singles), f"{nll:.3f}"]]
     seeds = len(ensemble["films_test"]["seeds"])
     accuracy = [f"{100 * each['accuracy']:.1f}" for each in ensemble.values()]
-    rows.append([f"ensemble of {seeds}: mean of probabilities", *accuracy, f"{ensemble['films_test']['nll']:.3f}"])
+    rows.append(
+        [
+            f"ensemble of {seeds}: mean of probabilities",
+            *accuracy,
+            f"{ensemble['films_test']['nll']:.3f}",
+        ]
+    )
     for name in (each for each in by_name if "of each seed" in each):
         test = by_name[name][0]["test"]
         accuracy = [f"{100 * test[where]['accuracy']:.1f}" for where in ensemble]
@@ -159,7 +218,11 @@ def _continued(about, by_name):
     names = [name for name in by_name if name.startswith(("products", "films and products"))]
     for name in ["plain", *names]:
         runs = by_name[name]
-        seeds = [seed for seed in sorted(runs) if name != "plain" or any(seed in by_name[each] for each in names)]
+        seeds = [
+            seed
+            for seed in sorted(runs)
+            if name != "plain" or any(seed in by_name[each] for each in names)
+        ]
         cells = []
         for where in ("films_test", "products_test"):
             chosen = {seed: runs[seed] for seed in seeds}

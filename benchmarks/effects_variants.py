@@ -1,7 +1,14 @@
 """What `effects.py` compares: the plain config, and the change that each variant makes to it."""
 
 RECIPE = "text_classification"
-SIZES = {"train": 600, "validation": 200, "test": 1200, "unlabelled": 3000, "rare_share": 0.1, "large": 6400}
+SIZES = {
+    "train": 600,
+    "validation": 200,
+    "test": 1200,
+    "unlabelled": 3000,
+    "rare_share": 0.1,
+    "large": 6400,
+}
 TRAIN = {
     "epochs": 1000, "max_steps": 120, "batch_size": 16, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.06,
     "weight_decay": 0.01, "evaluation_batch_size": 64, "precision": "bf16",
@@ -19,11 +26,15 @@ PRODUCTS = {
         "retention": "DATA/validation.jsonl",
     }
 }
-RARE = {"data": {"train": "DATA/rare.jsonl", "evaluation": "DATA/rare_validation.jsonl"}, "threshold": "best-f1"}
+RARE = {
+    "data": {"train": "DATA/rare.jsonl", "evaluation": "DATA/rare_validation.jsonl"},
+    "threshold": "best-f1",
+}
 SLOW = {"train": {"learning_rate": 5e-4}}
 FILMS, BOTH = ("films_test",), ("films_test", "products_test")
 TEACHERS = [f"RUNS/plain-{seed}" for seed in (0, 1, 2)]
-# The change that each variant makes to the plain config, and what it is tested on. RUNS/plain-SEED stands for another run.
+# The change that each variant makes to the plain config, and what it is tested on. RUNS/plain-SEED
+# stands for another run.
 VARIANTS = {
     "plain": ({}, BOTH),
     "learning_rate 5e-4": (SLOW, FILMS),
@@ -63,7 +74,10 @@ VARIANTS = {
         {"teacher": {"runs": ["RUNS/teacher-6400-sentences-0"], "unlabelled": "DATA/unlabelled.jsonl"}}, FILMS,
     ),
 }  # fmt: skip
-TEACHER, TAUGHT = "teacher: 6400 sentences", ("distilled from the teacher", "distilled, unlabelled too")
+TEACHER, TAUGHT = (
+    "teacher: 6400 sentences",
+    ("distilled from the teacher", "distilled, unlabelled too"),
+)
 RADII = (
     "adversarial fgm, radius 0.3",
     "adversarial fgm, radius 1",
@@ -86,14 +100,18 @@ COMBINED = {
 def merged(first, second):
     """Nested values, the second's where both have one."""
     both = {
-        key: merged(first[key], second[key]) for key in first.keys() & second.keys() if isinstance(second[key], dict)
+        key: merged(first[key], second[key])
+        for key in first.keys() & second.keys()
+        if isinstance(second[key], dict)
     }
     return {**first, **second, **both}
 
 
 def name_of(variant, seed):
     """The directory of a run."""
-    words = "".join(letter if letter.isalnum() or letter in " ." else " " for letter in variant).split()
+    words = "".join(
+        letter if letter.isalnum() or letter in " ." else " " for letter in variant
+    ).split()
     return "-".join([*words, str(seed)])
 
 
@@ -105,4 +123,8 @@ def filled(value, run_dir, seed):
         return [filled(each, run_dir, seed) for each in value]
     if not isinstance(value, str):
         return value
-    return value.replace("DATA/", f"{run_dir}/data/").replace("RUNS/", f"{run_dir}/").replace("SEED", str(seed))
+    return (
+        value.replace("DATA/", f"{run_dir}/data/")
+        .replace("RUNS/", f"{run_dir}/")
+        .replace("SEED", str(seed))
+    )

@@ -1,9 +1,11 @@
-"""QLoRA gradients against float64 through the dequantised weights: peftkit and plain PEFT side by side.
+"""QLoRA gradients against float64 through the dequantised weights: peftkit and plain PEFT side by
+side.
 
     python benchmarks/gradients.py [OUTPUT.json]
 
-For each storage and depth: the relative error of every adapter tensor's gradient (median and worst), before and after one
-evaluation pass. The reference computes in float64 throughout, with the weights that the quantised layers compute with.
+For each storage and depth: the relative error of every adapter tensor's gradient (median and
+worst), before and after one evaluation pass. The reference computes in float64 throughout, with the
+weights that the quantised layers compute with.
 """
 
 import copy
@@ -18,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import peftkit
-from peftkit.quantization import bitsandbytes_config, dequantized_weight, quantization_of
-from peftkit.training.process import environment
+from peftkit.backbones.quantization import bitsandbytes_config, dequantized_weight, quantization_of
+from peftkit.runs.process import environment
 
 KINDS = ("nf4", "fp4", "int8")
 
@@ -50,7 +52,9 @@ def attached_by_peft(path, kind, like):
     backbone = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.bfloat16, quantization_config=config, device_map={"": like.device}
     )
-    model = peft.get_peft_model(backbone, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        backbone, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     peft.set_peft_model_state_dict(model, peft.get_peft_model_state_dict(like))
     return model
 
@@ -59,7 +63,9 @@ def gradients(model, ids):
     """Every gradient of a training step, in float64, by the parameter's name."""
     model.train().zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
-    return {name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.double().clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def evaluate(model, ids):
@@ -77,11 +83,15 @@ def reference(model, ids):
     for name, module in model.get_base_model().named_modules():
         if quantization_of(module):
             state[name.replace(".base_layer", "") + ".weight"] = dequantized_weight(module)
-        elif hasattr(module, "weight") and "lora_" not in name and not hasattr(module, "base_layer"):
+        elif (
+            hasattr(module, "weight") and "lora_" not in name and not hasattr(module, "base_layer")
+        ):
             state[name + ".weight"] = module.weight.data
     plain.load_state_dict({name: value.double() for name, value in state.items()}, strict=True)
     plain = plain.double().to(model.device)
-    adapted = peft.get_peft_model(plain, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False)
+    adapted = peft.get_peft_model(
+        plain, copy.deepcopy(model.peft_config["default"]), autocast_adapter_dtype=False
+    )
     peft.set_peft_model_state_dict(adapted, peft.get_peft_model_state_dict(model))
     return gradients(adapted.double(), ids)
 
@@ -89,7 +99,10 @@ def reference(model, ids):
 def relative_errors(found, expected):
     """The relative error of each gradient tensor; 1 for one that is missing."""
     return torch.tensor(
-        [float((found[k] - expected[k]).norm() / expected[k].norm()) if k in found else 1.0 for k in expected]
+        [
+            float((found[k] - expected[k]).norm() / expected[k].norm()) if k in found else 1.0
+            for k in expected
+        ]
     )
 
 
@@ -102,18 +115,31 @@ def main():
             save_llama(path, layers)
             for kind in KINDS:
                 ours = attached_by_peftkit(path, kind)
-                ids = torch.randint(4, 320, (2, 24), generator=torch.Generator().manual_seed(0)).to(ours.device)
+                ids = torch.randint(4, 320, (2, 24), generator=torch.Generator().manual_seed(0)).to(
+                    ours.device
+                )
                 expected = reference(ours, ids)
                 for who, model in (("peftkit", ours), ("peft", attached_by_peft(path, kind, ours))):
                     for when in ("before", "after"):
                         if when == "after":
                             evaluate(model, ids)
                         errors = relative_errors(gradients(model, ids), expected)
-                        row = {"layers": layers, "storage": kind, "library": who, "evaluation": when}
-                        rows.append(row | {"median": float(errors.median()), "worst": float(errors.max())})
+                        row = {
+                            "layers": layers,
+                            "storage": kind,
+                            "library": who,
+                            "evaluation": when,
+                        }
+                        rows.append(
+                            row | {"median": float(errors.median()), "worst": float(errors.max())}
+                        )
                         print(json.dumps(rows[-1]), flush=True)
     if len(sys.argv) > 1:
-        result = {"command": "python benchmarks/gradients.py", "environment": environment(), "rows": rows}
+        result = {
+            "command": "python benchmarks/gradients.py",
+            "environment": environment(),
+            "rows": rows,
+        }
         Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,10 +1,12 @@
-"""Every architecture and task of transformers: which parts of the lean step engage, and does it give PEFT's numbers?
+"""Every architecture and task of transformers: which parts of the lean step engage, and does it
+give PEFT's numbers?
 
-    python -m benchmarks.lean_coverage [--sample N] [--tasks ...] [--types ...] [--timeout N] [--out FILE] [--again]
+    python -m benchmarks.lean_coverage [--sample N] [--tasks ...] [--types ...] [--timeout N] [--out
+    FILE] [--again]
 
-Each pair is answered in a process that is replaced when it crashes or takes too long. Answers are appended to a JSON-lines
-file; what stands there already for the same versions is not asked again. A table of counts, with reasons and failures, is
-written beside it.
+Each pair is answered in a process that is replaced when it crashes or takes too long. Answers are
+appended to a JSON-lines file; what stands there already for the same versions is not asked again. A
+table of counts, with reasons and failures, is written beside it.
 """
 
 import argparse
@@ -38,14 +40,20 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     versions = coverage._versions("peftkit")
     known = {_key(row) for row in coverage.read(options.out)}
-    asked = [{"task": pair.task, "type": pair.model_type, "versions": versions} for pair in _pairs(options)]
+    asked = [
+        {"task": pair.task, "type": pair.model_type, "versions": versions}
+        for pair in _pairs(options)
+    ]
     open_questions = [row for row in asked if options.again or _key(row) not in known]
     print(f"{len(asked)} pairs, {len(open_questions)} of them open", flush=True)
     worker = Worker(options.timeout)
     done: Counter[str] = Counter()
     for row in open_questions:
         started = time.monotonic()
-        row |= {**worker.ask(*(row[field] for field in FIELDS)), "seconds": round(time.monotonic() - started, 2)}
+        row |= {
+            **worker.ask(*(row[field] for field in FIELDS)),
+            "seconds": round(time.monotonic() - started, 2),
+        }
         done[row["outcome"]] += 1
         with options.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -58,8 +66,12 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=coverage.ROOT / "benchmarks/results/lean_coverage.jsonl")
-    parser.add_argument("--sample", type=int, help="ask about this many pairs only, spread out over all of them")
+    parser.add_argument(
+        "--out", type=Path, default=coverage.ROOT / "benchmarks/results/lean_coverage.jsonl"
+    )
+    parser.add_argument(
+        "--sample", type=int, help="ask about this many pairs only, spread out over all of them"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(zoo.TASKS))
     parser.add_argument("--types", nargs="+", help="model types as transformers calls them")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one pair")
@@ -95,11 +107,16 @@ class Worker(coverage.Worker):
 
 
 def summary(rows: list[Row]) -> str:
-    """Return the report: counts by task, what engages, the losses that stay the model's own, and what is not equal."""
+    """Return the report: counts by task, what engages, the losses that stay the model's own, and
+    what is not equal.
+    """
     compared = _of(rows, "all")
     used = dict.fromkeys(pair for row in rows for pair in row["versions"].items())
     lines = ["# Where the lean training step engages, and whether it gives PEFT's numbers", ""]
-    lines += [f"CPU, random weights; {', '.join(f'{name} {version}' for name, version in used)}.", ""]
+    lines += [
+        f"CPU, random weights; {', '.join(f'{name} {version}' for name, version in used)}.",
+        "",
+    ]
     lines += [
         "Two training steps with `attach(model, LoraConfig(r=4), lean=True)` against `lean=False`, with the same seeds, and",
         f"an evaluation after them. Equal: the losses and every gradient differ by at most {TOLERANCE:g} of their norm, in",
@@ -113,19 +130,28 @@ def summary(rows: list[Row]) -> str:
     for title, cell in _TABLE.items():
         lines.append(f"| {title} | {' | '.join(cell(_of(rows, group)) for group in GROUPS)} |")
     losses = [
-        (row, row.get("loss", "unknown").removeprefix("the model's own: ")) for row in compared if not _chunked(row)
+        (row, row.get("loss", "unknown").removeprefix("the model's own: "))
+        for row in compared
+        if not _chunked(row)
     ]
     lines += _grouped("The loss stays the model's own", losses)
     reasons = [(row, reason) for row in compared for reason in row.get("layers_of_peft", ())]
     lines += _grouped("LoRA layers on PEFT's path", reasons)
-    missed = [(row, f"such as {row['layers_missed'][0]}") for row in compared if row.get("layers_missed")]
+    missed = [
+        (row, f"such as {row['layers_missed'][0]}") for row in compared if row.get("layers_missed")
+    ]
     lines += _grouped("LoRA layers that could be lean and were not", missed)
     for outcome in ("differs", "fails", "refused", "plain fails", "failed", "unbuildable"):
-        lines += _grouped(outcome.capitalize(), [(row, row["reason"]) for row in rows if row["outcome"] == outcome])
+        lines += _grouped(
+            outcome.capitalize(),
+            [(row, row["reason"]) for row in rows if row["outcome"] == outcome],
+        )
     for name in ("checkpointing", "routers", "bfloat16"):
         failing = [(row, row[name]) for row in rows if isinstance(row.get(name), str)]
         lines += _grouped(f"{name.capitalize()}: not compared", failing)
-    lines += _grouped("Equal in float64 only", [(row, _rounding(row)) for row in compared if _rounding(row)])
+    lines += _grouped(
+        "Equal in float64 only", [(row, _rounding(row)) for row in compared if _rounding(row)]
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -139,7 +165,11 @@ def _chunked(row: Row) -> bool:
 
 
 def _rounding(row: Row) -> str:
-    found = [row[name] for name in ("exact", "lean", "checkpointing", "routers") if "float64" in row.get(name, ())]
+    found = [
+        row[name]
+        for name in ("exact", "lean", "checkpointing", "routers")
+        if "float64" in row.get(name, ())
+    ]
     if row["outcome"] != "ok" or not found:
         return ""
     return f"{found[0]['where']} differs by {found[0]['worst']:.1e}, in float64 by {found[0]['float64']['worst']:.1e}"
@@ -148,7 +178,9 @@ def _rounding(row: Row) -> str:
 def _counted(
     engages: Callable[[Row], Any], there: Callable[[Row], Any] = lambda row: True
 ) -> Callable[[list[Row]], str]:
-    return lambda rows: f"{sum(bool(engages(row)) for row in rows)} of {sum(bool(there(row)) for row in rows)}"
+    return lambda rows: (
+        f"{sum(bool(engages(row)) for row in rows)} of {sum(bool(there(row)) for row in rows)}"
+    )
 
 
 def _equal(name: str) -> Callable[[list[Row]], str]:
@@ -164,8 +196,16 @@ def _equal(name: str) -> Callable[[list[Row]], str]:
 
 
 def _saved(rows: list[Row]) -> str:
-    shares = [row["bytes_lean"] / row["bytes_plain"] for row in rows if row.get("bytes_lean") and row["bytes_plain"]]
-    return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})" if shares else "-"
+    shares = [
+        row["bytes_lean"] / row["bytes_plain"]
+        for row in rows
+        if row.get("bytes_lean") and row["bytes_plain"]
+    ]
+    return (
+        f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        if shares
+        else "-"
+    )
 
 
 _TABLE: dict[str, Callable[[list[Row]], str]] = {
@@ -193,7 +233,9 @@ _TABLE: dict[str, Callable[[list[Row]], str]] = {
 
 
 def _grouped(title: str, found: list[tuple[Row, str]]) -> list[str]:
-    """Return the reasons, and the pairs that each applies to; numbers and names of layers do not tell apart."""
+    """Return the reasons, and the pairs that each applies to; numbers and names of layers do not
+    tell apart.
+    """
     groups: dict[str, list[tuple[Row, str]]] = defaultdict(list)
     for row, reason in found:
         groups[re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "N", reason)].append((row, reason))

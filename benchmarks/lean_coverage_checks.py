@@ -1,4 +1,6 @@
-"""Does the lean training step give the numbers of the plain one, on one model, and which of its parts engage there?"""
+"""Does the lean training step give the numbers of the plain one, on one model, and which of its
+parts engage there?
+"""
 
 import contextlib
 import functools
@@ -20,12 +22,16 @@ from benchmarks import zoo
 from benchmarks.coverage_checks import outputs
 from peftkit.anatomy import is_norm
 from peftkit.errors import PeftkitError
-from peftkit.lean import Lean, elementwise, linear
+from peftkit.lean import Lean
+from peftkit.lean import norms_and_feed_forwards as elementwise
 from peftkit.memory.storages import LiveStorages
+from peftkit.methods.lora import layer as linear
 
 TOLERANCE = 1e-4  # of each gradient's norm, in float32
 LOSS_FLOOR = 1e-3
-"""In float64 the chunked loss computes in float32: a gradient that is zero but for rounding has float32's then."""
+"""In float64 the chunked loss computes in float32: a gradient that is zero but for rounding has
+float32's then.
+"""
 TOLERANCE_16_BITS, FLOOR_16_BITS = 0.1, 0.1
 EXACT = Lean(exact=True, loss=False)
 """What should give PEFT's bits: every part that computes the same in the same order."""
@@ -81,12 +87,16 @@ def examine(task: str, model_type: str) -> dict[str, Any]:
 
 
 def _routes(module: nn.Module) -> bool:
-    """Tell whether a model can be told to add the losses of its routers, which choose experts, to its own."""
+    """Tell whether a model can be told to add the losses of its routers, which choose experts, to
+    its own.
+    """
     return hasattr(getattr(module, "config", None), "output_router_logits")
 
 
 def _compare_in_16_bits(found: dict[str, Any], take: Any) -> None:
-    """Compare the exact mode in bfloat16, where models convert what they read and write over it in other places."""
+    """Compare the exact mode in bfloat16, where models convert what they read and write over it in
+    other places.
+    """
     take = functools.partial(take, dtype=torch.bfloat16)
     try:
         plain = take(lean=False)
@@ -98,9 +108,13 @@ def _compare_in_16_bits(found: dict[str, Any], take: Any) -> None:
         found["loss_bfloat16"] = lean.engaged["loss"]
         found["bfloat16"] = difference = differences(take(lean=EXACT), plain, FLOOR_16_BITS)
         if difference["other"] or not difference["worst"] <= TOLERANCE_16_BITS:
-            reason = difference["other"] or f"{difference['where']} differs by {difference['worst']:.1e}"
+            reason = (
+                difference["other"] or f"{difference['where']} differs by {difference['worst']:.1e}"
+            )
             _fail(found, "differs", f"bfloat16: {reason}")
-        if not torch.allclose(torch.stack(lean.losses).float(), torch.stack(plain.losses).float(), rtol=0.02):
+        if not torch.allclose(
+            torch.stack(lean.losses).float(), torch.stack(plain.losses).float(), rtol=0.02
+        ):
             _fail(found, "differs", f"bfloat16: the losses are {lean.losses}, not {plain.losses}")
     except Exception as problem:
         _fail(found, "fails", f"bfloat16: {_text(problem)}")
@@ -118,7 +132,9 @@ def _compare(found: dict[str, Any], name: str, plain: Steps, take: Any) -> Steps
             difference["float64"] = differences(doubled(), doubled(lean=False), floor)
             worst = difference["float64"]["worst"]
         if difference["other"] or not worst <= TOLERANCE:
-            reason = difference["other"] or f"{difference['where']} differs by {difference['worst']:.1e}"
+            reason = (
+                difference["other"] or f"{difference['where']} differs by {difference['worst']:.1e}"
+            )
             _fail(found, "differs", f"{name}: {reason}")
     except Exception as problem:
         _fail(found, "fails", f"{name}: {_text(problem)}")
@@ -132,7 +148,8 @@ def _fail(found: dict[str, Any], outcome: str, reason: str) -> None:
 
 
 def differences(found: Steps, expected: Steps, floor: float = 1e-30) -> dict[str, Any]:
-    """Return the largest relative difference of a loss or a gradient, where it is, and what else is not alike.
+    """Return the largest relative difference of a loss or a gradient, where it is, and what else is
+    not alike.
 
     Args:
         found: Some steps.
@@ -197,10 +214,13 @@ def take_steps(
             module.config.output_router_logits = True
     if checkpointing:
         specimen.model.gradient_checkpointing_enable({"use_reentrant": False})
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     steps = Steps()
     batches = [
-        _cast(specimen.batch(labels=True, seed=seed, padding=side), dtype) for seed, side in ((0, "right"), (1, "none"))
+        _cast(specimen.batch(labels=True, seed=seed, padding=side), dtype)
+        for seed, side in ((0, "right"), (1, "none"))
     ]
     with torch.no_grad():
         model.train()(**batches[0])  # a first pass may make modules, and draw numbers for them
@@ -216,7 +236,9 @@ def take_steps(
             assert torch.isfinite(loss), f"the loss is {float(loss)}"
             loss.backward()
             steps.losses.append(loss.detach().clone())
-            steps.gradients.append({name: p.grad.detach().clone() for name, p in trained.items() if p.grad is not None})
+            steps.gradients.append(
+                {name: p.grad.detach().clone() for name, p in trained.items() if p.grad is not None}
+            )
             model.zero_grad()
     steps.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     torch.manual_seed(2)
@@ -266,7 +288,9 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
             for name, module in model.named_modules()
             if id(module) not in layers
             and (isinstance(module, linear.Lean) and module.why_not() is None)
-            and any(f"{name}.lora_A." in each for gradients in steps.gradients for each in gradients)
+            and any(
+                f"{name}.lora_A." in each for gradients in steps.gradients for each in gradients
+            )
         ][:5],
         "norms": len(norms),
         "norms_of_all": sum(is_norm(module) for module in model.modules()),
@@ -277,7 +301,11 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
 
 
 def _text(problem: Exception) -> str:
-    kind = "" if isinstance(problem, AssertionError | zoo.Unbuildable) else f"{type(problem).__name__}: "
+    kind = (
+        ""
+        if isinstance(problem, AssertionError | zoo.Unbuildable)
+        else f"{type(problem).__name__}: "
+    )
     return f"{kind}{' '.join(str(problem).split())}"[:400]
 
 

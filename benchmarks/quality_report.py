@@ -3,7 +3,7 @@
 import json
 from statistics import mean, stdev
 
-from peftkit.training.process import environment
+from peftkit.runs.process import environment
 
 WITHIN = 2.0  # points that a method may lie below full fine-tuning
 
@@ -11,16 +11,31 @@ WITHIN = 2.0  # points that a method may lie below full fine-tuning
 def write_report(folder, about, runs):
     """Write ``quality.json`` and ``quality.md``."""
     chosen = {
-        method: [found for seed in about["seeds"] for found in runs if _is(found, method, rate, seed)]
+        method: [
+            found for seed in about["seeds"] for found in runs if _is(found, method, rate, seed)
+        ]
         for method, rate in about["chosen"].items()
     }
     summary = {method: _summary(found, chosen["full"]) for method, found in chosen.items()}
     for found in runs:
         found.pop("settings", None)
-    result = {"command": "python benchmarks/quality.py", "environment": environment(), **about, "summary": summary}
+    result = {
+        "command": "python benchmarks/quality.py",
+        "environment": environment(),
+        **about,
+        "summary": summary,
+    }
     lines = ",\n".join("  " + json.dumps(found) for found in runs)
-    (folder / "quality.json").write_text(json.dumps(result, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n')
-    text = "\n".join([*_introduction(about, result["environment"]), *_table(about, summary), *_search(about, runs)])
+    (folder / "quality.json").write_text(
+        json.dumps(result, indent=1)[:-2] + f',\n "runs": [\n{lines}\n ]\n}}\n'
+    )
+    text = "\n".join(
+        [
+            *_introduction(about, result["environment"]),
+            *_table(about, summary),
+            *_search(about, runs),
+        ]
+    )
     (folder / "quality.md").write_text(text + "\n")
     print(text)
 
@@ -31,7 +46,9 @@ def _is(found, method, rate, seed):
 
 def _summary(found, full):
     scores = [100 * one["test"]["accuracy"] for one in found]
-    behind = [score - 100 * other["test"]["accuracy"] for score, other in zip(scores, full, strict=True)]
+    behind = [
+        score - 100 * other["test"]["accuracy"] for score, other in zip(scores, full, strict=True)
+    ]
     return {
         "parameters_at_start": found[0]["parameters_at_start"],
         "parameters_at_end": [one["parameters_at_end"] for one in found],
@@ -66,7 +83,9 @@ def _table(about, summary):
     yield "| --- | --: | --: | --- | --: | --: | --: | --: |"
     for method, row in summary.items():
         at_start, at_end = row["parameters_at_start"], round(mean(row["parameters_at_end"]))
-        parameters = f"{at_start:,}" if at_start == at_end else f"{at_start:,}, at the end {at_end:,}"
+        parameters = (
+            f"{at_start:,}" if at_start == at_end else f"{at_start:,}, at the end {at_end:,}"
+        )
         scores = ", ".join(f"{score:.1f}" for score in row["test_accuracy"])
         deviation = "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.1f}"
         yield (
@@ -94,7 +113,11 @@ def _search(about, runs):
     yield "| method | learning rate: accuracy |"
     yield "| --- | --- |"
     for method in about["chosen"]:
-        tried = [found for found in runs if found["method"] == method and found["seed"] == about["seeds"][0]]
+        tried = [
+            found
+            for found in runs
+            if found["method"] == method and found["seed"] == about["seeds"][0]
+        ]
         cells = (
             f"{found['learning_rate']:g}: {100 * found['validation']['accuracy']:.1f}"
             for found in sorted(tried, key=lambda found: found["learning_rate"])

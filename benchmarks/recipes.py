@@ -1,9 +1,10 @@
-"""Run the recipes' quick configs as a user does, and full fine-tuning of the same model for as many steps beside some of them.
+"""Run the recipes' quick configs as a user does, and full fine-tuning of the same model for as many
+steps beside some of them.
 
     python benchmarks/recipes.py [--only NAME ...] [--run-dir runs/recipes]
 
-A finished run is not run again. The figures end in ``benchmarks/results/recipes.json`` and ``recipes.md``; what is written
-there of runs that this call leaves out stays.
+A finished run is not run again. The figures end in ``benchmarks/results/recipes.json`` and
+``recipes.md``; what is written there of runs that this call leaves out stays.
 """
 
 import argparse
@@ -13,12 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from peftkit.config import build, load_yaml
+from peftkit.config.reading import build, load_yaml
 from peftkit.metrics.tables import markdown
-from peftkit.training.finetune import Finetuning
-from peftkit.training.metrics import read_metrics
-from peftkit.training.opening import load_recipe, recipe_named
-from peftkit.training.run import Run
+from peftkit.runs.directory import Run
+from peftkit.runs.finetune import Finetuning
+from peftkit.runs.opening import load_recipe, recipe_named
+from peftkit.training.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
@@ -54,13 +55,29 @@ def launched(name, run_dir):
     started = time.monotonic()
     if not (run_dir / "after.json").exists():
         path = ROOT / "recipes" / "configs" / recipe / f"{config}.yaml"
-        command = [sys.executable, "-m", "accelerate.commands.launch", f"recipes/{recipe}.py", "--config", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            f"recipes/{recipe}.py",
+            "--config",
+            str(path),
+        ]
         subprocess.run([*command, "--run_dir", str(run_dir)], check=True, cwd=ROOT)
     seconds = time.monotonic() - started
     found = {"minutes": seconds / 60} | described(run_dir)
     if name in TEST:
         output = run_dir / "test.json"
-        words = ["evaluate", str(run_dir), "--data", TEST[name], "--output", str(output), "--batch_size", "64"]
+        words = [
+            "evaluate",
+            str(run_dir),
+            "--data",
+            TEST[name],
+            "--output",
+            str(output),
+            "--batch_size",
+            "64",
+        ]
         code = "import sys; from peftkit.cli import main; sys.exit(main())"
         subprocess.run([sys.executable, "-c", code, *words], check=True, cwd=ROOT)
         found["test"] = json.loads(output.read_text())["metrics"]
@@ -77,8 +94,12 @@ def described(run_dir):
         "steps": lines[-1]["step"],
         "training_minutes": lines[-1]["seconds"] / 60,
         "peak_gib": lines[-1]["memory_gib"],
-        "trained_parameters": json.loads((run_dir / "model.json").read_text())["attach"]["trained_parameters"],
-        "environment": {key: environment[key] for key in ("processor", "threads", "gpu", "packages")},
+        "trained_parameters": json.loads((run_dir / "model.json").read_text())["attach"][
+            "trained_parameters"
+        ],
+        "environment": {
+            key: environment[key] for key in ("processor", "threads", "gpu", "packages")
+        },
     }
 
 
@@ -88,11 +109,17 @@ def fully(name, run_dir):
     values = values_of(name, run_dir)
     values["train"] |= {"learning_rate": FULL[name], "restore_best": True}
     config = build(recipe.Config, values, name)
-    training = FullFinetuning(recipe.task(config), config, recipe_named(name.partition("/")[0]), Run(config))
+    training = FullFinetuning(
+        recipe.task(config), config, recipe_named(name.partition("/")[0]), Run(config)
+    )
     training.train()
     rows = training.task.read(TEST[name]) if name in TEST else training.held_out
     metrics = training._found(training.model, rows).metrics
-    return {"learning_rate": FULL[name], "test": metrics, "trained_parameters": _trained(training.model)}
+    return {
+        "learning_rate": FULL[name],
+        "test": metrics,
+        "trained_parameters": _trained(training.model),
+    }
 
 
 def _trained(model):
@@ -140,7 +167,9 @@ def report(results):
         "",
         "Full fine-tuning of the same model for as many steps, on the same rows (one run, one learning rate):",
         "",
-        markdown(["config", "learning rate", "trained", "all weights", "the config's adapter"], full),
+        markdown(
+            ["config", "learning rate", "trained", "all weights", "the config's adapter"], full
+        ),
     ]
     RESULTS.with_suffix(".md").write_text("\n".join(text) + "\n")
 
@@ -153,17 +182,23 @@ def spelled(metrics):
 def main():
     """Run, measure, write."""
     configs = ROOT / "recipes" / "configs"
-    known = sorted(str(path.relative_to(configs).with_suffix("")) for path in configs.glob("*/quick*.yaml"))
+    known = sorted(
+        str(path.relative_to(configs).with_suffix("")) for path in configs.glob("*/quick*.yaml")
+    )
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=known, default=known)
-    parser.add_argument("--full", action="store_true", help="full fine-tuning, instead of the configs themselves")
+    parser.add_argument(
+        "--full", action="store_true", help="full fine-tuning, instead of the configs themselves"
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/recipes"))
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in options.only:
         place = (options.run_dir / name.replace("/", "-")).resolve()
         if options.full and name in FULL:
-            results.setdefault(name, {})["full"] = fully(name, place.with_name(f"{place.name}-full"))
+            results.setdefault(name, {})["full"] = fully(
+                name, place.with_name(f"{place.name}-full")
+            )
         elif not options.full and (name not in results or "steps" not in results[name]):
             results[name] = results.get(name, {}) | launched(name, place)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,14 +1,16 @@
-"""One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, what blocks keep, and the loss.
+"""One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, what blocks
+keep, and the loss.
 
     python benchmarks/step.py [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]      SmolLM2-135M on this CPU
     python benchmarks/step.py --device cuda [--rows "8B nf4 b1" ...]                          Llama 3 shapes on a GPU
     python benchmarks/step.py --traced                                                        the same without a GPU
     python benchmarks/step.py --curves [--steps 300]                                          loss curves on this CPU
 
-Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no dependency:
-``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and ``PYTHONPATH=runs/trl``. On a CPU all arms are alive at
-once and take their steps in turn (`step_cpu.py`); memory is counted before that, by live storages, and above each arm's own
-weights. On a GPU one arm follows the other, and memory is the allocator's. Results go to
+Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no
+dependency: ``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and
+``PYTHONPATH=runs/trl``. On a CPU all arms are alive at once and take their steps in turn
+(`step_cpu.py`); memory is counted before that, by live storages, and above each arm's own weights.
+On a GPU one arm follows the other, and memory is the allocator's. Results go to
 ``benchmarks/results/step-{cpu,cuda,traced,curves}.json`` and ``.md``.
 """
 
@@ -32,11 +34,19 @@ from step_measures import adapter_bytes, bytes_of, timed_step, weights_of
 from step_report import write_report
 from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, longest_of, traced_rows
 
-from peftkit.training.process import environment
+from peftkit.runs.process import environment
 
 CPU_ARMS = {
     1024: [arm for arm in ARMS if arm != "f-quarter"],
-    2048: ["a", "c", "d", "f", "f-half", "f-three-quarters", "f-all"],  # all of them do not fit into 24 GiB together
+    2048: [
+        "a",
+        "c",
+        "d",
+        "f",
+        "f-half",
+        "f-three-quarters",
+        "f-all",
+    ],  # all of them do not fit into 24 GiB together
 }
 
 
@@ -45,7 +55,14 @@ def cuda_row(name, arms, repeats, device):
     shape, storage, rows, tokens = TRACED[name]
     found = []
     for arm in arms:
-        about = {"row": name, "model": shape, "storage": storage or "bf16", "arm": arm, "rows": rows, "tokens": tokens}
+        about = {
+            "row": name,
+            "model": shape,
+            "storage": storage or "bf16",
+            "arm": arm,
+            "rows": rows,
+            "tokens": tokens,
+        }
         found.append(about)
         if reason := why_not(arm, storage):
             about["not_run"] = reason
@@ -82,39 +99,65 @@ def _on_device(arm, shape, storage, rows, tokens, repeats, device):
 
 
 def cuda_longest(rows, arms, device):
-    """The longest sequence that fits each budget at batch 1, for each model and storage of `rows`; a list of results."""
+    """The longest sequence that fits each budget at batch 1, for each model and storage of `rows`;
+    a list of results.
+    """
     found = []
     for shape, storage in dict.fromkeys(TRACED[row][:2] for row in rows):
         for arm in (arm for arm in arms if arm in LONGEST_ARMS and not why_not(arm, storage)):
             known = []
             for tokens in LENGTHS:
                 try:
-                    known.append((tokens, _on_device(ARMS[arm], shape, storage, 1, tokens, 1, device)["total"] / 2**30))
+                    known.append(
+                        (
+                            tokens,
+                            _on_device(ARMS[arm], shape, storage, 1, tokens, 1, device)["total"]
+                            / 2**30,
+                        )
+                    )
                 except torch.OutOfMemoryError:
                     break
                 gc.collect()
                 torch.cuda.empty_cache()
                 if known[-1][1] > max(BUDGETS):
                     break
-            fits = {budget: longest_of(known, budget) for budget in BUDGETS} if known else dict.fromkeys(BUDGETS, 0)
-            found.append({"model": shape, "storage": storage or "bf16", "arm": arm, "longest": fits})
+            fits = (
+                {budget: longest_of(known, budget) for budget in BUDGETS}
+                if known
+                else dict.fromkeys(BUDGETS, 0)
+            )
+            found.append(
+                {"model": shape, "storage": storage or "bf16", "arm": arm, "longest": fits}
+            )
     return found
 
 
 def _arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--traced", action="store_true", help="trace the rows of a GPU, without one")
-    parser.add_argument("--curves", action="store_true", help="loss curves of PEFT's recipe, twice, and of peftkit")
-    parser.add_argument("--rows", nargs="+", help=f"of {', '.join(CPU_ROWS)}; on a GPU, of {', '.join(TRACED)}")
+    parser.add_argument(
+        "--traced", action="store_true", help="trace the rows of a GPU, without one"
+    )
+    parser.add_argument(
+        "--curves", action="store_true", help="loss curves of PEFT's recipe, twice, and of peftkit"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", help=f"of {', '.join(CPU_ROWS)}; on a GPU, of {', '.join(TRACED)}"
+    )
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="see step_arms.py")
     parser.add_argument("--repeats", type=int, help="timed steps of each arm (7; on a GPU 3)")
     parser.add_argument("--steps", type=int, default=300, help="of each loss curve")
-    parser.add_argument("--skip-longest", action="store_true", help="not the longest sequences that fit")
-    parser.add_argument("--small", action="store_true", help="a Llama of four small blocks in the place of Llama 3")
+    parser.add_argument(
+        "--skip-longest", action="store_true", help="not the longest sequences that fit"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a Llama of four small blocks in the place of Llama 3"
+    )
     parser.add_argument("--output", type=Path, help="where the results go, without .json")
     parser.add_argument(
-        "--one-allocator", action="store_true", help="on a CPU: all arms keep freed memory, as peftkit's loop does"
+        "--one-allocator",
+        action="store_true",
+        help="on a CPU: all arms keep freed memory, as peftkit's loop does",
     )
     chosen = parser.parse_args()
     known = TRACED if chosen.traced or chosen.device == "cuda" or chosen.small else CPU_ROWS
@@ -130,9 +173,18 @@ def main():
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
     if chosen.small:
         SHAPES.update({name: SHAPES["small"] for name in SHAPES})
-    kind = next((name for name in ("traced", "curves", "small") if vars(chosen)[name]), chosen.device)
-    command = " ".join(["python", "benchmarks/step.py", *(f'"{x}"' if " " in x else x for x in sys.argv[1:])])
-    about = {"command": command, "environment": environment(), "trl": TRL_VERSION, "finished": False}
+    kind = next(
+        (name for name in ("traced", "curves", "small") if vars(chosen)[name]), chosen.device
+    )
+    command = " ".join(
+        ["python", "benchmarks/step.py", *(f'"{x}"' if " " in x else x for x in sys.argv[1:])]
+    )
+    about = {
+        "command": command,
+        "environment": environment(),
+        "trl": TRL_VERSION,
+        "finished": False,
+    }
     output = chosen.output or Path(__file__).parent / "results" / f"step-{kind}"
     keep = functools.partial(write_report, output, kind, about)
     if chosen.traced:

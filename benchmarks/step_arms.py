@@ -1,8 +1,9 @@
-"""The ways to train that `step.py` compares: what each makes of a backbone, and how it computes the loss.
+"""The ways to train that `step.py` compares: what each makes of a backbone, and how it computes the
+loss.
 
-All of them: LoRA with r = 16 on all linear layers of the blocks, no dropout, the same first weights; no attention mask, since
-rows are full; no cache. All but one: bfloat16 autocast around the forward pass, as ``Trainer(bf16=True)`` and peftkit's loop
-have it.
+All of them: LoRA with r = 16 on all linear layers of the blocks, no dropout, the same first
+weights; no attention mask, since rows are full; no cache. All but one: bfloat16 autocast around the
+forward pass, as ``Trainer(bf16=True)`` and peftkit's loop have it.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import peftkit
 from peftkit.lean import Lean
-from peftkit.training.objective import CausalLanguageModel
+from peftkit.losses.base import CausalLMLoss
 
 TRL_VERSION = "1.16.0"
 NO_TRL = f"TRL is not installed: python -m pip install --no-deps --target runs/trl trl=={TRL_VERSION}, and PYTHONPATH=runs/trl"
@@ -40,7 +41,9 @@ class Arm:
     recomputed: float = 0.0
     """Share of the blocks that are checkpointed, without reentrance; the first ones."""
     loop: bool = False
-    """Whether the loss is that of peftkit's loop, which also stops PEFT's casts, rather than the model's own."""
+    """Whether the loss is that of peftkit's loop, which also stops PEFT's casts, rather than the
+    model's own.
+    """
     autocast: bool = True
 
 
@@ -49,22 +52,45 @@ def _only(*names: str) -> Lean:
 
 
 ARMS = {
-    "a": Arm("PEFT's recipe: prepare_model_for_kbit_training, all checkpointed", "peft", up_cast=True, recomputed=1),
+    "a": Arm(
+        "PEFT's recipe: prepare_model_for_kbit_training, all checkpointed",
+        "peft",
+        up_cast=True,
+        recomputed=1,
+    ),
     "b": Arm("PEFT, nothing up-cast, all checkpointed", "peft", recomputed=1),
     "c": Arm("PEFT, nothing up-cast, nothing checkpointed", "peft"),
-    "c-plain": Arm("… without autocast: adapters compute in the float32 that PEFT makes them", "peft", autocast=False),
-    "d": Arm(f"TRL {TRL_VERSION}'s defaults: fused head, nothing up-cast, all checkpointed", "trl", recomputed=1),
+    "c-plain": Arm(
+        "… without autocast: adapters compute in the float32 that PEFT makes them",
+        "peft",
+        autocast=False,
+    ),
+    "d": Arm(
+        f"TRL {TRL_VERSION}'s defaults: fused head, nothing up-cast, all checkpointed",
+        "trl",
+        recomputed=1,
+    ),
     "e-layers": Arm("peftkit, lean layers alone", "peftkit", _only("layers")),
     "e-loss": Arm("… and the loss in chunks", "peftkit", _only("layers", "loss")),
     "e-norms": Arm("… and norms", "peftkit", _only("layers", "loss", "norms")),
-    "e-feed-forward": Arm("… and feed-forward layers", "peftkit", _only("layers", "loss", "norms", "feed_forward")),
+    "e-feed-forward": Arm(
+        "… and feed-forward layers", "peftkit", _only("layers", "loss", "norms", "feed_forward")
+    ),
     "f": Arm("peftkit whole, as its loop runs it", "peftkit", True, loop=True),
-    "f-quarter": Arm("… a quarter of the blocks checkpointed", "peftkit", True, recomputed=0.25, loop=True),
+    "f-quarter": Arm(
+        "… a quarter of the blocks checkpointed", "peftkit", True, recomputed=0.25, loop=True
+    ),
     "f-half": Arm("… half of the blocks checkpointed", "peftkit", True, recomputed=0.5, loop=True),
-    "f-three-quarters": Arm("… three quarters of the blocks checkpointed", "peftkit", True, recomputed=0.75, loop=True),
+    "f-three-quarters": Arm(
+        "… three quarters of the blocks checkpointed", "peftkit", True, recomputed=0.75, loop=True
+    ),
     "f-all": Arm("… all checkpointed", "peftkit", True, recomputed=1, loop=True),
     "f-weights": Arm(
-        "… all checkpointed, dequantised weights shared", "peftkit", Lean(weights=True), recomputed=1, loop=True
+        "… all checkpointed, dequantised weights shared",
+        "peftkit",
+        Lean(weights=True),
+        recomputed=1,
+        loop=True,
     ),
 }
 
@@ -80,14 +106,21 @@ def why_not(arm: str, storage: str | None) -> str | None:
     return None
 
 
-def prepared(arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | None = None) -> nn.Module:
-    """The backbone with its adapter, whose weights are those of `first` if it is given, in training mode."""
+def prepared(
+    arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """The backbone with its adapter, whose weights are those of `first` if it is given, in training
+    mode.
+    """
     config = peft.LoraConfig(r=16, lora_alpha=32, task_type="CAUSAL_LM")
     if arm.library == "peftkit":
         model = peftkit.attach(backbone, config, lean=arm.lean)
     else:
         if arm.up_cast:
-            how = {"use_gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+            how = {
+                "use_gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            }
             backbone = peft.prepare_model_for_kbit_training(backbone, **how)
         config = copy.deepcopy(config)
         config.target_modules = "all-linear"
@@ -104,15 +137,21 @@ def prepared(arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | Non
 
 def _checkpoint(model: nn.Module, share: float) -> None:
     base = model.get_base_model()
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable = (
+        getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": False})
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     for number, block in enumerate(blocks):
         block.gradient_checkpointing = number < round(share * len(blocks))
 
 
 def _as_trl_does(model: nn.Module, quantized: bool) -> None:
-    """What SFTTrainer.__init__ (trl/trainer/sft_trainer.py) does to a model of PEFT's, with TRL's own function."""
+    """What SFTTrainer.__init__ (trl/trainer/sft_trainer.py) does to a model of PEFT's, with TRL's
+    own function.
+    """
     from trl.trainer.utils import add_fused_lm_head
 
     model.enable_input_require_grads()
@@ -136,7 +175,7 @@ def _own_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _loss_of_loop(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return (
-        CausalLanguageModel().loss(model, batch) / batch["labels"][:, 1:].numel()
+        CausalLMLoss().loss(model, batch) / batch["labels"][:, 1:].numel()
     )  # rows are full: every token counts
 
 

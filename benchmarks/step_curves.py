@@ -1,7 +1,8 @@
-"""Loss curves: PEFT's recipe with two seeds, and with the first peftkit whole, and PEFT without the up-cast; see `step.py`.
+"""Loss curves: PEFT's recipe with two seeds, and with the first peftkit whole, and PEFT without the
+up-cast; see `step.py`.
 
-A seed makes the order of the texts and the adapter's first weights. The held-out loss, on the same texts for all, is what is
-compared: the losses of steps differ between seeds by the texts alone.
+A seed makes the order of the texts and the adapter's first weights. The held-out loss, on the same
+texts for all, is what is compared: the losses of steps differ between seeds by the texts alone.
 """
 
 import itertools
@@ -44,10 +45,18 @@ def _curve(name, seed, steps, held_out):
         for step, batch in zip(range(steps + 1), text_batches(ROWS, TOKENS, seed), strict=False):
             if step % EVERY == 0 or step == steps:
                 held.append([step, _held_out_loss(model, held_out)])
-                print(f"{name} seed {seed}, step {step}: held-out loss {held[-1][1]:.4f}", flush=True)
+                print(
+                    f"{name} seed {seed}, step {step}: held-out loss {held[-1][1]:.4f}", flush=True
+                )
             if step < steps:
                 losses.append(float(train_step(arm, model, optimizer, batch)))
-    return {"arm": name, "seed": seed, "losses": losses, "held_out": held, "seconds": time.monotonic() - started}
+    return {
+        "arm": name,
+        "seed": seed,
+        "losses": losses,
+        "held_out": held,
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _held_out_loss(model, batches):
@@ -58,14 +67,26 @@ def _held_out_loss(model, batches):
 
 
 def differences(runs):
-    """How far the curves of two runs lie apart, in the mean and at most: of held-out losses, and of steps."""
+    """How far the curves of two runs lie apart, in the mean and at most: of held-out losses, and of
+    steps.
+    """
     pairs = {
         "two seeds of (a)": (0, 1), "peftkit and (a), one seed": (0, 2), "(c) and (a), one seed": (0, 3),
         "peftkit and (c), one seed": (3, 2),
     }  # fmt: skip
     found = {}
     for name, (one, other) in pairs.items():
-        held = [abs(x[1] - y[1]) for x, y in zip(runs[one]["held_out"], runs[other]["held_out"], strict=True) if x[0]]
-        steps = [abs(x - y) for x, y in zip(runs[one]["losses"], runs[other]["losses"], strict=True)]
-        found[name] = {"mean": sum(held) / len(held), "largest": max(held), "mean_of_steps": sum(steps) / len(steps)}
+        held = [
+            abs(x[1] - y[1])
+            for x, y in zip(runs[one]["held_out"], runs[other]["held_out"], strict=True)
+            if x[0]
+        ]
+        steps = [
+            abs(x - y) for x, y in zip(runs[one]["losses"], runs[other]["losses"], strict=True)
+        ]
+        found[name] = {
+            "mean": sum(held) / len(held),
+            "largest": max(held),
+            "mean_of_steps": sum(steps) / len(steps),
+        }
     return found

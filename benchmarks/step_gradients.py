@@ -8,10 +8,12 @@ _aten = torch.ops.aten
 
 
 class GradientsInPlace(TorchDispatchMode):
-    """Adds up the gradients of a tensor that several have read as autograd does where no mode watches it: in place.
+    """Adds up the gradients of a tensor that several have read as autograd does where no mode
+    watches it: in place.
 
-    While any dispatch mode lasts, autograd (torch 2.13, input_buffer.cpp) makes a new tensor for each sum, which a real step
-    does only where somebody else holds the first gradient. Begin it after a `LiveStorages`.
+    While any dispatch mode lasts, autograd (torch 2.13, input_buffer.cpp) makes a new tensor for
+    each sum, which a real step does only where somebody else holds the first gradient. Begin it
+    after a `LiveStorages`.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -21,7 +23,11 @@ class GradientsInPlace(TorchDispatchMode):
 
 
 def _is_sum_of_gradients(first, second):
-    if torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1 or not isinstance(second, Tensor):
+    if (
+        torch.is_grad_enabled()
+        or torch._C._current_graph_task_id() == -1
+        or not isinstance(second, Tensor)
+    ):
         return False
     alike = first.shape == second.shape and first.dtype == second.dtype
     return alike and _is_ours_alone(first)
@@ -31,7 +37,9 @@ def _is_ours_alone(tensor):
     """Tell whether only autograd, which passes it here, holds a tensor and its storage."""
     storage = tensor.untyped_storage()
     whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-    return whole and (tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)) == _REFERENCES
+    return (
+        whole and (tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)) == _REFERENCES
+    )
 
 
 _REFERENCES = (4, 2)  # of a tensor that autograd alone holds, on its way here, and of its storage

@@ -1,4 +1,6 @@
-"""What `step.py` measures of one step: time, live bytes, what each block keeps, and what stands at the peak."""
+"""What `step.py` measures of one step: time, live bytes, what each block keeps, and what stands at
+the peak.
+"""
 
 import gc
 import time
@@ -40,7 +42,9 @@ def timed_step(arm, model, optimizer, batch):
 
 
 def weights_of(model):
-    """All tensors that a model stores: parameters, buffers, and what 4-bit layers need to dequantise theirs."""
+    """All tensors that a model stores: parameters, buffers, and what 4-bit layers need to
+    dequantise theirs.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -53,7 +57,9 @@ def weights_of(model):
 
 def bytes_of(tensors):
     """Bytes of several tensors; a storage that some share counts once."""
-    return sum({id(each.untyped_storage()): each.untyped_storage().nbytes() for each in tensors}.values())
+    return sum(
+        {id(each.untyped_storage()): each.untyped_storage().nbytes() for each in tensors}.values()
+    )
 
 
 def adapter_bytes(model):
@@ -62,7 +68,9 @@ def adapter_bytes(model):
 
 
 class Explained(LiveStorages):
-    """Counts, and tells what is alive when as many bytes are as were at the peak of an earlier run of the same."""
+    """Counts, and tells what is alive when as many bytes are as were at the peak of an earlier run
+    of the same.
+    """
 
     def __init__(self, peak):
         super().__init__()
@@ -82,7 +90,9 @@ class Explained(LiveStorages):
                 storage = tensor.untyped_storage()
                 known = self._known.get(id(storage))
                 if known is not None and self.made.get(id(storage), (None,))[0] is not known:
-                    kind = f"{func} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+                    kind = (
+                        f"{func} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+                    )
                     self.made[id(storage)] = known, kind, storage.nbytes()
         if self.at_peak is None and self.live >= self.wanted:
             self.at_peak, self.last = Counter(), str(func)
@@ -94,7 +104,9 @@ class Explained(LiveStorages):
 
 
 def live_bytes(arm, model, batch, storages=None):
-    """Bytes alive after the forward pass, and at the peak of forward and backward pass, above the weights."""
+    """Bytes alive after the forward pass, and at the peak of forward and backward pass, above the
+    weights.
+    """
     gc.collect()
     with storages if storages is not None else LiveStorages() as counted, GradientsInPlace():
         counted.ignore(*weights_of(model))
@@ -109,13 +121,20 @@ def live_bytes(arm, model, batch, storages=None):
 
 
 def saved_per_block(arm, model, batch):
-    """The bytes that each block but the last leaves for the backward pass, in the mean; of one length."""
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """The bytes that each block but the last leaves for the backward pass, in the mean; of one
+    length.
+    """
+    blocks = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     entered = []
     gc.collect()
     with LiveStorages() as counted:
         counted.ignore(*weights_of(model))
-        handles = [block.register_forward_pre_hook(lambda *_: entered.append(counted.live)) for block in blocks]
+        handles = [
+            block.register_forward_pre_hook(lambda *_: entered.append(counted.live))
+            for block in blocks
+        ]
         try:
             loss = loss_of(arm, model, batch)
         finally:
@@ -127,7 +146,9 @@ def saved_per_block(arm, model, batch):
 
 
 def saved_per_token_and_block(arm, model, batch):
-    """The bytes that each token leaves in a block: the difference between a batch and its first half, by length."""
+    """The bytes that each token leaves in a block: the difference between a batch and its first
+    half, by length.
+    """
     rows, tokens = batch["input_ids"].shape
     half = {name: tensor[:, : tokens // 2].contiguous() for name, tensor in batch.items()}
     more = saved_per_block(arm, model, batch) - saved_per_block(arm, model, half)
@@ -135,7 +156,9 @@ def saved_per_token_and_block(arm, model, batch):
 
 
 def floor_per_token_and_block(config):
-    """Bytes in 16 bits: inputs of two norms, queries, attention output; keys, values; two products of the feed-forward part."""
+    """Bytes in 16 bits: inputs of two norms, queries, attention output; keys, values; two products
+    of the feed-forward part.
+    """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys = config.num_key_value_heads * head
     return 8 * config.hidden_size + 4 * keys + 4 * config.intermediate_size

@@ -1,4 +1,6 @@
-"""What `step.py` writes: all figures as JSON, and tables in Markdown with the goals beside the values."""
+"""What `step.py` writes: all figures as JSON, and tables in Markdown with the goals beside the
+values.
+"""
 
 import json
 from statistics import median
@@ -17,8 +19,12 @@ def write_report(output, kind, about, found):
     """Write the results as OUTPUT.json and OUTPUT.md, and return the latter's text."""
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json.dumps(each) for each in found)
-    output.with_suffix(".json").write_text(json.dumps(about, indent=1)[:-2] + f',\n "results": [\n{lines}\n ]\n}}\n')
-    tables = {"cpu": _cpu, "cuda": _gpu, "small": _gpu, "traced": _gpu, "curves": _curves}[kind](found)
+    output.with_suffix(".json").write_text(
+        json.dumps(about, indent=1)[:-2] + f',\n "results": [\n{lines}\n ]\n}}\n'
+    )
+    tables = {"cpu": _cpu, "cuda": _gpu, "small": _gpu, "traced": _gpu, "curves": _curves}[kind](
+        found
+    )
     text = "\n".join([*_introduction(kind, about), *tables]) + "\n"
     output.with_suffix(".md").write_text(text)
     return text
@@ -33,12 +39,25 @@ def _introduction(kind, about):
         "curves": "Loss curves of PEFT's recipe and of peftkit",
     }[kind]  # fmt: skip
     packages = ", ".join(
-        f"{name} {machine['packages'][name]}" for name in ("torch", "transformers", "peft", "bitsandbytes")
+        f"{name} {machine['packages'][name]}"
+        for name in ("torch", "transformers", "peft", "bitsandbytes")
     )
-    where = machine["gpu"] if kind == "cuda" else f"{machine['processor']}, {machine['threads']} thread(s)"
-    yield from (f"# {title}", "", f"`{about['command']}` · {where}, {packages}, trl {about['trl']}", "")
+    where = (
+        machine["gpu"]
+        if kind == "cuda"
+        else f"{machine['processor']}, {machine['threads']} thread(s)"
+    )
+    yield from (
+        f"# {title}",
+        "",
+        f"`{about['command']}` · {where}, {packages}, trl {about['trl']}",
+        "",
+    )
     if not about["finished"]:
-        yield from ("**Not finished: the run was stopped, or still runs; rows, arms and tables are missing.**", "")
+        yield from (
+            "**Not finished: the run was stopped, or still runs; rows, arms and tables are missing.**",
+            "",
+        )
     yield _ABOUT[kind]
     yield ""
 
@@ -100,7 +119,10 @@ def _cpu(found):
             memory = [_cell(_ratio(arm, arms, base, _peaks), ".2f") for base in "ac"]
             seconds = [_cell(_ratio(arm, arms, base, _paired), ".2f") for base in "ac"]
             saved = each["saved_per_token_and_block"]
-            apart = max(abs(x - y) for x, y in zip(each["losses"], arms.get("c", each)["losses"], strict=True))
+            apart = max(
+                abs(x - y)
+                for x, y in zip(each["losses"], arms.get("c", each)["losses"], strict=True)
+            )
             yield (
                 f"| {arm} | {ARMS[arm].about} | {each['weights'] / MIB:.0f} | {each['peak'] / MIB:.0f} | {memory[0]} "
                 f"| {memory[1]} | {saved:.0f} | {saved / each['floor']:.2f} | {median(each['seconds']):.3f} "
@@ -117,15 +139,26 @@ def _cpu_goals(rows):
         arms = rows.get(row, {})
         cells = []
         for arm in WHOLE:
-            values = [_ratio(arm, arms, base, of) if "peak" in arms.get(arm, {}) else None for of in (_peaks, _paired)]
+            values = [
+                _ratio(arm, arms, base, of) if "peak" in arms.get(arm, {}) else None
+                for of in (_peaks, _paired)
+            ]
             cells.append("" if None in values else _judged(values, (memory, seconds)))
-        yield f"| {row} | <= {memory:.2f}, <= {seconds:.2f} of ({base}) | " + " | ".join(cells) + " |"
-    yield from ("", "| row | less memory, less time than (d), as a ratio | " + " | ".join(WHOLE) + " |")
+        yield (
+            f"| {row} | <= {memory:.2f}, <= {seconds:.2f} of ({base}) | " + " | ".join(cells) + " |"
+        )
+    yield from (
+        "",
+        "| row | less memory, less time than (d), as a ratio | " + " | ".join(WHOLE) + " |",
+    )
     yield "| --- | --- |" + " --- |" * len(WHOLE)
     for row, arms in rows.items():
         cells = []
         for arm in WHOLE:
-            values = [_ratio(arm, arms, "d", of) if "peak" in arms.get(arm, {}) else None for of in (_peaks, _paired)]
+            values = [
+                _ratio(arm, arms, "d", of) if "peak" in arms.get(arm, {}) else None
+                for of in (_peaks, _paired)
+            ]
             cells.append("" if None in values else _judged(values, (1, 1)))
         yield f"| {row} | < 1, < 1 | " + " | ".join(cells) + " |"
 
@@ -148,7 +181,11 @@ def _gpu(found):
         yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: |"
         for arm, each in arms.items():
             if each.get("total") is None:
-                speed = f"{each['tokens_per_second']:.0f}" if "tokens_per_second" in each else each.get("not_run", "")
+                speed = (
+                    f"{each['tokens_per_second']:.0f}"
+                    if "tokens_per_second" in each
+                    else each.get("not_run", "")
+                )
                 yield f"| {arm} | {ARMS[arm].about} | | | | | | | {speed} |"
                 continue
             rest = each["total"] - each["weights"] - each["adapters"]
@@ -165,7 +202,11 @@ def _gpu(found):
 
 
 def _gpu_goals(rows):
-    yield from ("## Goals", "", "| row | goal GiB | recipe (a), in the issue | (a), here | (d), here | peftkit |")
+    yield from (
+        "## Goals",
+        "",
+        "| row | goal GiB | recipe (a), in the issue | (a), here | (d), here | peftkit |",
+    )
     yield "| --- | --: | --: | --: | --: | --- |"
     for row, arms in rows.items():
         totals = {arm: each["total"] / GIB for arm, each in arms.items() if each.get("total")}
@@ -176,10 +217,19 @@ def _gpu_goals(rows):
         best = min(ours, key=ours.get)
         limit = goal if goal is not None else totals.get("d", float("inf"))
         others = [_cell(totals.get(arm), ".2f") for arm in "ad"]
-        words = [f"{best} {ours[best]:.2f}", "" if goal is None else "met" if ours[best] <= limit else "missed"]
+        words = [
+            f"{best} {ours[best]:.2f}",
+            "" if goal is None else "met" if ours[best] <= limit else "missed",
+        ]
         if "d" in totals:
             words.append("less than (d)" if ours[best] < totals["d"] else "more than (d)")
-        cells = [row, _cell(goal, ".1f"), _cell(recipe, ".1f"), *others, ", ".join(filter(None, words))]
+        cells = [
+            row,
+            _cell(goal, ".1f"),
+            _cell(recipe, ".1f"),
+            *others,
+            ", ".join(filter(None, words)),
+        ]
         yield "| " + " | ".join(cells) + " |"
     yield ""
 
@@ -189,10 +239,14 @@ def _longest(found):
     if known:
         budgets = list(known[0]["longest"])
         yield from ("## The longest sequence that fits, at batch 1", "")
-        yield "| model | storage | arm | " + " | ".join(f"{budget} GiB" for budget in budgets) + " |"
+        yield (
+            "| model | storage | arm | " + " | ".join(f"{budget} GiB" for budget in budgets) + " |"
+        )
         yield "| --- | --- | --- |" + " --: |" * len(budgets)
         for each in known:
-            lengths = " | ".join(f"{length:,}" if length else "—" for length in each["longest"].values())
+            lengths = " | ".join(
+                f"{length:,}" if length else "—" for length in each["longest"].values()
+            )
             yield f"| {each['model']} | {each['storage']} | {each['arm']} | {lengths} |"
         yield ""
         yield "Straight lines between traced lengths, rounded down to 64; “—”: not even 512 tokens."
@@ -205,7 +259,9 @@ def _at_peak(rows):
             each = rows.get(row, {}).get(arm, {})
             if each.get("at_peak"):
                 yield from (f"What is alive at the peak of {row}, {arm}:", "")
-                yield from (f"- {size / MIB:.0f} MiB {kind}" for kind, size in each["at_peak"]["largest"])
+                yield from (
+                    f"- {size / MIB:.0f} MiB {kind}" for kind, size in each["at_peak"]["largest"]
+                )
                 yield from (f"- last of all: {each['at_peak']['last']}", "")
 
 

@@ -1,12 +1,16 @@
-"""Memory of a training step on a GPU, traced without one: real code on fake tensors, whose live storages are counted.
+"""Memory of a training step on a GPU, traced without one: real code on fake tensors, whose live
+storages are counted.
 
-    python benchmarks/step.py --traced [--rows "8B nf4 b1" ...] [--arms a f-all ...] [--skip-longest]
+    python benchmarks/step.py --traced [--rows "8B nf4 b1" ...] [--arms a f-all ...]
+    [--skip-longest]
 
-Nothing is computed: weights are fake, of the shapes of Llama 3. bitsandbytes' autograd function runs for 4-bit layers, and
-what it stores for NF4 with double quantisation is counted; a product with such a layer dequantises its weight, as on CUDA
-beyond 1536 tokens. Fake tensors lie on the CPU, because autograd asks for a GPU otherwise; attention keeps what flash
-attention does; PEFT's 4-bit layers are told that autocast is on, as they find it on CUDA; TRL's Triton kernels write in place,
-as they do. Not counted are the CUDA context, the workspaces of kernels, and what an allocator loses between its blocks.
+Nothing is computed: weights are fake, of the shapes of Llama 3. bitsandbytes' autograd function
+runs for 4-bit layers, and what it stores for NF4 with double quantisation is counted; a product
+with such a layer dequantises its weight, as on CUDA beyond 1536 tokens. Fake tensors lie on the
+CPU, because autograd asks for a GPU otherwise; attention keeps what flash attention does; PEFT's
+4-bit layers are told that autocast is on, as they find it on CUDA; TRL's Triton kernels write in
+place, as they do. Not counted are the CUDA context, the workspaces of kernels, and what an
+allocator loses between its blocks.
 """
 
 import contextlib
@@ -30,9 +34,9 @@ from step_measures import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftkit.lean import linear
 from peftkit.memory.fake import AllNonzero
 from peftkit.memory.storages import LiveStorages
+from peftkit.methods.lora import layer as linear
 
 GIB = 2**30
 MODELS = {"1B": "Llama-3.2-1B", "8B": "Llama-3.1-8B"}
@@ -55,7 +59,9 @@ class _Dequantised(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.bitsandbytes.gemm_4bit.default:
             x, _, shape, *_ = args
-            return torch.nn.functional.linear(x, torch.empty(tuple(shape), dtype=x.dtype, device=x.device))
+            return torch.nn.functional.linear(
+                x, torch.empty(tuple(shape), dtype=x.dtype, device=x.device)
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -74,8 +80,15 @@ def _trl_as_on_cuda():
     except ImportError:
         yield
         return
-    kernels = {"_forward_kernel": _InPlace(), "_backward_kernel": _InPlace(), "_use_triton": lambda device: True}
-    kernels |= {"_addmm_fp32": lambda acc, a, b: None, "triton": mock.Mock(cdiv=lambda a, b: -(-a // b))}
+    kernels = {
+        "_forward_kernel": _InPlace(),
+        "_backward_kernel": _InPlace(),
+        "_use_triton": lambda device: True,
+    }
+    kernels |= {
+        "_addmm_fp32": lambda acc, a, b: None,
+        "triton": mock.Mock(cdiv=lambda a, b: -(-a // b)),
+    }
     with contextlib.ExitStack() as stack:
         for name, stand_in in kernels.items():
             stack.enter_context(mock.patch.object(chunked_logprob, name, stand_in, create=True))
@@ -85,14 +98,18 @@ def _trl_as_on_cuda():
 
 @contextlib.contextmanager
 def _lean_layers_as_on_cuda():
-    """A fake parameter is not of the class Parameter, by which lean layers know that nobody has sharded it."""
+    """A fake parameter is not of the class Parameter, by which lean layers know that nobody has
+    sharded it.
+    """
     with mock.patch.object(linear, "_is_plain", return_value=True):
         yield
 
 
 @contextlib.contextmanager
 def _autocast_as_on_cuda():
-    """PEFT's layers for bitsandbytes ask whether autocast is on for CUDA, and cast for themselves where it is not."""
+    """PEFT's layers for bitsandbytes ask whether autocast is on for CUDA, and cast for themselves
+    where it is not.
+    """
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", True)
     try:
@@ -134,12 +151,19 @@ class Trace:
         backbone = random_llama(self.shape, self.storage, "meta")
         use_flash_stand_in(backbone)
         self.model = prepared(self.arm, backbone)
-        for context in (FakeTensorMode(), _trl_as_on_cuda(), _autocast_as_on_cuda(), _lean_layers_as_on_cuda()):
+        for context in (
+            FakeTensorMode(),
+            _trl_as_on_cuda(),
+            _autocast_as_on_cuda(),
+            _lean_layers_as_on_cuda(),
+        ):
             self.contexts.enter_context(context)
         as_fake(self.model)
         chunked = vars(backbone).get("_peftkit_chunked_loss")
         if chunked is not None:
-            chunked._ask = lambda *_: vars(chunked).update(shift=1)  # what it would find out from values
+            chunked._ask = lambda *_: vars(chunked).update(
+                shift=1
+            )  # what it would find out from values
         self.contexts.enter_context(running(self.arm, self.model))
         return self
 
@@ -149,12 +173,20 @@ class Trace:
         gc.collect()
 
     def memory(self, rows, tokens):
-        """Bytes of weights, of what is trained with two states of AdamW, and of the rest at the peak, gradients among it."""
+        """Bytes of weights, of what is trained with two states of AdamW, and of the rest at the
+        peak, gradients among it.
+        """
         trained = adapter_bytes(self.model)
         found = live_bytes(self.arm, self.model, _fake_batch(rows, tokens), _Modes(LiveStorages()))
         weights = bytes_of(weights_of(self.model)) - trained
         total = weights + 3 * trained + found["peak"]
-        return {"weights": weights, "adapters": trained, "states": 2 * trained, **found, "total": total}
+        return {
+            "weights": weights,
+            "adapters": trained,
+            "states": 2 * trained,
+            **found,
+            "total": total,
+        }
 
     def saved(self, rows, tokens):
         """Bytes that each token leaves in a block."""
@@ -168,7 +200,9 @@ class Trace:
         return {"last": explained.last, "largest": explained.at_peak.most_common(8)}
 
     def longest(self, budgets):
-        """The longest sequence that fits each budget at batch 1; between traced lengths the peak is taken to be straight."""
+        """The longest sequence that fits each budget at batch 1; between traced lengths the peak is
+        taken to be straight.
+        """
         known = []
         for tokens in LENGTHS:
             known.append((tokens, self.memory(1, tokens)["total"] / GIB))
@@ -178,7 +212,9 @@ class Trace:
 
 
 def longest_of(known, budget):
-    """The longest length for a budget, in steps of 64, from (length, GiB); 0 where not even the shortest fits."""
+    """The longest length for a budget, in steps of 64, from (length, GiB); 0 where not even the
+    shortest fits.
+    """
     if known[0][1] > budget:
         return 0
     for (short, less), (long, more) in itertools.pairwise(known):
@@ -188,7 +224,9 @@ def longest_of(known, budget):
 
 
 def traced_rows(names, arms, longest, keep):
-    """Trace each row and arm; a list of results, which `keep` is called with whenever there is more."""
+    """Trace each row and arm; a list of results, which `keep` is called with whenever there is
+    more.
+    """
     found = []
     wanted = {}
     for name in names:
@@ -206,7 +244,9 @@ def traced_rows(names, arms, longest, keep):
         for arm in (arm for arm in arms if arm in LONGEST_ARMS and not why_not(arm, storage)):
             with Trace(shape, storage, arm) as trace:
                 fits = trace.longest(BUDGETS)
-            found.append({"model": shape, "storage": storage or "bf16", "arm": arm, "longest": fits})
+            found.append(
+                {"model": shape, "storage": storage or "bf16", "arm": arm, "longest": fits}
+            )
             print(f"{shape} {storage or 'bf16'} {arm}: {fits}", flush=True)
             keep(found)
     return found
@@ -215,9 +255,22 @@ def traced_rows(names, arms, longest, keep):
 def _traced(trace, arm, wanted):
     saved, floor = trace.saved(1, 2048), floor_per_token_and_block(config_of(trace.shape))
     for name, rows, tokens in wanted:
-        about = {"row": name, "model": trace.shape, "storage": trace.storage or "bf16", "arm": arm, "rows": rows}
-        about |= {"tokens": tokens, **trace.memory(rows, tokens), "saved_per_token_and_block": saved, "floor": floor}
+        about = {
+            "row": name,
+            "model": trace.shape,
+            "storage": trace.storage or "bf16",
+            "arm": arm,
+            "rows": rows,
+        }
+        about |= {
+            "tokens": tokens,
+            **trace.memory(rows, tokens),
+            "saved_per_token_and_block": saved,
+            "floor": floor,
+        }
         if name in EXPLAINED_ROWS and arm in EXPLAINED_ARMS:
             about["at_peak"] = trace.at_peak(rows, tokens, about["peak"])
-        print(f"{name} {arm}: {about['total'] / GIB:.2f} GiB, {saved:.0f} B/token/block", flush=True)
+        print(
+            f"{name} {arm}: {about['total'] / GIB:.2f} GiB, {saved:.0f} B/token/block", flush=True
+        )
         yield about

@@ -1,6 +1,8 @@
-"""A tiny random model of every architecture that transformers' auto classes know, with inputs for it.
+"""A tiny random model of every architecture that transformers' auto classes know, with inputs for
+it.
 
-``specimen = zoo.build("causal-lm", "jamba")``, then ``specimen.model(**specimen.batch(labels=True, padding="left")).loss``.
+``specimen = zoo.build("causal-lm", "jamba")``, then ``specimen.model(**specimen.batch(labels=True,
+padding="left")).loss``.
 """
 
 import contextlib
@@ -52,13 +54,17 @@ class Specimen:
         return self.model.config
 
     def batch(self, labels: bool = True, padding: str = "none", seed: int = 0) -> dict[str, Tensor]:
-        """Return two rows of inputs: text has seven to nine tokens, padded on the side that `padding` names."""
+        """Return two rows of inputs: text has seven to nine tokens, padded on the side that
+        `padding` names.
+        """
         return zoo_inputs.batch(self.task, self.model_type, self.model, labels, padding, seed)
 
 
 def pairs() -> list[Pair]:
     """Return every (task, type) that transformers defines, in a fixed order."""
-    return [Pair(task, model_type) for task, mapping in TASKS.items() for model_type in sorted(mapping)]
+    return [
+        Pair(task, model_type) for task, mapping in TASKS.items() for model_type in sorted(mapping)
+    ]
 
 
 def build(task: str, model_type: str, seed: int = 0) -> Specimen:
@@ -78,7 +84,9 @@ def build(task: str, model_type: str, seed: int = 0) -> Specimen:
                 torch.manual_seed(seed)
                 model = model_class(config).float().eval()
         except Exception as problem:
-            raise Unbuildable(f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"[:200]) from problem
+            raise Unbuildable(
+                f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"[:200]
+            ) from problem
     _make_every_weight_count(model, seed)
     return Specimen(task, model_type, model)
 
@@ -88,16 +96,24 @@ def _model_class(task: str, model_type: str) -> type[PreTrainedModel]:
     return getattr(transformers, name if isinstance(name, str) else name[0])
 
 
-def configuration(task: str, model_type: str, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
+def configuration(
+    task: str, model_type: str, model_class: type[PreTrainedModel]
+) -> PreTrainedConfig:
     """Return the tiny configuration that the model class is built from."""
     config_class = CONFIG_MAPPING[model_type]
     config = zoo_shapes.shrunk(config_class)
     if not isinstance(config, model_class.config_class):  # the text part of a type of many parts
-        parts = [part for part in vars(config).values() if isinstance(part, model_class.config_class)]
+        parts = [
+            part for part in vars(config).values() if isinstance(part, model_class.config_class)
+        ]
         config = parts[0] if parts else config
     if task.endswith("classification"):
         config.num_labels = 3
-    if task == "causal-lm" and hasattr(config, "is_decoder") and not getattr(config, "is_encoder_decoder", False):
+    if (
+        task == "causal-lm"
+        and hasattr(config, "is_decoder")
+        and not getattr(config, "is_encoder_decoder", False)
+    ):
         config.is_decoder = True
     if getattr(config, "is_encoder_decoder", False):
         for name in ("pad_token_id", "decoder_start_token_id"):
@@ -107,7 +123,9 @@ def configuration(task: str, model_type: str, model_class: type[PreTrainedModel]
 
 
 def _make_every_weight_count(model: PreTrainedModel, seed: int) -> None:
-    """Move parameters that start at a constant or close to zero, so that the output depends on all of them."""
+    """Move parameters that start at a constant or close to zero, so that the output depends on all
+    of them.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ def _text(task: str, config: Any, padding: str, generator: torch.Generator) -> d
         ids[1, side] = pad
     if task == "sequence-classification" and getattr(config, "is_encoder_decoder", False):
         last = torch.tensor([LENGTH - 1, LENGTH - (3 if padding == "right" else 1)])
-        ids[torch.arange(2), last] = config.eos_token_id  # these classify from the end-of-sequence token
+        ids[torch.arange(2), last] = (
+            config.eos_token_id
+        )  # these classify from the end-of-sequence token
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -59,7 +61,9 @@ def _largest(config: Any) -> int:
     return min(90, getattr(config, "vocab_size", 90))
 
 
-def _labels(task: str, config: Any, inputs: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+def _labels(
+    task: str, config: Any, inputs: dict[str, Tensor], generator: torch.Generator
+) -> Tensor:
     if task == "speech-seq2seq" and config.is_encoder_decoder:
         return torch.randint(12, _largest(config), (2, TARGETS), generator=generator)
     ids, hidden = inputs["input_ids"], inputs["attention_mask"] == 0
@@ -93,7 +97,9 @@ NEEDS_PIXELS = {"git"}
 
 
 class Sound(NamedTuple):
-    """How a type hears: the input's name, the shape of a row, its mask, and how many tokens of the text it fills."""
+    """How a type hears: the input's name, the shape of a row, its mask, and how many tokens of the
+    text it fills.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -153,7 +159,9 @@ def _with_sound(
 CODEBOOKS = {"dia": 2, "kyutai_speech_to_text": 3, "musicgen": 4, "musicgen_melody": 4}
 
 
-def _codes(model_type: str, text: dict[str, Tensor], labels: bool, generator: torch.Generator) -> dict[str, Tensor]:
+def _codes(
+    model_type: str, text: dict[str, Tensor], labels: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Return the codes of a model of sound, which has several for each place."""
     codebooks = CODEBOOKS[model_type]
     codes = torch.randint(12, 90, (2, LENGTH, codebooks), generator=generator)
@@ -169,7 +177,9 @@ def _codes(model_type: str, text: dict[str, Tensor], labels: bool, generator: to
 
 def _boxes(ids: Tensor, config: Any, generator: torch.Generator) -> Tensor:
     corners = torch.randint(0, 15, (*ids.shape, 2), generator=generator)
-    return torch.cat([corners, corners + torch.randint(1, 15, corners.shape, generator=generator)], dim=-1)
+    return torch.cat(
+        [corners, corners + torch.randint(1, 15, corners.shape, generator=generator)], dim=-1
+    )
 
 
 _EXTRA_TEXT = {"bbox": _boxes, "pixel_values": _pixels}

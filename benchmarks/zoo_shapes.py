@@ -76,12 +76,15 @@ TOKENS = {"pad": 0, "bos": 1, "eos": 2, "audio": 5, "image": 6, "video": 7}
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def shrunk(config_class: type[PreTrainedConfig], changes: dict[str, Any] | None = None) -> PreTrainedConfig:
+def shrunk(
+    config_class: type[PreTrainedConfig], changes: dict[str, Any] | None = None
+) -> PreTrainedConfig:
     """Return a tiny configuration of the class.
 
     Args:
         config_class: Any configuration class of transformers.
-        changes: What goes over the rules; ``{"text_config.head_dim": 4}`` reaches into a sub-configuration.
+        changes: What goes over the rules; ``{"text_config.head_dim": 4}`` reaches into a
+            sub-configuration.
     """
     changes = SHAPES.get(config_class.model_type, {}) | (changes or {})
     own = {name: value for name, value in changes.items() if "." not in name}
@@ -91,7 +94,11 @@ def shrunk(config_class: type[PreTrainedConfig], changes: dict[str, Any] | None 
     for name in declared:
         value = _read(default, declared, name)
         if isinstance(value, PreTrainedConfig):
-            inner = {k.removeprefix(f"{name}."): v for k, v in changes.items() if k.startswith(f"{name}.")}
+            inner = {
+                k.removeprefix(f"{name}."): v
+                for k, v in changes.items()
+                if k.startswith(f"{name}.")
+            }
             arguments[name] = shrunk(type(value), inner)
         elif isinstance(value, int) and not isinstance(value, bool) and declared[name] is not None:
             if name in SIZES and value > 0:
@@ -100,7 +107,9 @@ def shrunk(config_class: type[PreTrainedConfig], changes: dict[str, Any] | None 
                 arguments[name] = TOKENS.get(name.split("_token")[0], 3)
     if "pad_token_id" in declared and default.pad_token_id is None:
         arguments["pad_token_id"] = 0
-    arguments |= {name: 0 for name in declared if name.startswith("mask_") and name.endswith("_prob")}
+    arguments |= {
+        name: 0 for name in declared if name.startswith("mask_") and name.endswith("_prob")
+    }
     _group_queries(default, declared, arguments)
     _keep_every_kind_of_layer(default, declared, arguments)
     return config_class(**(arguments | own))
@@ -120,16 +129,24 @@ def _read(default: PreTrainedConfig, declared: dict[str, Any], name: str) -> Any
         return declared[name]
 
 
-def _group_queries(default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Give two key-value heads to four query heads, except where latent attention (MLA) has a pair for each."""
+def _group_queries(
+    default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    """Give two key-value heads to four query heads, except where latent attention (MLA) has a pair
+    for each.
+    """
     for name in KEY_VALUE_HEADS:
         if name in declared:
             single = _read(default, declared, name) == 1
             arguments[name] = 1 if single else 4 if "kv_lora_rank" in declared else 2
 
 
-def _keep_every_kind_of_layer(default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Choose the fewest layers (at least two) that cover every kind in the lists with one entry a layer."""
+def _keep_every_kind_of_layer(
+    default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    """Choose the fewest layers (at least two) that cover every kind in the lists with one entry a
+    layer.
+    """
     count_name = next((name for name in LAYER_COUNTS if name in declared), None)
     count = getattr(default, count_name, 0) if count_name else 0
     lists = {
@@ -158,8 +175,18 @@ _SECTIONED_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section
 _STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
 _PYRAMID = _STAGES | {"num_attention_heads": [1, 2, 4, 4], "mlp_ratios": [2, 2, 2, 2]}
 _SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]}
-_SOUND_STAGES = {"num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1], "hidden_size": 8}
-_CONV_MOE = {"num_experts_per_tok": 2, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_shared_experts": 1}
+_SOUND_STAGES = {
+    "num_filters": 4,
+    "downsampling_ratios": [2, 2],
+    "depths": [1, 1, 1],
+    "hidden_size": 8,
+}
+_CONV_MOE = {
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
 
 # What the rules do not give, for each configuration's model_type; also where it is part of another.
 SHAPES: dict[str, dict[str, Any]] = {

@@ -1,9 +1,11 @@
 """Parameter-efficient tuning for people with one small GPU.
 
-The public surface, and nothing else. Names are imported when they are first used, so that ``import peftkit`` is quick.
+The public surface, and nothing else. Names are imported when they are first used, so that ``import
+peftkit`` is quick.
 
-PEFT learns of peftkit's methods when `peft` is imported already, or else at the first use of a name; before a bare
-``peft.PeftModel.from_pretrained`` of one of their directories, import `peft` first, or `peftkit.methods`.
+PEFT learns of peftkit's methods when `peft` is imported already, or else at the first use of a
+name; before a bare ``peft.PeftModel.from_pretrained`` of one of their directories, import `peft`
+first, or `peftkit.methods`.
 """
 
 import importlib
@@ -14,22 +16,22 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _HOME = {
-    "AdaLoraCallback": "peftkit.training.callback",
+    "AdaLoraCallback": "peftkit.methods.adalora.trainer_callback",
     "AdaLoraConfig": "peft",
-    "BottleneckConfig": "peftkit.methods.bottleneck",
+    "BottleneckConfig": "peftkit.methods.bottleneck.layer",
     "LoraConfig": "peft",
-    "PrefixConfig": "peftkit.methods.prefix",
-    "attach": "peftkit.adapter",
-    "combine": "peftkit.combining",
-    "detach": "peftkit.adapter",
-    "export_lora": "peftkit.export",
+    "PrefixConfig": "peftkit.methods.prefix.model",
+    "attach": "peftkit.adapters.attaching",
+    "combine": "peftkit.adapters.combining",
+    "detach": "peftkit.adapters.attaching",
+    "export_lora": "peftkit.adapters.export",
     "Lean": "peftkit.lean",
-    "load": "peftkit.adapter",
-    "load_backbone": "peftkit.backbone",
-    "load_tokenizer": "peftkit.backbone",
-    "merge": "peftkit.merging",
+    "load": "peftkit.adapters.saving",
+    "load_backbone": "peftkit.backbones.loading",
+    "load_tokenizer": "peftkit.backbones.loading",
+    "merge": "peftkit.adapters.merging",
     "record": "peftkit.recording",
-    "save": "peftkit.adapter",
+    "save": "peftkit.adapters.saving",
 }
 
 __all__ = [
@@ -51,8 +53,8 @@ __all__ = [
     "save",
 ]
 
-# bitsandbytes warns at import that an optional package is missing, which peftkit does not use, and at every int8 layer of
-# every forward pass that bfloat16 inputs are quantised by way of float16.
+# bitsandbytes warns at import that an optional package is missing, which peftkit does not use, and
+# at every int8 layer of every forward pass that bfloat16 inputs are quantised by way of float16.
 for _noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 

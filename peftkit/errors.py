@@ -1,4 +1,6 @@
-"""One exception for each kind of mistake a user can make. Each message says what, where, and what to do instead."""
+"""One exception for each kind of mistake a user can make. Each message says what, where, and what
+to do instead.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -45,6 +47,8 @@ class OutOfMemoryError(PeftkitError, RuntimeError):
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, or an empty string if none is."""
+    """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, or an empty string if
+    none is.
+    """
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""

@@ -27,7 +27,9 @@ os.umask(_umask)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and
+    nothing between.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -50,16 +52,23 @@ def write_json(path: Path, value: object) -> None:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSONL, whole or not at all; dates, and what else JSON does not know, as texts."""
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
+    write_file(
+        path,
+        "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode(),
+    )
 
 
 def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:
-    """Read one JSON object; `error` names the path where it is missing, too large, cut, or has a key twice."""
+    """Read one JSON object; `error` names the path where it is missing, too large, cut, or has a
+    key twice.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
+            raise ValueError(
+                f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice"
+            )
         return dict(pairs)
 
     try:
@@ -87,15 +96,18 @@ def sync_directory(path: Path) -> None:
 def staged_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` when the block ends without an error.
 
-    Files that stand in `path` already and that the block does not write are carried over. A crash leaves the old directory
-    or the new one; between the two renames of a replacement, `recover` finds the old one.
+    Files that stand in `path` already and that the block does not write are carried over. A crash
+    leaves the old directory or the new one; between the two renames of a replacement, `recover`
+    finds the old one.
 
     Raises:
         PeftkitError: `path` is the current directory, or holds it.
     """
     path = path.resolve()
     if Path.cwd().is_relative_to(path):
-        raise PeftkitError(f"{path} holds the current directory and cannot be replaced; name a directory inside it")
+        raise PeftkitError(
+            f"{path} holds the current directory and cannot be replaced; name a directory inside it"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -141,7 +153,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file, whole or not at all, with a digest of its contents in the header.
 
     Raises:
@@ -151,7 +165,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} holds values that are not finite; {path} is not written")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(path, serialize(plain, {"format": "pt", "sha256": digest(plain), **(metadata or {})}))
+    write_file(
+        path, serialize(plain, {"format": "pt", "sha256": digest(plain), **(metadata or {})})
+    )
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
@@ -161,7 +177,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
         AdapterFileError: the file is missing, cut or not safetensors, or a tensor is not a float.
     """
     if not path.is_file():
-        raise AdapterFileError(f"{path} is missing; an adapter directory holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise AdapterFileError(
+            f"{path} is missing; an adapter directory holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
@@ -172,7 +190,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
         raise AdapterFileError(f"{path} is damaged: {problem}") from problem
     for name, kind in kinds.items():
         if kind not in ("F32", "BF16", "F16") and not name.endswith("num_batches_tracked"):
-            raise AdapterFileError(f"{path}: {name} is stored as {kind}; adapter weights are F32, BF16 or F16")
+            raise AdapterFileError(
+                f"{path}: {name} is stored as {kind}; adapter weights are F32, BF16 or F16"
+            )
     return metadata, shapes
 
 
@@ -197,14 +217,19 @@ def read_tensors(path: Path, error: type[PeftkitError] = AdapterFileError) -> di
     return tensors
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Compare the names and shapes in an adapter's file with those that its config and the backbone ask for.
+def check_shapes(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path
+) -> None:
+    """Compare the names and shapes in an adapter's file with those that its config and the backbone
+    ask for.
 
     Raises:
         AdapterFileError: they differ.
     """
     problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
-    problems += [f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())
+    ]
     problems += [
         f"{key} has shape {found[key]}, the config and the backbone ask for {expected[key]}"
         for key in sorted(found.keys() & expected.keys())
@@ -212,4 +237,6 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise AdapterFileError(f"{path / WEIGHTS_NAME} does not fit: {'; '.join(problems[:3])}{more}")
+        raise AdapterFileError(
+            f"{path / WEIGHTS_NAME} does not fit: {'; '.join(problems[:3])}{more}"
+        )

@@ -2,16 +2,17 @@
 
     accelerate launch recipes/causal_lm.py --config recipes/configs/causal_lm/quick.yaml
 
-Rows are {"text": ...}. Texts longer than `data.max_length` are cut into blocks, so that every token but a text's first is
-predicted once, and the perplexity is that of all tokens alike. With `data.packing`, short texts share an example without
-seeing each other; whether the model can do that is tried on it first. The report shows how held-out texts go on.
+Rows are {"text": ...}. Texts longer than `data.max_length` are cut into blocks, so that every token
+but a text's first is predicted once, and the perplexity is that of all tokens alike. With
+`data.packing`, short texts share an example without seeing each other; whether the model can do
+that is tried on it first. The report shows how held-out texts go on.
 """
 
 from dataclasses import field
 
-from peftkit.config import section
-from peftkit.sections import DataSettings, GenerationSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import DataSettings, GenerationSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -25,9 +26,9 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how texts become blocks and packs, and how they go on."""
     import peftkit
-    from peftkit.training.language_model import LanguageModel
+    from peftkit.tasks.causal_lm import CausalLMTask
 
-    return LanguageModel(config, peftkit.load_tokenizer(config.model.source))
+    return CausalLMTask(config, peftkit.load_tokenizer(config.model.source))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,17 @@
 
     accelerate launch recipes/chat.py --config recipes/configs/chat/quickstart.yaml
 
-Rows are {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...}, or in the shapes of Alpaca
-(instruction, input, output) and ShareGPT (conversations). A held-out row may have "expect": a list of strings that the
-answer to its last question must contain; the share of answers that do is reported as exact-fact accuracy.
+Rows are {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...}, or
+in the shapes of Alpaca (instruction, input, output) and ShareGPT (conversations). A held-out row
+may have "expect": a list of strings that the answer to its last question must contain; the share of
+answers that do is reported as exact-fact accuracy.
 """
 
 from dataclasses import field
 
-from peftkit.config import section
-from peftkit.sections import DataSettings, GenerationSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import DataSettings, GenerationSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -25,9 +26,9 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how dialogues are rendered, answered and checked."""
     import peftkit
-    from peftkit.training.language_model import LanguageModel
+    from peftkit.tasks.causal_lm import CausalLMTask
 
-    return LanguageModel(config, peftkit.load_tokenizer(config.model.source))
+    return CausalLMTask(config, peftkit.load_tokenizer(config.model.source))
 
 
 if __name__ == "__main__":

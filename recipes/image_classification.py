@@ -1,17 +1,18 @@
 """Sort images into classes, with vision transformers and convolutional networks.
 
-    accelerate launch recipes/image_classification.py --config recipes/configs/image_classification/quick.yaml
+    accelerate launch recipes/image_classification.py --config
+    recipes/configs/image_classification/quick.yaml
 
-`data.train` is a folder with a sub-folder of images for each class, or a data file with rows {"image": PATH, "label": ...},
-where a relative path is taken from the data file's directory.
+`data.train` is a folder with a sub-folder of images for each class, or a data file with rows
+{"image": PATH, "label": ...}, where a relative path is taken from the data file's directory.
 """
 
 from dataclasses import field
 from functools import partial
 
-from peftkit.config import section
-from peftkit.task_sections import LossSettings, TeacherSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.task_sections import LossSettings, TeacherSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -24,12 +25,12 @@ class Config(RecipeSettings):
 
 def task(config: Config):
     """Return how an image becomes pixels."""
+    from peftkit.backbones.processors import load_image_processor
     from peftkit.data.images import pixels, read_images
-    from peftkit.data.processors import load_image_processor
-    from peftkit.training.classifier import Classifier
+    from peftkit.tasks.classification import ClassificationTask
 
     processor = load_image_processor(config.model.source)
-    return Classifier(
+    return ClassificationTask(
         config,
         head="image-classification",
         processor=processor,

@@ -2,15 +2,16 @@
 
     accelerate launch recipes/seq2seq.py --config recipes/configs/seq2seq/quick.yaml
 
-Rows are {"source": ..., "target": ...}. The report has BLEU, chrF and exact matches for translations, ROUGE for summaries.
+Rows are {"source": ..., "target": ...}. The report has BLEU, chrF and exact matches for
+translations, ROUGE for summaries.
 """
 
 from dataclasses import field
 from typing import Literal
 
-from peftkit.config import section
-from peftkit.sections import GenerationSettings, TextSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import GenerationSettings, TextSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -20,7 +21,9 @@ class Pairs(TextSettings):
     prompt: str = ""
     """What to put before every source, such as T5's "translate English to German: "."""
     source_language: str | None = None
-    """Of NLLB, mBART-50 and M2M100, the language of the sources by the tokenizer's own name, such as eng_Latn or en_XX."""
+    """Of NLLB, mBART-50 and M2M100, the language of the sources by the tokenizer's own name, such
+    as eng_Latn or en_XX.
+    """
     target_language: str | None = None
     """The language of the targets, likewise."""
 
@@ -38,10 +41,10 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how sources and targets become tokens, and what is measured."""
     import peftkit
-    from peftkit.data.collation import pad_with
-    from peftkit.data.processors import set_languages
+    from peftkit.backbones.processors import set_languages
+    from peftkit.data.padding import pad_with
     from peftkit.metrics.texts import summary_metrics, translation_metrics
-    from peftkit.training.writer import Writer
+    from peftkit.tasks.seq2seq import Seq2SeqTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
     options = set_languages(tokenizer, config.data.source_language, config.data.target_language)
@@ -53,7 +56,7 @@ def task(config: Config):
     def label(target):
         return tokenizer(text_target=target, **limits)["input_ids"]
 
-    return Writer(
+    return Seq2SeqTask(
         config,
         head="seq2seq-lm",
         processor=tokenizer,

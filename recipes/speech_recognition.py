@@ -1,10 +1,11 @@
 """Write down what is said, with encoder-decoders of Whisper's kind.
 
-    accelerate launch recipes/speech_recognition.py --config recipes/configs/speech_recognition/quick.yaml
+    accelerate launch recipes/speech_recognition.py --config
+    recipes/configs/speech_recognition/quick.yaml
 
-Rows are {"audio": PATH, "text": ...}; a relative path is taken from the data file's directory. Sound is brought to the
-model's sampling rate; what is longer than the model's window (30 seconds for Whisper) is cut. The report has word and
-character error rates.
+Rows are {"audio": PATH, "text": ...}; a relative path is taken from the data file's directory.
+Sound is brought to the model's sampling rate; what is longer than the model's window (30 seconds
+for Whisper) is cut. The report has word and character error rates.
 """
 
 from dataclasses import field
@@ -13,9 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from peftkit.config import section
-from peftkit.sections import GenerationSettings, RowSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import GenerationSettings, RowSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -25,7 +26,9 @@ class Recordings(RowSettings):
     max_length: Annotated[int, Field(ge=2)] = 448
     """Longest text in tokens; what is longer is cut, and counted."""
     language: str | None = None
-    """The language that is spoken, such as "german"; a multilingual model needs it, another takes none."""
+    """The language that is spoken, such as "german"; a multilingual model needs it, another takes
+    none.
+    """
 
 
 @section
@@ -38,13 +41,13 @@ class Config(RecipeSettings):
 
 def task(config: Config):
     """Return how sound becomes features and texts become tokens."""
-    from peftkit.data.processors import SpeechProcessor
-    from peftkit.data.sounds import read_sounds, spectrograms
+    from peftkit.backbones.processors import SpeechProcessor
+    from peftkit.data.audio import read_sounds, spectrograms
     from peftkit.metrics.texts import transcription_metrics
-    from peftkit.training.writer import Writer
+    from peftkit.tasks.seq2seq import Seq2SeqTask
 
     processor = SpeechProcessor(config.model.source, config.data.language)
-    return Writer(
+    return Seq2SeqTask(
         config,
         head="speech-seq2seq",
         processor=processor,

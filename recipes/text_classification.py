@@ -1,10 +1,12 @@
 """Sort texts into classes: sentiment, topics, intents, in any language that the backbone reads.
 
-    accelerate launch recipes/text_classification.py --config recipes/configs/text_classification/quick.yaml
+    accelerate launch recipes/text_classification.py --config
+    recipes/configs/text_classification/quick.yaml
 
-Rows are {"text": ..., "label": ...}; the label is a text or a whole number. The report has precision, recall and F1 of each
-class and the confusion matrix. For rare classes there are class weights and focal loss (`loss`), and for two classes the
-probability from which the `positive` one is chosen (`threshold`).
+Rows are {"text": ..., "label": ...}; the label is a text or a whole number. The report has
+precision, recall and F1 of each class and the confusion matrix. For rare classes there are class
+weights and focal loss (`loss`), and for two classes the probability from which the `positive` one
+is chosen (`threshold`).
 """
 
 from dataclasses import field
@@ -12,10 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from peftkit.config import section
-from peftkit.sections import TextSettings
-from peftkit.task_sections import AugmentSettings, LossSettings, TeacherSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import TextSettings
+from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -27,9 +29,13 @@ class Config(RecipeSettings):
     augment: AugmentSettings | None = None
     teacher: TeacherSettings | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best-f1"] | None = None
-    """Of two classes, the probability from which the positive one is chosen; "best-f1" finds it on the held-out rows."""
+    """Of two classes, the probability from which the positive one is chosen; "best-f1" finds it on
+    the held-out rows.
+    """
     positive: str | None = None
-    """Of two classes, the label that F1 and the threshold are about; null is the last in the alphabet's or numbers' order."""
+    """Of two classes, the label that F1 and the threshold are about; null is the last in the
+    alphabet's or numbers' order.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,15 +46,15 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how a text becomes tokens."""
     import peftkit
-    from peftkit.data.collation import pad_with
-    from peftkit.training.classifier import Classifier
+    from peftkit.data.padding import pad_with
+    from peftkit.tasks.classification import ClassificationTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
 
     def encode(row):
         return tokenizer(row["text"], truncation=True, max_length=config.data.max_length)
 
-    return Classifier(
+    return ClassificationTask(
         config,
         head="sequence-classification",
         processor=tokenizer,

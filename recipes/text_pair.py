@@ -1,19 +1,21 @@
-"""Judge pairs of texts: does this interest that reader, do they mean the same, does this answer that?
+"""Judge pairs of texts: does this interest that reader, do they mean the same, does this answer
+that?
 
     accelerate launch recipes/text_pair.py --config recipes/configs/text_pair/quick.yaml
 
-Rows are {"text": ..., "other": ..., "label": ...}, or "score", a number, instead of the label (`data.target: score`). With a
-"group" in each row (a reader, a query), the pairs of a group are ranked by the second label's probability or by the score,
-and the report has NDCG, mean reciprocal rank and hit rates over the groups.
+Rows are {"text": ..., "other": ..., "label": ...}, or "score", a number, instead of the label
+(`data.target: score`). With a "group" in each row (a reader, a query), the pairs of a group are
+ranked by the second label's probability or by the score, and the report has NDCG, mean reciprocal
+rank and hit rates over the groups.
 """
 
 from dataclasses import field
 from typing import Literal
 
-from peftkit.config import section
-from peftkit.sections import TextSettings
-from peftkit.task_sections import AugmentSettings, LossSettings, TeacherSettings
-from peftkit.training.recipe import RecipeSettings, run_recipe
+from peftkit.config.reading import section
+from peftkit.config.sections import TextSettings
+from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
+from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
@@ -38,7 +40,9 @@ class Config(RecipeSettings):
         if self.data.target == "score":
             for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
                 if getattr(self.loss, name):
-                    raise ValueError(f"loss.{name} is for labels: leave it out, or leave out data.target: score")
+                    raise ValueError(
+                        f"loss.{name} is for labels: leave it out, or leave out data.target: score"
+                    )
         if self.data.target == "score" and self.teacher is not None:
             raise ValueError(
                 "teacher needs labels: a teacher's probabilities teach no scores; leave out data.target: score"
@@ -48,15 +52,15 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how a pair becomes tokens."""
     import peftkit
-    from peftkit.data.collation import encode_pair, pad_with
-    from peftkit.training.classifier import Classifier, Scorer
+    from peftkit.data.padding import encode_pair, pad_with
+    from peftkit.tasks.classification import ClassificationTask, ScoringTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
 
     def encode(row):
         return encode_pair(tokenizer, row["text"], row["other"], max_length=config.data.max_length)
 
-    kind = Classifier if config.data.target == "label" else Scorer
+    kind = ClassificationTask if config.data.target == "label" else ScoringTask
     return kind(
         config,
         head="sequence-classification",

@@ -1,7 +1,8 @@
 """Complete models of forty architectures, tiny, with random weights, and inputs for them.
 
-Small as they are (width 32, two to four layers), each has everything its kind has: a hybrid every kind of layer, a mixture
-of experts a router and four experts, grouped queries fewer key-value heads, an encoder-decoder two layers on each side.
+Small as they are (width 32, two to four layers), each has everything its kind has: a hybrid every
+kind of layer, a mixture of experts a router and four experts, grouped queries fewer key-value
+heads, an encoder-decoder two layers on each side.
 """
 
 from dataclasses import dataclass
@@ -33,12 +34,16 @@ class Architecture:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             model = getattr(transformers, self.model_class)(self.config()).float().eval()
-            for parameter in model.parameters():  # nothing may stay at zero or one: outputs should depend on all of it
+            for parameter in (
+                model.parameters()
+            ):  # nothing may stay at zero or one: outputs should depend on all of it
                 parameter.add_(0.1 * torch.randn_like(parameter))
         return model
 
     def batch(self, labels=True, padding="none", seed=0):
-        """Return two rows of inputs; `padding` ("none", "left", "right") hides two tokens of the second row's text."""
+        """Return two rows of inputs; `padding` ("none", "left", "right") hides two tokens of the
+        second row's text.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             batch = getattr(self, f"_{self.inputs.replace(' ', '_')}")(padding)
@@ -78,18 +83,27 @@ class Architecture:
         if "seq2seq" in self.task:
             return torch.randint(4, 90, (2, 6))
         ids, hidden = batch["input_ids"], batch["attention_mask"] == 0
-        targets = torch.randint(0, LABELS, ids.shape) if self.task == "token-classification" else ids
+        targets = (
+            torch.randint(0, LABELS, ids.shape) if self.task == "token-classification" else ids
+        )
         return targets.masked_fill(hidden, -100)
 
 
 _TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_BODY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 _TEXT = _TOKENS | _BODY | {"max_position_embeddings": 64}
 _GROUPED = _TEXT | {"num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _SIDES = {f"{side}_{name}": size for side in ("encoder", "decoder")
           for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}  # fmt: skip
-_SEQ2SEQ = _TOKENS | _SIDES | {"d_model": 32, "max_position_embeddings": 64, "decoder_start_token_id": 2}
+_SEQ2SEQ = (
+    _TOKENS | _SIDES | {"d_model": 32, "max_position_embeddings": 64, "decoder_start_token_id": 2}
+)
 _T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2,
        "num_heads": 4, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # fmt: skip
 _IMAGE = _BODY | {"image_size": 32, "patch_size": 8}
@@ -102,7 +116,9 @@ def _causal(family, **settings):
 
 
 def _sequence(family, **settings):
-    return Architecture("sequence-classification", family, f"{family}ForSequenceClassification", settings)
+    return Architecture(
+        "sequence-classification", family, f"{family}ForSequenceClassification", settings
+    )
 
 
 def _token(family, **settings):
@@ -110,11 +126,15 @@ def _token(family, **settings):
 
 
 def _seq2seq(family, model_class=None, **settings):
-    return Architecture("seq2seq-lm", family, model_class or f"{family}ForConditionalGeneration", settings)
+    return Architecture(
+        "seq2seq-lm", family, model_class or f"{family}ForConditionalGeneration", settings
+    )
 
 
 def _image(family, **settings):
-    return Architecture("image-classification", family, f"{family}ForImageClassification", settings, "image")
+    return Architecture(
+        "image-classification", family, f"{family}ForImageClassification", settings, "image"
+    )
 
 
 _DEBERTA = _TEXT | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4,

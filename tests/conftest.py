@@ -19,10 +19,12 @@ CHATML = (
 
 
 @pytest.fixture(autouse=True)
-def _two_threads_a_seed_and_no_accelerator():
-    torch.set_num_threads(2)
+def _one_thread_a_seed_and_no_accelerator():
+    torch.set_num_threads(1)  # a second one only spins beside another busy process
     torch.manual_seed(0)
-    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate keeps one precision for the whole process
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # Accelerate keeps one precision for the whole process
 
 
 def llama_config(**changes):
@@ -43,7 +45,9 @@ def llama_dir(tmp_path_factory):
 
 
 def byte_tokenizer():
-    """A byte-level tokenizer without merges: every text has a token for each byte, and four special tokens."""
+    """A byte-level tokenizer without merges: every text has a token for each byte, and four special
+    tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<unk>", "<s>", "<|im_end|>", "<|im_start|>"]
     vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}

@@ -10,7 +10,9 @@ METHODS = {
     "adalora": lambda: peftkit.AdaLoraConfig(init_r=4, target_r=2, tinit=1, tfinal=2, total_step=8),
     "houlsby": lambda: peftkit.BottleneckConfig(placement="houlsby", reduction_factor=4),
     "pfeiffer": lambda: peftkit.BottleneckConfig(placement="pfeiffer", reduction_factor=4),
-    "scaled_parallel": lambda: peftkit.BottleneckConfig(placement="scaled_parallel", reduction_factor=4),
+    "scaled_parallel": lambda: peftkit.BottleneckConfig(
+        placement="scaled_parallel", reduction_factor=4
+    ),
     "prefix": lambda: peftkit.PrefixConfig(num_virtual_tokens=3),
 }
 # What cannot be, with a part of the sentence that says so.
@@ -24,7 +26,9 @@ REFUSED = {
     ("scaled_parallel", "convnext"): "placement='pfeiffer'",
     ("scaled_parallel", "resnet"): "placement='pfeiffer'",
 }
-PAIRS = [(method, name) for name in ARCHITECTURES for method in METHODS if (method, name) not in REFUSED]
+PAIRS = [
+    (method, name) for name in ARCHITECTURES for method in METHODS if (method, name) not in REFUSED
+]
 MERGEABLE = [(method, name) for method, name in PAIRS if method in ("lora", "adalora")]
 GENERATING = [
     (method, name)

@@ -7,17 +7,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "peftkit"
 FLOORS = [
-    ["__init__", "errors", "recipes"],
-    ["recording", "config", "files"],
-    ["quantization", "anatomy", "sections", "task_sections", "fingerprint", "snapshot"],
+    ["__init__", "errors"],
+    ["config"],
+    ["files", "recording", "random_state"],
+    ["anatomy"],
+    ["backbones"],
     ["lean"],
     ["methods"],
-    ["backbone", "adapter"],
-    ["merging", "export", "memory", "combining", "generation", "inspection"],
+    ["adapters"],
+    ["memory"],
     ["metrics"],
     ["data"],
+    ["losses"],
+    ["tasks"],
     ["training"],
-    ["comparison", "sweep"],
+    ["runs"],
     ["cli"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -30,7 +34,9 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (
-                [f"peftkit.{alias.name}" for alias in node.names] if node.module == "peftkit" else [node.module]
+                [f"peftkit.{alias.name}" for alias in node.names]
+                if node.module == "peftkit"
+                else [node.module]
             )
 
 
@@ -43,15 +49,18 @@ def test_imports_run_downward(path):
         if name.startswith("peftkit."):
             other = name.split(".")[1]
             is_public_name = other not in FLOOR_OF
-            assert is_public_name or other == room or FLOOR_OF[other] <= FLOOR_OF[room], f"{path} imports {name}"
+            assert is_public_name or other == room or FLOOR_OF[other] <= FLOOR_OF[room], (
+                f"{path} imports {name}"
+            )
         if name.split(".")[0] == "bitsandbytes":
-            assert room == "quantization", f"{path} imports bitsandbytes"
+            assert room == "backbones", f"{path} imports bitsandbytes"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_can_be_seen_whole(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300, path
+    assert len(text.splitlines()) <= 450, path
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
+            first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+            assert node.end_lineno - first.lineno < 60, f"{path}: {node.name}"

@@ -30,12 +30,18 @@ def test_attaching_changes_nothing_yet(method, name):
 def test_only_the_adapter_and_the_head_train_and_three_steps_change_the_output(method, name):
     batch = ARCHITECTURES[name].batch()
     model = attached(method, name, trained=False)
-    frozen = {key: value.clone() for key, value in model.get_base_model().named_parameters() if not value.requires_grad}
+    frozen = {
+        key: value.clone()
+        for key, value in model.get_base_model().named_parameters()
+        if not value.requires_grad
+    }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     heads = [part for part in model.modules() if isinstance(part, ModulesToSaveWrapper)]
     prefix = {"lora": "lora_", "adalora": "lora_", "prefix": "prefix_"}.get(method, "bottleneck_")
     for key, parameter in model.named_parameters():
-        whole = any(parameter is inner for head in heads for inner in head.modules_to_save.parameters())
+        whole = any(
+            parameter is inner for head in heads for inner in head.modules_to_save.parameters()
+        )
         assert not parameter.requires_grad or prefix in key or whole, key
     before = output(model, batch)
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -61,7 +67,11 @@ def unused(key, name):
         "xlnet": ("mask_emb",),
         "clip": ("text_model", "text_projection"),
         "longformer": ("_global",),
-        "llava": ("vision_tower.encoder.layers.2", "vision_tower.vision_model.encoder.layers.2", "post_layernorm"),
+        "llava": (
+            "vision_tower.encoder.layers.2",
+            "vision_tower.vision_model.encoder.layers.2",
+            "post_layernorm",
+        ),
     }
     return any(part in key for part in never.get(name, ()))
 
@@ -69,7 +79,9 @@ def unused(key, name):
 @each_pair
 def test_what_was_saved_loads_into_another_model_and_gives_the_same_bits(method, name, tmp_path):
     batch = ARCHITECTURES[name].batch()
-    model = attached(method, name).requires_grad_(False)  # torch picks a kernel by whether a weight is trained
+    model = attached(method, name).requires_grad_(
+        False
+    )  # torch picks a kernel by whether a weight is trained
     with torch.no_grad():
         loss, logits = (lambda out: (out.loss, out.logits))(model(**batch))
     peftkit.save(model, tmp_path)
@@ -80,15 +92,29 @@ def test_what_was_saved_loads_into_another_model_and_gives_the_same_bits(method,
     assert torch.equal(found.loss, loss)
     assert not [key for key, parameter in again.named_parameters() if parameter.requires_grad]
     backbone = ARCHITECTURES[name].model().state_dict()
-    heads = [key for key, part in again.get_base_model().named_modules() if isinstance(part, ModulesToSaveWrapper)]
-    kept = [key.removeprefix("base_model.model.") for key in load_file(tmp_path / "adapter_model.safetensors")]
-    assert not [key for key in kept if key in backbone and not key.startswith(tuple(f"{head}." for head in heads))]
+    heads = [
+        key
+        for key, part in again.get_base_model().named_modules()
+        if isinstance(part, ModulesToSaveWrapper)
+    ]
+    kept = [
+        key.removeprefix("base_model.model.")
+        for key in load_file(tmp_path / "adapter_model.safetensors")
+    ]
+    assert not [
+        key
+        for key in kept
+        if key in backbone and not key.startswith(tuple(f"{head}." for head in heads))
+    ]
 
 
 @each_pair
 def test_disabled_it_is_the_backbone_and_detached_too(method, name):
     model, batch = ARCHITECTURES[name].model(), ARCHITECTURES[name].batch()
-    before, state = output(model, batch), {key: value.clone() for key, value in model.state_dict().items()}
+    before, state = (
+        output(model, batch),
+        {key: value.clone() for key, value in model.state_dict().items()},
+    )
     adapted = shaken(peftkit.attach(model, METHODS[method]()))
     assert not torch.equal(output(adapted, batch), before)
     with adapted.disable_adapter():
@@ -119,7 +145,10 @@ def test_gradient_checkpointing_changes_no_gradient(method, name):
             module.p = 0.0
     expected = gradients(model, batch)
     backbone = model.get_base_model()
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable = (
+        getattr(backbone, "activation_checkpointing_enable", None)
+        or backbone.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": False})
     found = gradients(model, batch)
     assert expected.keys() == found.keys()
@@ -132,7 +161,12 @@ def gradients(model, batch):
     model.zero_grad()
     torch.manual_seed(0)
     model(**batch).loss.backward()
-    assert not [key for part in model.modules() for key in vars(part) if key in ("_peftkit_input", "_peftkit_normed")]
+    assert not [
+        key
+        for part in model.modules()
+        for key in vars(part)
+        if key in ("_peftkit_input", "_peftkit_normed")
+    ]
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
@@ -141,7 +175,9 @@ def test_generation_with_a_cache_is_generation_without(method, name):
     architecture = ARCHITECTURES[name]
     model, batch = (
         attached(method, name),
-        architecture.batch(labels=False, padding="left" if architecture.inputs == "text" else "none"),
+        architecture.batch(
+            labels=False, padding="left" if architecture.inputs == "text" else "none"
+        ),
     )
     batch.pop("decoder_input_ids", None)
     asked = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 1}
@@ -157,23 +193,33 @@ def test_what_stands_in_padding_reaches_no_real_token(method, name):
     model = attached(method, name)
     for side in ("left", "right"):
         batch = architecture.batch(padding=side)
-        other = dict(batch, input_ids=torch.where(batch["attention_mask"] == 0, 50, batch["input_ids"]))
+        other = dict(
+            batch, input_ids=torch.where(batch["attention_mask"] == 0, 50, batch["input_ids"])
+        )
         with model.disable_adapter():
-            tolerance = (output(model, other) - output(model, batch))[real(batch, model)].abs().max()
+            tolerance = (
+                (output(model, other) - output(model, batch))[real(batch, model)].abs().max()
+            )
         if tolerance < 1e-5:  # a backbone that lets padding through (state spaces) is none of ours
-            difference = (output(model, other) - output(model, batch))[real(batch, model)].abs().max()
+            difference = (
+                (output(model, other) - output(model, batch))[real(batch, model)].abs().max()
+            )
             assert difference < 1e-4, side
 
 
 def real(batch, model):
-    """Return which outputs stand for real tokens: every one where a row or a target has one output of its own."""
+    """Return which outputs stand for real tokens: every one where a row or a target has one output
+    of its own.
+    """
     shape = output(model, batch).shape[:-1]
     mask = batch["attention_mask"].bool()
     return mask if mask.shape == shape else torch.ones(shape, dtype=torch.bool)
 
 
 @each_pair
-def test_rows_of_a_batch_are_what_they_are_alone_and_tokens_what_they_are_in_a_longer_text(method, name):
+def test_rows_of_a_batch_are_what_they_are_alone_and_tokens_what_they_are_in_a_longer_text(
+    method, name
+):
     """With as many rows as heads, and as many tokens as features: no axis may be taken for another."""
     architecture = ARCHITECTURES[name]
     if architecture.inputs != "text" or architecture.task != "causal-lm":
@@ -183,24 +229,37 @@ def test_rows_of_a_batch_are_what_they_are_alone_and_tokens_what_they_are_in_a_l
     whole = output(model, {"input_ids": ids[:, :32]})
     for row in range(4):
         torch.testing.assert_close(
-            output(model, {"input_ids": ids[row : row + 1, :32]})[0], whole[row], rtol=1e-4, atol=1e-4
+            output(model, {"input_ids": ids[row : row + 1, :32]})[0],
+            whole[row],
+            rtol=1e-4,
+            atol=1e-4,
         )
-    if name not in ("gpt_oss",):  # whose tokens are kept within the capacity of a window of positions
-        torch.testing.assert_close(output(model, {"input_ids": ids})[:, :32], whole, rtol=1e-3, atol=1e-3)
+    if name not in (
+        "gpt_oss",
+    ):  # whose tokens are kept within the capacity of a window of positions
+        torch.testing.assert_close(
+            output(model, {"input_ids": ids})[:, :32], whole, rtol=1e-3, atol=1e-3
+        )
 
 
-@pytest.mark.parametrize(("method", "name"), [pair for pair in PAIRS if pair[0] in ("prefix", "pfeiffer")])
+@pytest.mark.parametrize(
+    ("method", "name"), [pair for pair in PAIRS if pair[0] in ("prefix", "pfeiffer")]
+)
 def test_eager_attention_is_sdpa(method, name):
     model = attached(method, name)
     backbone = model.get_base_model()
     if not backbone._supports_sdpa:
         pytest.skip("transformers has one implementation of its attention")
-    batch = ARCHITECTURES[name].batch(padding="right" if ARCHITECTURES[name].inputs == "text" else "none")
+    batch = ARCHITECTURES[name].batch(
+        padding="right" if ARCHITECTURES[name].inputs == "text" else "none"
+    )
     found = {}
     for implementation in ("eager", "sdpa"):
         backbone.set_attn_implementation(implementation)
         found[implementation] = (
-            output(model, batch)[real(batch, model)] if "attention_mask" in batch else output(model, batch)
+            output(model, batch)[real(batch, model)]
+            if "attention_mask" in batch
+            else output(model, batch)
         )
     torch.testing.assert_close(found["eager"], found["sdpa"], rtol=1e-4, atol=2e-4)
 
@@ -237,9 +296,14 @@ def test_a_fresh_process_gives_the_same_bits_by_peftkit_and_by_peft(tmp_path):
         for method in METHODS:
             model = attached(method, name).requires_grad_(False)
             peftkit.save(model, tmp_path / name / method)
-            expected = [output(model, ARCHITECTURES[name].batch(labels=labels)) for labels in (True, False)]
+            expected = [
+                output(model, ARCHITECTURES[name].batch(labels=labels)) for labels in (True, False)
+            ]
             torch.save(expected, tmp_path / name / method / "expected.pt")
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        [sys.executable, "-c", FRESH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr[-2000:]

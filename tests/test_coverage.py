@@ -1,4 +1,6 @@
-"""A spread-out sample of the coverage benchmark; the whole of it is `python -m benchmarks.coverage`."""
+"""A spread-out sample of the coverage benchmark; the whole of it is `python -m
+benchmarks.coverage`.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ def tuple_of(pair):
 @pytest.mark.slow
 def test_every_method_passes_on_a_sample_of_architectures(tmp_path, monkeypatch):
     out = tmp_path / "coverage.jsonl"
-    monkeypatch.setattr("sys.argv", ["coverage", "--sample", "30", "--libraries", "peftkit", "--out", str(out)])
+    monkeypatch.setattr(
+        "sys.argv", ["coverage", "--sample", "30", "--libraries", "peftkit", "--out", str(out)]
+    )
     coverage.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 30 * 6

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from peftkit.errors import AdapterFileError, NonFiniteError, PeftkitError
-from peftkit.files import read_json, read_tensors, staged_directory, write_file, write_json, write_tensors
+from peftkit.files import (
+    read_json,
+    read_tensors,
+    staged_directory,
+    write_file,
+    write_json,
+    write_tensors,
+)
 
 
 class _BrokenError(Exception):
@@ -70,7 +77,10 @@ def test_a_staged_directory_appears_whole_or_not_at_all(tmp_path):
 def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, tmp_path.parent):
-        with pytest.raises(PeftkitError, match="name a directory inside it"), staged_directory(path):
+        with (
+            pytest.raises(PeftkitError, match="name a directory inside it"),
+            staged_directory(path),
+        ):
             pass
 
 

@@ -1,4 +1,6 @@
-"""What a CUDA device may do otherwise; benchmarks/gpu.sh runs it there. Without one, the CPU is asked the same."""
+"""What a CUDA device may do otherwise; benchmarks/gpu.sh runs it there. Without one, the CPU is
+asked the same.
+"""
 
 import pytest
 import torch
@@ -56,7 +58,9 @@ def test_nothing_is_upcast_and_detach_gives_the_backbone_back(llama_dir, quantiz
 def test_saved_loaded_and_merged_on_the_gpu(llama_dir, tmp_path, quantization):
     ids = torch.randint(4, 320, (2, 12)).to(DEVICE)
     model = randomize(
-        peftkit.attach(peftkit.load_backbone(llama_dir, quantization=quantization), peftkit.LoraConfig(r=4))
+        peftkit.attach(
+            peftkit.load_backbone(llama_dir, quantization=quantization), peftkit.LoraConfig(r=4)
+        )
     )
     expected = logits(model, ids)
     peftkit.save(model, tmp_path / "adapter")
@@ -69,7 +73,7 @@ def test_saved_loaded_and_merged_on_the_gpu(llama_dir, tmp_path, quantization):
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_the_loop_learns_in_every_precision(llama_dir, tmp_path, precision, quantization):
-    from peftkit.training.metrics import read_metrics
+    from peftkit.training.log import read_metrics
 
     settings = {"batch_size": 8, "epochs": 16, "precision": precision, "learning_rate": 3e-2}
     dtype = "float16" if precision == "fp16" else "bfloat16"
@@ -114,7 +118,9 @@ def test_a_prefix_in_the_fused_kernels_is_a_prefix_in_eager_attention(llama_dir,
         given.float().square().mean().backward()
         grads = [p.grad.clone() for p in model.parameters() if p.requires_grad]
         found[implementation] = (given.detach(), grads)
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    tolerance = (
+        {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    )
     torch.testing.assert_close(found["sdpa"][0], found["eager"][0], **tolerance)
     for ours, theirs in zip(found["sdpa"][1], found["eager"][1], strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)

@@ -1,4 +1,6 @@
-"""The lean step against the plain one on some odd architectures; all of them: `python -m benchmarks.lean_coverage`."""
+"""The lean step against the plain one on some odd architectures; all of them: `python -m
+benchmarks.lean_coverage`.
+"""
 
 import pytest
 
@@ -12,14 +14,23 @@ CASES = {
     ("causal-lm", "falcon_h1"): IN_CHUNKS,  # a state space beside the attention, and scaled logits
     ("causal-lm", "big_bird"): IN_CHUNKS,  # its first pass makes modules
     ("causal-lm", "prophetnet"): "the model's own",  # logits for several tokens ahead
-    ("causal-lm", "trocr"): IN_CHUNKS,  # does not shift its labels, and rounds its loss to the logits' 16 bits
+    (
+        "causal-lm",
+        "trocr",
+    ): IN_CHUNKS,  # does not shift its labels, and rounds its loss to the logits' 16 bits
     ("causal-lm", "reformer"): IN_CHUNKS,  # computes its layers again in the backward pass
     ("seq2seq-lm", "t5"): IN_CHUNKS,
     ("seq2seq-lm", "fsmt"): "it is called inside of the body",
     ("seq2seq-lm", "granite_speech"): "the shape of the mask",  # adds in place to what a norm gave
-    ("sequence-classification", "flaubert"): "calls no output embedding",  # dropout inside of feed-forward parts
+    (
+        "sequence-classification",
+        "flaubert",
+    ): "calls no output embedding",  # dropout inside of feed-forward parts
     ("speech-seq2seq", "whisper"): IN_CHUNKS,
-    ("image-classification", "resnet"): "calls no output embedding",  # ReLU, of which nothing can be saved
+    (
+        "image-classification",
+        "resnet",
+    ): "calls no output embedding",  # ReLU, of which nothing can be saved
 }
 
 

@@ -1,4 +1,6 @@
-"""What a transformers model is made of, found from its structure. Everything that must know where things are asks here."""
+"""What a transformers model is made of, found from its structure. Everything that must know where
+things are asks here.
+"""
 
 from peftkit.anatomy.attention import Attention, attentions, computes_attention, why_none
 from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks

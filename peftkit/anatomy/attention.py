@@ -1,4 +1,6 @@
-"""Where queries meet keys: the modules of a model that compute attention scores, and the shape of their heads."""
+"""Where queries meet keys: the modules of a model that compute attention scores, and the shape of
+their heads.
+"""
 
 import dataclasses
 import functools
@@ -13,11 +15,23 @@ from torch import nn
 from peftkit.anatomy.layers import features, is_convolution, is_linear
 
 _NAME = re.compile(r"attention|attn|mla$", re.IGNORECASE)
-_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|inter_attention|src_attn", re.IGNORECASE)
-_SCORES = frozenset(("Softmax", "ALL_ATTENTION_FUNCTIONS", "softmax", "logsumexp", "scaled_dot_product_attention"))
+_CROSS = re.compile(
+    r"cross|enc_?dec|encoder_attn|encoder_attention|inter_attention|src_attn", re.IGNORECASE
+)
+_SCORES = frozenset(
+    ("Softmax", "ALL_ATTENTION_FUNCTIONS", "softmax", "logsumexp", "scaled_dot_product_attention")
+)
 
 # What different authors call one thing, the most telling first.
-_HEADS = ["num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads", "heads", "attention_heads"]
+_HEADS = [
+    "num_heads",
+    "num_attention_heads",
+    "n_heads",
+    "n_head",
+    "num_attn_heads",
+    "heads",
+    "attention_heads",
+]
 _GROUPS = ["num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads"]
 _KEY_WIDTH = [
     "qk_head_dim",
@@ -32,7 +46,19 @@ _KEY_WIDTH = [
     "key_dim",
 ]
 _VALUE_WIDTH = ["v_head_dim", "v_channels_per_head", "value_head_dim"]
-_KEY = ["k_proj", "key", "k", "k_lin", "key_proj", "linear_k", "project_k", "Wk", "projection_key", "k_head", "to_k"]
+_KEY = [
+    "k_proj",
+    "key",
+    "k",
+    "k_lin",
+    "key_proj",
+    "linear_k",
+    "project_k",
+    "Wk",
+    "projection_key",
+    "k_head",
+    "to_k",
+]
 _VALUE = [
     "v_proj",
     "value",
@@ -63,7 +89,8 @@ _FUSED = [
     "qkv_linear",
 ]
 
-# Attention in name, but not a softmax over the scores of keys: by the start (or the end) of the class's name, why.
+# Attention in name, but not a softmax over the scores of keys: by the start (or the end) of the
+# class's name, why.
 _NO_KEYS = {
     re.compile("^Nystromformer"): "it approximates attention through a few landmarks",
     re.compile("^Mra"): "it approximates attention block by block in kernels of its own",
@@ -77,7 +104,9 @@ _NO_KEYS = {
     ): "it weighs features, not keys",
 }
 # Attention over blocks or windows of tokens whose axis follows that of the heads.
-_BEFORE_BLOCKS = re.compile("^BigBird.*BlockSparse|^PegasusXGlobalLocal|^HieraMaskUnit|^(LSH|Local)SelfAttention$")
+_BEFORE_BLOCKS = re.compile(
+    "^BigBird.*BlockSparse|^PegasusXGlobalLocal|^HieraMaskUnit|^(LSH|Local)SelfAttention$"
+)
 # Modules that turn their input into discrete codes or borders: no gradient comes back from these.
 _DISCRETE = re.compile("Patcher$|^MimiModel$|VQVAE")
 
@@ -104,23 +133,36 @@ class Attention:
 def attentions(model: nn.Module) -> list[Attention]:
     """Return every module of a model that computes attention, in the model's order."""
     found = []
-    discrete = tuple(f"{name}." for name, module in model.named_modules() if _DISCRETE.search(type(module).__name__))
+    discrete = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if _DISCRETE.search(type(module).__name__)
+    )
     for name, module in model.named_modules():
-        if not name.startswith(discrete) and computes_attention(module) and (read := _read(name, module)):
+        if (
+            not name.startswith(discrete)
+            and computes_attention(module)
+            and (read := _read(name, module))
+        ):
             parent = name.rpartition(".")[0]
-            # BigBird puts another module in the place of its block-sparse attention when the input is short.
+            # BigBird puts another module in the place of its block-sparse attention when the input
+            # is short.
             replaced = hasattr(model.get_submodule(parent), "set_attention_type")
             found.append(dataclasses.replace(read, name=parent) if replaced and parent else read)
     return found
 
 
 def computes_attention(module: nn.Module) -> bool:
-    """Tell whether a module's own code takes a softmax over scores of keys, or asks torch or transformers for it."""
+    """Tell whether a module's own code takes a softmax over scores of keys, or asks torch or
+    transformers for it.
+    """
     if isinstance(module, nn.MultiheadAttention):
         return True
     if not _NAME.search(type(module).__name__) or _why_not(module):
         return False
-    return bool(_code(module) & _SCORES) or any(isinstance(c, nn.Softmax) for c in module.children())
+    return bool(_code(module) & _SCORES) or any(
+        isinstance(c, nn.Softmax) for c in module.children()
+    )
 
 
 def why_none(model: nn.Module) -> str:
@@ -131,7 +173,10 @@ def why_none(model: nn.Module) -> str:
 
 def _why_not(module: nn.Module) -> str | None:
     name = type(module).__name__
-    return next((why for pattern, why in _NO_KEYS.items() if _NAME.search(name) and pattern.search(name)), None)
+    return next(
+        (why for pattern, why in _NO_KEYS.items() if _NAME.search(name) and pattern.search(name)),
+        None,
+    )
 
 
 def _code(module: nn.Module) -> frozenset[str]:
@@ -154,7 +199,9 @@ def _names_in_code(cls: Any) -> frozenset[str]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    inner = [
+        _names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)
+    ]
     return set(code.co_names).union(*inner)
 
 
@@ -163,7 +210,9 @@ def _read(name: str, module: nn.Module) -> Attention | None:
     config = getattr(module, "config", None)
     if isinstance(module, nn.MultiheadAttention):
         width = module.embed_dim // module.num_heads
-        return Attention(name, _kind(name, module), module.num_heads, module.num_heads, width, width)
+        return Attention(
+            name, _kind(name, module), module.num_heads, module.num_heads, width, width
+        )
     heads = _number(module, _HEADS) or _number(config, _HEADS)
     key, value, fused = (_projected(module, names) for names in (_KEY, _VALUE, _FUSED))
     if heads is None or not (key or fused or "ALL_ATTENTION_FUNCTIONS" in _code(module)):
@@ -181,10 +230,14 @@ def _read(name: str, module: nn.Module) -> Attention | None:
     if key and key % width == 0:
         groups = key // width
     groups = groups or heads
-    value_width = _number(module, _VALUE_WIDTH) or (value // groups if value and value % groups == 0 else width)
+    value_width = _number(module, _VALUE_WIDTH) or (
+        value // groups if value and value % groups == 0 else width
+    )
     value_width *= _number(module, ["attention_ratio"]) or 1
     blocks = bool(_BEFORE_BLOCKS.search(type(module).__name__))
-    return Attention(name, _kind(name, module), heads, groups, width, value_width, blocks, _alibi(module, config))
+    return Attention(
+        name, _kind(name, module), heads, groups, width, value_width, blocks, _alibi(module, config)
+    )
 
 
 def _kind(name: str, module: nn.Module) -> Literal["self", "cross"]:
@@ -195,12 +248,18 @@ def _kind(name: str, module: nn.Module) -> Literal["self", "cross"]:
 
 
 def _alibi(module: nn.Module, config: Any) -> bool:
-    return bool(getattr(config, "alibi", False)) or type(module).__name__ in ("BloomAttention", "MptAttention")
+    return bool(getattr(config, "alibi", False)) or type(module).__name__ in (
+        "BloomAttention",
+        "MptAttention",
+    )
 
 
 def _number(owner: Any, names: list[str]) -> int | None:
     values = (getattr(owner, name, None) for name in names)
-    return next((value for value in values if isinstance(value, int) and value is not True and value > 0), None)
+    return next(
+        (value for value in values if isinstance(value, int) and value is not True and value > 0),
+        None,
+    )
 
 
 def _projected(module: nn.Module, names: list[str]) -> int | None:

@@ -1,10 +1,23 @@
-"""The `peftkit` command: one file for each verb. Imports are lazy, so that `--help` answers at once."""
+"""The `peftkit` command: one file for each verb. Imports are lazy, so that `--help` answers at
+once.
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from peftkit.cli import combine, compare, evaluate, generate, inspect, merge, predict, preview, sweep, train
+from peftkit.cli import (
+    combine,
+    compare,
+    evaluate,
+    generate,
+    inspect,
+    merge,
+    predict,
+    preview,
+    sweep,
+    train,
+)
 from peftkit.errors import PeftkitError
 
 _VERBS = (train, evaluate, predict, generate, compare, sweep, preview, inspect, merge, combine)
@@ -13,8 +26,9 @@ _VERBS = (train, evaluate, predict, generate, compare, sweep, preview, inspect, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 where the user has to change something.
 
-    `train` returns what `accelerate launch` returns, which is 1 for every failure of the recipe; run by itself, a recipe
-    ends with 2 after a mistake in its config and with 128 plus the signal's number after an interruption.
+    `train` returns what `accelerate launch` returns, which is 1 for every failure of the recipe;
+    run by itself, a recipe ends with 2 after a mistake in its config and with 128 plus the signal's
+    number after an interruption.
     """
     parser = argparse.ArgumentParser(
         prog="peftkit", description="Parameter-efficient tuning for people with one small GPU."

@@ -33,13 +33,15 @@ def add_to(commands: Any) -> None:
         help="divide the weights by their sum (default: with --how parameters only)",
     )
     combine.add_argument(
-        "--any-backbone", action="store_true", help="do not compare the backbones that the adapters were trained on"
+        "--any-backbone",
+        action="store_true",
+        help="do not compare the backbones that the adapters were trained on",
     )
     combine.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftkit.combining import combine
+    from peftkit.adapters.combining import combine
 
     adapters: dict[str | Path, float] = {}
     for word in options.adapters:
@@ -54,12 +56,16 @@ def _run(options: argparse.Namespace) -> int:
         normalize=options.normalize,
         verify_backbone=not options.any_backbone,
     )
-    print(f"{options.output}: {' + '.join(f'{weight:g} x {path}' for path, weight in adapters.items())}")
+    print(
+        f"{options.output}: {' + '.join(f'{weight:g} x {path}' for path, weight in adapters.items())}"
+    )
     return 0
 
 
 def _parsed(word: str) -> tuple[str, float]:
-    """Return path and weight of ``PATH`` or ``PATH:WEIGHT``; a colon that no number follows belongs to the path."""
+    """Return path and weight of ``PATH`` or ``PATH:WEIGHT``; a colon that no number follows belongs
+    to the path.
+    """
     path, colon, text = word.rpartition(":")
     try:
         return (path, float(text)) if colon else (word, 1.0)

@@ -11,8 +11,12 @@ def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
     compare = commands.add_parser("compare", help="show several runs side by side, finished or not")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
-    compare.add_argument("--output", metavar="FILE.md", help="write the tables to a file, with a picture beside it")
-    compare.add_argument("--metric", default="loss", help="what the picture shows over the steps (default: loss)")
+    compare.add_argument(
+        "--output", metavar="FILE.md", help="write the tables to a file, with a picture beside it"
+    )
+    compare.add_argument(
+        "--metric", default="loss", help="what the picture shows over the steps (default: loss)"
+    )
     compare.add_argument("--json", action="store_true", help="print everything as JSON instead")
     compare.set_defaults(run=_run)
 
@@ -20,10 +24,14 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from peftkit.comparison import compare, summaries
+    from peftkit.runs.comparison import compare, summaries
 
     check_output(options.output)
     if options.output or not options.json:
         text = compare(options.runs, options.output, metric=options.metric)
-    print(json.dumps([asdict(run) for run in summaries(options.runs)], indent=2) if options.json else text)
+    print(
+        json.dumps([asdict(run) for run in summaries(options.runs)], indent=2)
+        if options.json
+        else text
+    )
     return 0

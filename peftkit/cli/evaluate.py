@@ -9,18 +9,26 @@ from peftkit.cli.arguments import check_output, positive
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
-    verb = commands.add_parser("evaluate", help="measure a finished run, or the mean of several, on labelled rows")
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)")
-    verb.add_argument("--data", help="a data file or sample:NAME/SPLIT (default: the first run's held-out rows)")
-    verb.add_argument("--batch_size", type=positive, default=32, help="rows in a batch (default: 32)")
+    verb = commands.add_parser(
+        "evaluate", help="measure a finished run, or the mean of several, on labelled rows"
+    )
+    verb.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)"
+    )
+    verb.add_argument(
+        "--data", help="a data file or sample:NAME/SPLIT (default: the first run's held-out rows)"
+    )
+    verb.add_argument(
+        "--batch_size", type=positive, default=32, help="rows in a batch (default: 32)"
+    )
     verb.add_argument("--output", help="also write the metrics to this JSON file")
     verb.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.files import write_json
-    from peftkit.training.opening import open_run
-    from peftkit.training.prediction import measured
+    from peftkit.runs.opening import open_run
+    from peftkit.runs.prediction import measured
 
     check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]

@@ -13,31 +13,44 @@ def add_to(commands: Any) -> None:
     )
     verb.add_argument("run_directory", metavar="RUN", help="a run of the recipe chat or causal_lm")
     verb.add_argument(
-        "--prompt", help="one question, or the beginning of a text; without it, lines are read and answered"
+        "--prompt",
+        help="one question, or the beginning of a text; without it, lines are read and answered",
     )
-    verb.add_argument("--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: 256)")
-    verb.add_argument("--temperature", type=float, default=0.0, help="0 (the default) always takes the likeliest token")
     verb.add_argument(
-        "--top_p", type=float, default=1.0, help="with a temperature: share of the probability to draw from"
+        "--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: 256)"
+    )
+    verb.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 (the default) always takes the likeliest token",
+    )
+    verb.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="with a temperature: share of the probability to draw from",
     )
     verb.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftkit.config import build
+    from peftkit.config.reading import build
+    from peftkit.config.sections import GenerationSettings
     from peftkit.errors import ConfigError
-    from peftkit.generation import stream
-    from peftkit.sections import GenerationSettings
-    from peftkit.training.language_model import LanguageModel
-    from peftkit.training.opening import open_run
+    from peftkit.runs.opening import open_run
+    from peftkit.tasks.causal_lm import CausalLMTask
+    from peftkit.tasks.generation import stream
 
     names = ("max_new_tokens", "temperature", "top_p")
     values = {name: getattr(options, name) for name in names}
     settings = build(GenerationSettings, values, "the command line").options()
     run = open_run(options.run_directory)
     task = run.task
-    if not isinstance(task, LanguageModel):
-        raise ConfigError(f"{run.directory} holds no language model; `peftkit predict` answers for its task")
+    if not isinstance(task, CausalLMTask):
+        raise ConfigError(
+            f"{run.directory} holds no language model; `peftkit predict` answers for its task"
+        )
     model = run.model()
 
     def write(turns: list[dict[str, str]], text: str) -> str:

@@ -9,13 +9,18 @@ def add_to(commands: Any) -> None:
     look = commands.add_parser(
         "inspect", help="show a model's anatomy and what each method would touch; needs no weights"
     )
-    look.add_argument("model", help="Hub id, directory, .gguf file, package:NAME/FILE, or a config.json")
-    look.add_argument("--task", help="the head to build, e.g. sequence-classification (default: what the config names)")
+    look.add_argument(
+        "model", help="Hub id, directory, .gguf file, package:NAME/FILE, or a config.json"
+    )
+    look.add_argument(
+        "--task",
+        help="the head to build, e.g. sequence-classification (default: what the config names)",
+    )
     look.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftkit.inspection import describe, empty_model
+    from peftkit.adapters.inspection import describe, empty_model
 
     print(describe(empty_model(options.model, options.task)))
     return 0

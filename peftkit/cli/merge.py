@@ -7,14 +7,18 @@ from typing import Any
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
-    merge = commands.add_parser("merge", help="fold an adapter into a 16- or 32-bit copy of its backbone")
+    merge = commands.add_parser(
+        "merge", help="fold an adapter into a 16- or 32-bit copy of its backbone"
+    )
     merge.add_argument(
         "backbone",
         metavar="RUN or BACKBONE",
         help="a finished run; or a Hub id, directory, .gguf file, or package:NAME/FILE",
     )
     merge.add_argument(
-        "adapter", nargs="?", help="an adapter directory, for a causal language model; a run has its own"
+        "adapter",
+        nargs="?",
+        help="an adapter directory, for a causal language model; a run has its own",
     )
     merge.add_argument("output", help="the directory to write")
     merge.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -31,10 +35,10 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     import peftkit
+    from peftkit.adapters.merging import save_merged
     from peftkit.errors import ConfigError
-    from peftkit.merging import save_merged
     from peftkit.recording import summary
-    from peftkit.training.opening import open_run
+    from peftkit.runs.opening import open_run
 
     dtype = getattr(torch, options.dtype)
     if options.adapter is None:
@@ -43,7 +47,9 @@ def _run(options: argparse.Namespace) -> int:
         run = open_run(options.backbone)
         model, processor = run.model(), run.task.processor
     else:
-        backbone = peftkit.load_backbone(options.backbone, quantization=options.quantization, dtype=dtype)
+        backbone = peftkit.load_backbone(
+            options.backbone, quantization=options.quantization, dtype=dtype
+        )
         model = peftkit.load(backbone, options.adapter)
         processor = peftkit.load_tokenizer(options.backbone)
     merged = peftkit.merge(model, dtype)

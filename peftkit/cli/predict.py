@@ -9,24 +9,36 @@ from peftkit.cli.arguments import check_output, positive
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
-    verb = commands.add_parser("predict", help="write what a finished run, or the mean of several, says of new rows")
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)")
-    verb.add_argument("--data", required=True, help="a data file or sample:NAME/SPLIT; it needs no labels")
-    verb.add_argument("--output", required=True, help="the JSONL file to write: the rows with their predictions")
-    verb.add_argument("--batch_size", type=positive, default=32, help="rows in a batch (default: 32)")
+    verb = commands.add_parser(
+        "predict", help="write what a finished run, or the mean of several, says of new rows"
+    )
+    verb.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)"
+    )
+    verb.add_argument(
+        "--data", required=True, help="a data file or sample:NAME/SPLIT; it needs no labels"
+    )
+    verb.add_argument(
+        "--output", required=True, help="the JSONL file to write: the rows with their predictions"
+    )
+    verb.add_argument(
+        "--batch_size", type=positive, default=32, help="rows in a batch (default: 32)"
+    )
     verb.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.files import write_rows
-    from peftkit.training.opening import open_run
-    from peftkit.training.prediction import outputs_of
+    from peftkit.runs.opening import open_run
+    from peftkit.runs.prediction import outputs_of
 
     check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]
     task = runs[0].task
     rows = task.read(options.data, labelled=False)
     predictions = task.predictions(rows, outputs_of(runs, rows, batch_size=options.batch_size))
-    write_rows(Path(options.output), (row | each for row, each in zip(rows, predictions, strict=True)))
+    write_rows(
+        Path(options.output), (row | each for row, each in zip(rows, predictions, strict=True))
+    )
     print(f"{options.output}: {len(rows)} rows")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.errors import ConfigError, nearest
-from peftkit.recipes import recipes
+from peftkit.runs.recipes import recipes
 
 
 def add_to(commands: Any) -> None:
@@ -28,11 +28,14 @@ def _run(options: argparse.Namespace) -> int:
     place = next((i for i, word in enumerate(options.words) if word in known), None)
     if place is None:
         given = next((word for word in options.words if not word.startswith("-")), "")
-        raise ConfigError(f"no recipe is named; recipes are {', '.join(sorted(known))}{nearest(given, known)}")
+        raise ConfigError(
+            f"no recipe is named; recipes are {', '.join(sorted(known))}{nearest(given, known)}"
+        )
     script = known[options.words[place]]
     shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
     words = ["--quiet", *options.words[:place], str(shown), *options.words[place + 1 :]]
     print("accelerate launch", shlex.join(words), file=sys.stderr, flush=True)
-    # A Ctrl-C is for the recipe alone, which saves and says how to go on: this process and Accelerate's wait for that.
+    # A Ctrl-C is for the recipe alone, which saves and says how to go on: this process and
+    # Accelerate's wait for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return subprocess.call([sys.executable, "-m", "accelerate.commands.launch", *words])

@@ -1,4 +1,6 @@
-"""Noisy copies of training rows: words left out and swapped (EDA, arXiv:1901.11196, RD and RS), typing errors, a function."""
+"""Noisy copies of training rows: words left out and swapped (EDA, arXiv:1901.11196, RD and RS),
+typing errors, a function.
+"""
 
 import importlib
 import random
@@ -6,34 +8,42 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from peftkit.config.task_sections import AugmentSettings
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError, DataError
-from peftkit.task_sections import AugmentSettings
 
-# Scripts without spaces between words, each of whose characters is taken for a word: kana, Chinese, and their punctuation.
-_IDEOGRAPHS = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+# Scripts without spaces between words, each of whose characters is taken for a word: kana, Chinese,
+# and their punctuation.
+_IDEOGRAPHS = (
+    "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+)
 _WORD_AND_GAP = re.compile(rf"([{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+)(\s*)")
 _POSITIONS = ("spans", "tokens")
 
 Word = tuple[str, str]
 
 
-def augmented(rows: Sequence[Row], columns: Sequence[str], settings: AugmentSettings, seed: int) -> list[Row]:
-    """Return the rows, and after them `copies` noisy copies of each, with all that is not a text unchanged.
+def augmented(
+    rows: Sequence[Row], columns: Sequence[str], settings: AugmentSettings, seed: int
+) -> list[Row]:
+    """Return the rows, and after them `copies` noisy copies of each, with all that is not a text
+    unchanged.
 
-    A copy depends on its text, its number and the seed, so that other rows and their order change nothing. No text becomes
-    empty; one without a word stays as it is. In Chinese and Japanese each character is a word.
+    A copy depends on its text, its number and the seed, so that other rows and their order change
+    nothing. No text becomes empty; one without a word stays as it is. In Chinese and Japanese each
+    character is a word.
 
     Args:
         rows: Rows with texts.
         columns: The columns that get noise.
-        settings: The noise. Its function, if it names one, goes before the rest; it is called with a text for each copy, and
-            of the texts that it returns, if several, one is drawn.
+        settings: The noise. Its function, if it names one, goes before the rest; it is called with
+            a text for each copy, and of the texts that it returns, if several, one is drawn.
         seed: Seed of the noise.
 
     Raises:
         ConfigError: the function cannot be imported or called.
-        DataError: a row has positions or tokens that noise would move, lacks a text, or the function returns something else.
+        DataError: a row has positions or tokens that noise would move, lacks a text, or the
+            function returns something else.
     """
     if not settings.copies:
         return list(rows)
@@ -42,7 +52,10 @@ def augmented(rows: Sequence[Row], columns: Sequence[str], settings: AugmentSett
     for number, row in enumerate(rows, 1):
         _check(row, columns, number)
         for copy in range(settings.copies):
-            noisy = {name: _noisy(row[name], f"{seed} {copy} {name}", settings, function) for name in columns}
+            noisy = {
+                name: _noisy(row[name], f"{seed} {copy} {name}", settings, function)
+                for name in columns
+            }
             copies.append(row | noisy)
     return [*rows, *copies]
 
@@ -50,13 +63,17 @@ def augmented(rows: Sequence[Row], columns: Sequence[str], settings: AugmentSett
 def _check(row: Row, columns: Sequence[str], number: int) -> None:
     for name in _POSITIONS:
         if name in row:
-            raise DataError(f"row {number} has {name!r}, and noise in the text would move them: set augment.copies 0")
+            raise DataError(
+                f"row {number} has {name!r}, and noise in the text would move them: set augment.copies 0"
+            )
     for name in columns:
         if not isinstance(row.get(name), str):
             raise DataError(f"row {number}: {name!r} is {row.get(name)!r}; it must be a text")
 
 
-def _noisy(text: str, salt: str, settings: AugmentSettings, function: Callable[[str], Any] | None) -> str:
+def _noisy(
+    text: str, salt: str, settings: AugmentSettings, function: Callable[[str], Any] | None
+) -> str:
     draw = random.Random(f"{salt} {text}")
     if function is not None and text.strip():
         text = _returned(function(text), settings.function, draw)
@@ -65,7 +82,9 @@ def _noisy(text: str, salt: str, settings: AugmentSettings, function: Callable[[
         return text
     words = _without_some(words, settings.word_dropout, draw)
     words = _with_neighbours_swapped(words, settings.swaps, draw)
-    return "".join(_mistyped(word, settings.character_noise, draw) + gap for word, gap in words).rstrip()
+    return "".join(
+        _mistyped(word, settings.character_noise, draw) + gap for word, gap in words
+    ).rstrip()
 
 
 def _without_some(words: list[Word], probability: float, draw: random.Random) -> list[Word]:
@@ -114,13 +133,17 @@ def _imported(path: str) -> Callable[[str], Any]:
     except (ImportError, AttributeError) as problem:
         raise ConfigError(f"augment.function {path!r} cannot be imported: {problem}") from problem
     if not callable(function):
-        raise ConfigError(f"augment.function {path!r} is {type(function).__name__}, which cannot be called")
+        raise ConfigError(
+            f"augment.function {path!r} is {type(function).__name__}, which cannot be called"
+        )
     return function  # type: ignore[no-any-return]
 
 
 def _returned(result: object, path: str | None, draw: random.Random) -> str:
     texts = result if isinstance(result, list) else [result]
     if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
-        raise DataError(f"augment.function {path!r} returned {result!r}; it must return a text or a list of texts")
+        raise DataError(
+            f"augment.function {path!r} returned {result!r}; it must return a text or a list of texts"
+        )
     chosen: str = draw.choice(texts)
     return chosen

@@ -1,4 +1,6 @@
-"""Read JSONL, JSON, CSV and Parquet files, tell by the columns what the rows are, and make all dialogues `messages`."""
+"""Read JSONL, JSON, CSV and Parquet files, tell by the columns what the rows are, and make all
+dialogues `messages`.
+"""
 
 import codecs
 import functools
@@ -24,7 +26,9 @@ _COLUMNS: dict[FileFormat, tuple[str, ...]] = {
 }
 _ANSWERS = ("completion", "output")  # what rows may lack where it is to be predicted
 _ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"} | {role: role for role in _ROLES}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"} | {
+    role: role for role in _ROLES
+}
 _CONSUMED = {
     "alpaca": ("system", "history", "instruction", "input", "output"),
     "sharegpt": ("system", "conversations"),
@@ -34,8 +38,8 @@ _CONSUMED = {
 def read_rows(path: str | Path) -> list[Row]:
     """Read all rows of a file, or of one of peftkit's samples (``sample:NAME/SPLIT``).
 
-    All rows have the same columns: what a row lacks is None. JSON's values stay as they are written (a date is a text);
-    CSV and Parquet are read through the `datasets` library.
+    All rows have the same columns: what a row lacks is None. JSON's values stay as they are written
+    (a date is a text); CSV and Parquet are read through the `datasets` library.
 
     Raises:
         DataError: the file does not exist, has another ending, cannot be parsed, or holds no row.
@@ -53,7 +57,9 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _json_rows(file: Path) -> list[Row]:
-    """Return the objects of a file with one on each line, or with one list of them; empty lines count for nothing."""
+    """Return the objects of a file with one on each line, or with one list of them; empty lines
+    count for nothing.
+    """
     line = 1
     try:
         data = file.read_bytes()
@@ -66,10 +72,14 @@ def _json_rows(file: Path) -> list[Row]:
                     found.append((line, json.loads(text)))
     except (OSError, ValueError, RecursionError) as problem:
         line += problem.lineno - 1 if isinstance(problem, json.JSONDecodeError) else 0
-        raise DataError(f"cannot read {file}, line {line}: {getattr(problem, 'msg', problem)}") from problem
+        raise DataError(
+            f"cannot read {file}, line {line}: {getattr(problem, 'msg', problem)}"
+        ) from problem
     for number, row in found:
         if not isinstance(row, dict):
-            raise DataError(f"cannot read {file}, row {number}: {row!r:.80} is not an object with the row's columns")
+            raise DataError(
+                f"cannot read {file}, row {number}: {row!r:.80} is not an object with the row's columns"
+            )
     return [row for _, row in found]
 
 
@@ -78,7 +88,9 @@ def _table_rows(file: Path) -> list[Row]:
         from datasets import Dataset, disable_progress_bars
         from datasets.exceptions import DatasetGenerationError
     except ModuleNotFoundError as problem:
-        raise DataError(f"{file.suffix} files need the datasets library: pip install 'peftkit[recipes]'") from problem
+        raise DataError(
+            f"{file.suffix} files need the datasets library: pip install 'peftkit[recipes]'"
+        ) from problem
 
     disable_progress_bars()
     read = Dataset.from_csv if file.suffix == ".csv" else Dataset.from_parquet
@@ -89,7 +101,9 @@ def _table_rows(file: Path) -> list[Row]:
     return rows
 
 
-def rename_columns(rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()) -> list[Row]:
+def rename_columns(
+    rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()
+) -> list[Row]:
     """Rename columns; a renamed column takes the place of one that has its new name in the file.
 
     Args:
@@ -101,10 +115,16 @@ def rename_columns(rows: Sequence[Row], columns: Mapping[str, str], optional: Co
         DataError: the file has no such column.
     """
     present = rows[0].keys()
-    columns = {ours: theirs for ours, theirs in columns.items() if ours not in optional or theirs in present}
+    columns = {
+        ours: theirs
+        for ours, theirs in columns.items()
+        if ours not in optional or theirs in present
+    }
     for wanted in columns.values():
         if wanted not in present:
-            raise DataError(f"no column {wanted!r} among {', '.join(map(repr, present))}{nearest(wanted, present)}")
+            raise DataError(
+                f"no column {wanted!r} among {', '.join(map(repr, present))}{nearest(wanted, present)}"
+            )
     gone = {*columns, *columns.values()}
     return [
         {ours: row.get(theirs) for ours, theirs in columns.items()}
@@ -126,20 +146,29 @@ def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
         if all(column in present for column in columns if labelled or column not in _ANSWERS):
             return name
     needed = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in _COLUMNS.items())
-    hints = "".join(filter(None, (nearest(name, present) for columns in _COLUMNS.values() for name in columns)))
-    raise DataError(f"the columns {', '.join(map(repr, present))} are none of the known formats ({needed}){hints}")
+    hints = "".join(
+        filter(None, (nearest(name, present) for columns in _COLUMNS.values() for name in columns))
+    )
+    raise DataError(
+        f"the columns {', '.join(map(repr, present))} are none of the known formats ({needed}){hints}"
+    )
 
 
-def converted(rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True) -> tuple[list[Row], Format]:
-    """Return rows in one of peftkit's own formats, and which: Alpaca and ShareGPT rows become chat rows.
+def converted(
+    rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True
+) -> tuple[list[Row], Format]:
+    """Return rows in one of peftkit's own formats, and which: Alpaca and ShareGPT rows become chat
+    rows.
 
-    They are rendered by the model's chat template, not by Alpaca's "### Instruction:". Other columns stay; without
-    `labelled` all do, and an Alpaca row without an answer ends with its question.
+    They are rendered by the model's chat template, not by Alpaca's "### Instruction:". Other
+    columns stay; without `labelled` all do, and an Alpaca row without an answer ends with its
+    question.
 
-    - Alpaca: ``system`` (optional), ``history`` (optional, [question, answer] pairs), then ``instruction``, with ``input``
-      after an empty line where there is one, and ``output``.
-    - ShareGPT: ``system`` (optional), then ``conversations``, a list of {"from", "value"} with human, gpt, system, tool or
-      observation in "from"; {"role", "content"} messages are taken as well.
+    - Alpaca: ``system`` (optional), ``history`` (optional, [question, answer] pairs), then
+      ``instruction``, with ``input`` after an empty line where there is one, and ``output``.
+    - ShareGPT: ``system`` (optional), then ``conversations``, a list of {"from", "value"} with
+      human, gpt, system, tool or observation in "from"; {"role", "content"} messages are taken as
+      well.
 
     Raises:
         DataError: names the first bad row by its number, counted from 1; an empty answer is one.
@@ -157,7 +186,11 @@ def converted(rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True) -
             messages = messages_of(row)
         except DataError as problem:
             raise DataError(f"row {number}: {problem}") from None
-        others = {name: value for name, value in row.items() if not labelled or name not in _CONSUMED[kind]}
+        others = {
+            name: value
+            for name, value in row.items()
+            if not labelled or name not in _CONSUMED[kind]
+        }
         chats.append(others | {"messages": messages})
     return chats, "chat"
 
@@ -180,7 +213,9 @@ def _alpaca_messages(row: Row, *, labelled: bool) -> list[dict[str, str]]:
         if not isinstance(text, str):
             raise DataError(f"{name!r} is {text!r}; it must be a text")
     history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
         raise DataError(f"'history' is {history!r}; it must be a list of [question, answer] pairs")
     question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
     if not question.strip():
@@ -220,7 +255,9 @@ def _messages(turns: Sequence[tuple[str, Any]]) -> list[dict[str, str]]:
         if not isinstance(text, str):
             raise DataError(f"the {role}'s message is {text!r}; it must be a text")
         if role == "assistant" and not text.strip():
-            raise DataError("an answer is empty: there is nothing to learn from it; leave the row out")
+            raise DataError(
+                "an answer is empty: there is nothing to learn from it; leave the row out"
+            )
     return [{"role": role, "content": text} for role, text in turns]
 
 
@@ -236,7 +273,9 @@ def _without_nulls(value: Any) -> Any:
 def _problems(rows: Sequence[Row], kind: Format) -> Iterator[tuple[int, str]]:
     for number, row in enumerate(rows, 1):
         expect = row.get("expect")
-        if expect is not None and not (isinstance(expect, list) and all(isinstance(each, str) for each in expect)):
+        if expect is not None and not (
+            isinstance(expect, list) and all(isinstance(each, str) for each in expect)
+        ):
             yield number, f"'expect' is {expect!r}; it must be a list of texts"
         for column in _COLUMNS[kind]:
             value = row.get(column)

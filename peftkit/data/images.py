@@ -1,4 +1,6 @@
-"""Images by their paths: rows of a data file, or the files of a folder with a sub-folder for each class."""
+"""Images by their paths: rows of a data file, or the files of a folder with a sub-folder for each
+class.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.data.columns import Kinds, read_columns, with_files
 from peftkit.data.formats import Row
+from peftkit.data.table_rows import Kinds, read_columns, with_files
 from peftkit.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[Row]:
-    """Return rows with ``image``, an absolute path, and ``label``: of a data file, or of a folder by its sub-folders' names.
+    """Return rows with ``image``, an absolute path, and ``label``: of a data file, or of a folder
+    by its sub-folders' names.
 
     Rows of a folder have no ``label`` where `columns` has none.
 
@@ -31,17 +34,26 @@ def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[R
         return [{"image": str(file)} for file in files]
     stray = next((file for file in files if file.parent == folder.resolve()), None)
     if stray is not None:
-        raise DataError(f"{stray} lies beside the folders of the classes; put each image into the folder of its class")
-    return [{"image": str(file), "label": file.relative_to(folder.resolve()).parts[0]} for file in files]
+        raise DataError(
+            f"{stray} lies beside the folders of the classes; put each image into the folder of its class"
+        )
+    return [
+        {"image": str(file), "label": file.relative_to(folder.resolve()).parts[0]} for file in files
+    ]
 
 
 def pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return ``pixel_values`` (images, channels, height, width) of the rows' ``image`` files, turned as EXIF says.
+    """Return ``pixel_values`` (images, channels, height, width) of the rows' ``image`` files,
+    turned as EXIF says.
 
     Raises:
         DataError: a file is no image.
     """
-    return {"pixel_values": processor([_rgb(image["image"]) for image in images], return_tensors="pt")["pixel_values"]}
+    return {
+        "pixel_values": processor([_rgb(image["image"]) for image in images], return_tensors="pt")[
+            "pixel_values"
+        ]
+    }
 
 
 def _rgb(path: str) -> Any:

@@ -1,4 +1,6 @@
-"""Several texts in one example: blocks of long texts, and packs of short ones that do not see each other."""
+"""Several texts in one example: blocks of long texts, and packs of short ones that do not see each
+other.
+"""
 
 import bisect
 import dataclasses
@@ -7,22 +9,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from peftkit.data.rendering import IGNORED, Example
+from peftkit.data.supervised_tokens import IGNORED, Example
 from peftkit.errors import ConfigError
 
-_TOLERANCE = (
-    0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
-)
+_TOLERANCE = 0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
 
 
 def blocks(example: Example, max_length: int) -> list[Example]:
     """Cut a long example into blocks of at most `max_length` tokens.
 
-    Each block begins with the last token of the one before, so that every token but the text's first is predicted once.
+    Each block begins with the last token of the one before, so that every token but the text's
+    first is predicted once.
     """
     ids, labels = example.input_ids, example.labels
     starts = range(0, max(1, len(ids) - 1), max_length - 1)
-    return [Example(ids[start : start + max_length], labels[start : start + max_length]) for start in starts]
+    return [
+        Example(ids[start : start + max_length], labels[start : start + max_length])
+        for start in starts
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Pack(Example):
 
 
 def packed(examples: Sequence[Example], max_length: int) -> list[Pack]:
-    """Put examples together into packs of at most `max_length` tokens, the longest first, each where it fits best.
+    """Put examples together into packs of at most `max_length` tokens, the longest first, each
+    where it fits best.
 
     The first token of each has no label: nothing before it predicts it.
     """
@@ -58,9 +63,11 @@ def packed(examples: Sequence[Example], max_length: int) -> list[Pack]:
 
 @dataclasses.dataclass(frozen=True)
 class PadPacks:
-    """Pad packs at the right into one batch; ``position_ids`` begin anew with each text, and with the padding.
+    """Pad packs at the right into one batch; ``position_ids`` begin anew with each text, and with
+    the padding.
 
-    There is no attention mask: from the positions transformers builds one in which each text sees itself alone.
+    There is no attention mask: from the positions transformers builds one in which each text sees
+    itself alone.
 
     Shapes: ``input_ids``, ``position_ids``, ``labels``: (batch, longest pack).
     """
@@ -73,7 +80,10 @@ class PadPacks:
         def row(values: list[int], filler: int) -> list[int]:
             return values + [filler] * (width - len(values))
 
-        positions = [[i for length in (*pack.lengths, width - len(pack)) for i in range(length)] for pack in packs]
+        positions = [
+            [i for length in (*pack.lengths, width - len(pack)) for i in range(length)]
+            for pack in packs
+        ]
         return {
             "input_ids": torch.tensor([row(pack.input_ids, self.pad_token_id) for pack in packs]),
             "position_ids": torch.tensor(positions),
@@ -92,7 +102,9 @@ class PackBatch:
 
 
 def check_packing(
-    model: nn.Module, collate: Callable[[Sequence[Pack]], dict[str, Tensor]], texts: Sequence[Example]
+    model: nn.Module,
+    collate: Callable[[Sequence[Pack]], dict[str, Tensor]],
+    texts: Sequence[Example],
 ) -> None:
     """Compare the model's logits for texts in one pack with those for each text alone.
 
@@ -107,7 +119,9 @@ def check_packing(
     def logits(batch: Sequence[Example]) -> Tensor:
         made = collate(packed(batch, sum(map(len, batch))))
         found: Tensor = model(
-            input_ids=made["input_ids"].to(device), position_ids=made["position_ids"].to(device), use_cache=False
+            input_ids=made["input_ids"].to(device),
+            position_ids=made["position_ids"].to(device),
+            use_cache=False,
         ).logits[0]
         return found.float()
 

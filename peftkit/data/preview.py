@@ -1,16 +1,20 @@
-"""Show what a model will learn from: decoded examples with the supervised tokens marked, and length statistics."""
+"""Show what a model will learn from: decoded examples with the supervised tokens marked, and length
+statistics.
+"""
 
 import statistics
 from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.rendering import IGNORED, Example, Rendered
+from peftkit.data.supervised_tokens import IGNORED, Example, Rendered
 
 _BOLD_GREEN, _DIM, _PLAIN = "\033[1;32m", "\033[2m", "\033[0m"
 
 
-def preview(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, count: int = 3, color: bool = False) -> str:
+def preview(
+    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, count: int = 3, color: bool = False
+) -> str:
     """Return a text of `count` examples and the statistics of all.
 
     Supervised stretches stand between ⟦ and ⟧, or in green with `color`.

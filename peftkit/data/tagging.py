@@ -17,7 +17,8 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
 def read_tagged(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
-    """Return rows with ``tokens`` (and ``tags``), or ``text`` (and ``spans``, a list of ``{"start", "end", "label"}``).
+    """Return rows with ``tokens`` (and ``tags``), or ``text`` (and ``spans``, a list of ``{"start",
+    "end", "label"}``).
 
     In the file a span may be ``[start, end, label]`` too, as doccano and spaCy write it.
 
@@ -38,7 +39,9 @@ def _as_dicts(spans: Any) -> Any:
     if not isinstance(spans, list):
         return spans
     return [
-        dict(zip(("start", "end", "label"), span, strict=True)) if isinstance(span, list) and len(span) == 3 else span
+        dict(zip(("start", "end", "label"), span, strict=True))
+        if isinstance(span, list) and len(span) == 3
+        else span
         for span in spans
     ]
 
@@ -46,7 +49,9 @@ def _as_dicts(spans: Any) -> Any:
 def _problem(row: Row, labelled: bool) -> str:
     if "tokens" in row:
         tokens, tags = row["tokens"], row.get("tags")
-        if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+        if not isinstance(tokens, list) or not all(
+            isinstance(token, str) and token for token in tokens
+        ):
             return f"'tokens' is {tokens!r}; it must be a list of texts that are not empty"
         if labelled and (not isinstance(tags, list) or len(tags) != len(tokens)):
             return f"there are {len(tokens)} tokens and {len(tags) if isinstance(tags, list) else 'no'} tags"
@@ -73,13 +78,19 @@ def _span_problem(spans: Any, length: int) -> str:
 
 
 def _is_span(span: Any, length: int) -> bool:
-    if not isinstance(span, dict) or type(span.get("start")) is not int or type(span.get("end")) is not int:
+    if (
+        not isinstance(span, dict)
+        or type(span.get("start")) is not int
+        or type(span.get("end")) is not int
+    ):
         return False
     return 0 <= span["start"] < span["end"] <= length and "label" in span
 
 
 def words(row: Row) -> tuple[str, Offsets]:
-    """Return a row's text and where its words are in it: its tokens, or runs of letters, single signs, Chinese characters."""
+    """Return a row's text and where its words are in it: its tokens, or runs of letters, single
+    signs, Chinese characters.
+    """
     if "tokens" not in row:
         return row["text"], [match.span() for match in _WORD.finditer(row["text"])]
     offsets, start = [], 0
@@ -90,7 +101,9 @@ def words(row: Row) -> tuple[str, Offsets]:
 
 
 def tags(row: Row) -> list[str]:
-    """Return the tag of each of `words`: the row's own, or B-, I- and O by its spans; a word partly in a span is in it."""
+    """Return the tag of each of `words`: the row's own, or B-, I- and O by its spans; a word partly
+    in a span is in it.
+    """
     if "tokens" in row:
         return [str(tag) for tag in row["tags"]]
     spans = sorted(row["spans"], key=lambda span: span["start"])
@@ -105,18 +118,24 @@ def tags(row: Row) -> list[str]:
 def place_words(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int, label_on: LabelOn
 ) -> tuple[dict[str, Any], list[int | None]]:
-    """Tokenise a row as one text; return the encoding, and for each word the token that carries its tag.
+    """Tokenise a row as one text; return the encoding, and for each word the token that carries its
+    tag.
 
-    Words behind `max_length` tokens, and words of which the tokenizer leaves nothing, have none. A word that shares its
-    only token with the word before (a token of several Chinese characters) has the same one.
+    Words behind `max_length` tokens, and words of which the tokenizer leaves nothing, have none. A
+    word that shares its only token with the word before (a token of several Chinese characters) has
+    the same one.
 
     Raises:
         DataError: the tokenizer tells no character offsets.
     """
     if not tokenizer.is_fast:
-        raise DataError(f"the tokenizer of {tokenizer.name_or_path} tells no character offsets, which tags need")
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path} tells no character offsets, which tags need"
+        )
     text, offsets = words(row)
-    encoding = dict(tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True))
+    encoding = dict(
+        tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    )
     places: list[int | None] = [None] * len(offsets)
     shared: dict[int, int] = {}
     number = 0
@@ -130,11 +149,15 @@ def place_words(
         while inside and later < len(offsets) and offsets[later][0] < end:
             shared.setdefault(later, token)
             later += 1
-    return encoding, [shared.get(number) if place is None else place for number, place in enumerate(places)]
+    return encoding, [
+        shared.get(number) if place is None else place for number, place in enumerate(places)
+    ]
 
 
 def spans(row: Row, predicted: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the entities of B-, I- and O tags (and E- and S-) as spans of characters with their text."""
+    """Return the entities of B-, I- and O tags (and E- and S-) as spans of characters with their
+    text.
+    """
     from seqeval.metrics.sequence_labeling import get_entities
 
     text, offsets = words(row)

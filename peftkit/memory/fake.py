@@ -8,16 +8,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-_INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index.Tensor)
+_INDEXING = (
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._unsafe_index.Tensor,
+)
 
 
 class AllNonzero(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes every element of a fake tensor for true: how many are depends on values, which it has not.
+    """Takes every element of a fake tensor for true: how many are depends on values, which it has
+    not.
 
     Begin it after ``FakeTensorMode``, and after a `LiveStorages` that is to count what it makes.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         if func is _aten.nonzero.default:
             return _positions(args[0], args[0].ndim)
         if func in _INDEXING:
@@ -31,7 +39,9 @@ def _positions(mask: Tensor, *columns: int) -> Tensor:
 
 
 def _as_numbers(index: Tensor | None) -> list[Tensor | None]:
-    """Return the index tensors that a mask stands for, one for each of its dimensions; another index as it is."""
+    """Return the index tensors that a mask stands for, one for each of its dimensions; another
+    index as it is.
+    """
     if index is None or index.dtype not in (torch.bool, torch.uint8):
         return [index]
     return [_positions(index) for _ in range(index.ndim)]

@@ -1,4 +1,6 @@
-"""Memory counted by the storages that are alive, on any device, or on none: with fake tensors nothing is computed."""
+"""Memory counted by the storages that are alive, on any device, or on none: with fake tensors
+nothing is computed.
+"""
 
 import weakref
 from collections.abc import Mapping
@@ -11,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while it lasts, the bytes of all storages that were made since it began and are alive; not those there before.
+    """Counts, while it lasts, the bytes of all storages that were made since it began and are
+    alive; not those there before.
 
-    Views share a storage, which counts once. What a kernel takes for itself while it runs is not seen.
+    Views share a storage, which counts once. What a kernel takes for itself while it runs is not
+    seen.
     """
 
     def __init__(self) -> None:
@@ -28,9 +32,13 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             self._known[id(storage)] = weakref.ref(storage)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
-        before = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {
+            id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+        }
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()

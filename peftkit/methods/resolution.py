@@ -1,4 +1,6 @@
-"""What every method resolves alike: the task, the head that is trained whole, and names that must exist."""
+"""What every method resolves alike: the task, the head that is trained whole, and names that must
+exist.
+"""
 
 import copy
 import math
@@ -16,7 +18,8 @@ Config = TypeVar("Config", bound=PeftConfig)
 
 
 def resolved_copy(config: Config, model: nn.Module) -> Config:
-    """Return a copy of a config with its task and, for classification tasks, the trained head filled in.
+    """Return a copy of a config with its task and, for classification tasks, the trained head
+    filled in.
 
     Raises:
         TargetError: a name in ``modules_to_save`` matches no module.
@@ -31,8 +34,9 @@ def resolved_copy(config: Config, model: nn.Module) -> Config:
 
 
 def _new_in_body(model: nn.Module) -> list[str]:
-    """Return the modules outside of the head whose weights the checkpoint did not have, such as the pooler of a BERT that was
-    saved without one: they start random, and have to be trained and saved as the head is.
+    """Return the modules outside of the head whose weights the checkpoint did not have, such as the
+    pooler of a BERT that was saved without one: they start random, and have to be trained and saved
+    as the head is.
     """
     entry = record(model).get("load_backbone", {})
     heads = tuple(f"{name}." for name in task_head(model))
@@ -60,7 +64,9 @@ def matching(name: str, model: nn.Module) -> list[str]:
     found = [module for module in modules if module == name or module.endswith(f".{name}")]
     if not found:
         ends = {part for module in modules for part in (module, module.rpartition(".")[2])}
-        raise TargetError(f"{name!r} matches no module of {type(model).__name__}{nearest(name, ends)}")
+        raise TargetError(
+            f"{name!r} matches no module of {type(model).__name__}{nearest(name, ends)}"
+        )
     return found
 
 
@@ -76,7 +82,12 @@ def numbered_blocks(numbers: Iterable[int] | None, model: nn.Module) -> list[Blo
         if not 0 <= number < deepest:
             what = f"{type(model).__name__} has layers 0 to {deepest - 1}"
             raise TargetError(f"layers_to_transform names layer {number}, but {what}")
-    return [block for stack in found for i, block in enumerate(stack.blocks) if numbers is None or i in set(numbers)]
+    return [
+        block
+        for stack in found
+        for i, block in enumerate(stack.blocks)
+        if numbers is None or i in set(numbers)
+    ]
 
 
 def is_whole(value: Any) -> bool:

@@ -9,10 +9,13 @@ from peftkit.metrics.tables import markdown
 
 
 def class_metrics(
-    labels: Sequence[str], true: Sequence[int], predicted: Sequence[int], probabilities: Sequence[Sequence[float]]
+    labels: Sequence[str],
+    true: Sequence[int],
+    predicted: Sequence[int],
+    probabilities: Sequence[Sequence[float]],
 ) -> dict[str, float]:
-    """Return accuracy, macro F1, the mean of -log p of the right class (nll) and, for two classes, F1 of the second and area
-    under the ROC curve.
+    """Return accuracy, macro F1, the mean of -log p of the right class (nll) and, for two classes,
+    F1 of the second and area under the ROC curve.
 
     Args:
         labels: The classes' names.
@@ -25,8 +28,12 @@ def class_metrics(
     everything = range(len(labels))
     metrics = {
         "accuracy": float(accuracy_score(true, predicted)),
-        "macro_f1": float(f1_score(true, predicted, labels=list(everything), average="macro", zero_division=0)),
-        "nll": float(-np.log(np.maximum(np.asarray(probabilities)[range(len(true)), true], 1e-12)).mean()),
+        "macro_f1": float(
+            f1_score(true, predicted, labels=list(everything), average="macro", zero_division=0)
+        ),
+        "nll": float(
+            -np.log(np.maximum(np.asarray(probabilities)[range(len(true)), true], 1e-12)).mean()
+        ),
     }
     if len(labels) == 2:
         metrics["f1"] = float(f1_score(true, predicted, zero_division=0))
@@ -40,16 +47,28 @@ def class_report(labels: Sequence[str], true: Sequence[int], predicted: Sequence
     from sklearn.metrics import classification_report
 
     found: Any = classification_report(
-        true, predicted, labels=range(len(labels)), target_names=list(labels), output_dict=True, zero_division=0
+        true,
+        predicted,
+        labels=range(len(labels)),
+        target_names=list(labels),
+        output_dict=True,
+        zero_division=0,
     )
     names = [*labels, "macro avg", "weighted avg"]
     columns = ("precision", "recall", "f1-score", "support")
-    rows = [[name, *(f"{found[name][c]:.3f}" for c in columns[:3]), f"{found[name]['support']:.0f}"] for name in names]
+    rows = [
+        [name, *(f"{found[name][c]:.3f}" for c in columns[:3]), f"{found[name]['support']:.0f}"]
+        for name in names
+    ]
     return markdown(["class", "precision", "recall", "F1", "rows"], rows)
 
 
-def confusion(labels: Sequence[str], true: Sequence[int], predicted: Sequence[int]) -> dict[str, Any]:
-    """Return how often each class (rows) was taken for each (columns): ``{"labels": ..., "counts": ...}``."""
+def confusion(
+    labels: Sequence[str], true: Sequence[int], predicted: Sequence[int]
+) -> dict[str, Any]:
+    """Return how often each class (rows) was taken for each (columns): ``{"labels": ..., "counts":
+    ...}``.
+    """
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(true, predicted, labels=range(len(labels)))
@@ -57,7 +76,9 @@ def confusion(labels: Sequence[str], true: Sequence[int], predicted: Sequence[in
 
 
 def best_threshold(true: Sequence[int], positive: Sequence[float]) -> float:
-    """Return the probability of the second class from which choosing it gives the highest F1 on these rows."""
+    """Return the probability of the second class from which choosing it gives the highest F1 on
+    these rows.
+    """
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, thresholds = precision_recall_curve(true, positive)

@@ -8,7 +8,9 @@ Tags = Sequence[Sequence[str]]
 
 
 def are_entities(tags: Sequence[str]) -> bool:
-    """Tell whether tags mark entities: "O" and names that begin with "B-" or "I-", or with "E-" or "S-" (BIOES)."""
+    """Tell whether tags mark entities: "O" and names that begin with "B-" or "I-", or with "E-" or
+    "S-" (BIOES).
+    """
     return "O" in tags and all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for tag in tags)
 
 
@@ -30,7 +32,11 @@ def entity_metrics(true: Tags, predicted: Tags) -> dict[str, float]:
 
 def tag_metrics(true: Tags, predicted: Tags) -> dict[str, float]:
     """Return the share of words with the right tag."""
-    pairs = [pair for right, ours in zip(true, predicted, strict=True) for pair in zip(right, ours, strict=True)]
+    pairs = [
+        pair
+        for right, ours in zip(true, predicted, strict=True)
+        for pair in zip(right, ours, strict=True)
+    ]
     return {"tag_accuracy": sum(a == b for a, b in pairs) / len(pairs)}
 
 
@@ -41,7 +47,11 @@ def entity_report(true: Tags, predicted: Tags) -> str:
     ours, right = [list(tags) for tags in predicted], [list(tags) for tags in true]
     found = classification_report(right, ours, output_dict=True, zero_division=0)
     rows = [
-        [name, *(f"{entry[c]:.3f}" for c in ("precision", "recall", "f1-score")), str(entry["support"])]
+        [
+            name,
+            *(f"{entry[c]:.3f}" for c in ("precision", "recall", "f1-score")),
+            str(entry["support"]),
+        ]
         for name, entry in found.items()
     ]
     return markdown(["type", "precision", "recall", "F1", "entities"], rows)

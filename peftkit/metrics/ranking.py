@@ -7,12 +7,18 @@ import numpy as np
 
 
 def ranking_metrics(
-    groups: Sequence[Hashable], relevance: Sequence[float], scores: Sequence[float], *, cutoff: int = 10
+    groups: Sequence[Hashable],
+    relevance: Sequence[float],
+    scores: Sequence[float],
+    *,
+    cutoff: int = 10,
 ) -> dict[str, float]:
-    """Return the means over groups of NDCG, reciprocal rank and hit rate within the first `cutoff` candidates.
+    """Return the means over groups of NDCG, reciprocal rank and hit rate within the first `cutoff`
+    candidates.
 
-    Groups of one candidate, and those with nothing relevant, have no ranking to judge and are left out. Equal scores
-    count as the mean of their orders for NDCG (scikit-learn), and against the model for the two others.
+    Groups of one candidate, and those with nothing relevant, have no ranking to judge and are left
+    out. Equal scores count as the mean of their orders for NDCG (scikit-learn), and against the
+    model for the two others.
 
     Args:
         groups: Whose list each candidate belongs to.
@@ -25,12 +31,18 @@ def ranking_metrics(
     lists: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for group, right, score in zip(groups, relevance, scores, strict=True):
         lists[group].append((float(right), float(score)))
-    judged = [np.array(entries) for entries in lists.values() if len(entries) > 1 and any(r > 0 for r, _ in entries)]
+    judged = [
+        np.array(entries)
+        for entries in lists.values()
+        if len(entries) > 1 and any(r > 0 for r, _ in entries)
+    ]
     if not judged:
         return {}
     ranks = [_first_rank(entries) for entries in judged]
     return {
-        f"ndcg@{cutoff}": float(np.mean([ndcg_score(e[None, :, 0], e[None, :, 1], k=cutoff) for e in judged])),
+        f"ndcg@{cutoff}": float(
+            np.mean([ndcg_score(e[None, :, 0], e[None, :, 1], k=cutoff) for e in judged])
+        ),
         f"mrr@{cutoff}": float(np.mean([1 / rank if rank <= cutoff else 0.0 for rank in ranks])),
         "hit_rate@1": float(np.mean([rank == 1 for rank in ranks])),
         "hit_rate@3": float(np.mean([rank <= 3 for rank in ranks])),
@@ -52,7 +64,9 @@ def score_metrics(true: Sequence[float], scores: Sequence[float]) -> dict[str, f
 
 
 def _first_rank(entries: np.ndarray) -> int:
-    """Return the place, from 1, of the best-scored relevant candidate, behind all wrong ones with the same score."""
+    """Return the place, from 1, of the best-scored relevant candidate, behind all wrong ones with
+    the same score.
+    """
     relevance, scores = entries[:, 0], entries[:, 1]
     best = scores[relevance > 0].max()
     return int(1 + (scores[relevance <= 0] >= best).sum())

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; line breaks and bars in cells are made harmless."""
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(
+        "| " + " | ".join(map(_cell, row)) + " |" for row in (head, ["---"] * len(head), *rows)
+    )
 
 
 def _cell(text: str) -> str:

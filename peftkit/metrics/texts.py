@@ -7,8 +7,12 @@ def translation_metrics(references: Sequence[str], texts: Sequence[str]) -> dict
     """Return corpus BLEU and chrF (0 to 100, sacrebleu's defaults) and the share of exact matches."""
     from sacrebleu.metrics import BLEU, CHRF
 
-    exact = sum(ours.strip() == right.strip() for ours, right in zip(texts, references, strict=True)) / len(texts)
-    bleu = BLEU(tokenize="zh" if _is_chinese(references) else "13a").corpus_score(list(texts), [list(references)])
+    exact = sum(
+        ours.strip() == right.strip() for ours, right in zip(texts, references, strict=True)
+    ) / len(texts)
+    bleu = BLEU(tokenize="zh" if _is_chinese(references) else "13a").corpus_score(
+        list(texts), [list(references)]
+    )
     chrf = CHRF().corpus_score(list(texts), [list(references)])
     return {"bleu": bleu.score, "chrf": chrf.score, "exact_match": exact}
 
@@ -18,7 +22,9 @@ def summary_metrics(references: Sequence[str], texts: Sequence[str]) -> dict[str
     from rouge_score import rouge_scorer, tokenizers
 
     class Words(tokenizers.Tokenizer):
-        """Words of any script; rouge-score's own drops all that is not ASCII. Chinese characters are words."""
+        """Words of any script; rouge-score's own drops all that is not ASCII. Chinese characters
+        are words.
+        """
 
         def tokenize(self, text: str) -> list[str]:
             import re
@@ -38,11 +44,23 @@ def transcription_metrics(references: Sequence[str], texts: Sequence[str]) -> di
     """
     import jiwer
 
-    plain = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
+    plain = jiwer.Compose(
+        [
+            jiwer.ToLowerCase(),
+            jiwer.RemovePunctuation(),
+            jiwer.RemoveMultipleSpaces(),
+            jiwer.Strip(),
+        ]
+    )
     right, ours = [plain(text) for text in references], [plain(text) for text in texts]
-    spoken = [number for number, text in enumerate(right) if text]  # an error rate over no word is not defined
+    spoken = [
+        number for number, text in enumerate(right) if text
+    ]  # an error rate over no word is not defined
     right, ours = [right[i] for i in spoken], [ours[i] for i in spoken]
-    return {"word_error_rate": float(jiwer.wer(right, ours)), "character_error_rate": float(jiwer.cer(right, ours))}
+    return {
+        "word_error_rate": float(jiwer.wer(right, ours)),
+        "character_error_rate": float(jiwer.cer(right, ours)),
+    }
 
 
 def _is_chinese(texts: Sequence[str]) -> bool:

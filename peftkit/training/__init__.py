@@ -1,1 +1,1 @@
-"""The training loop on Accelerate, its checkpoints, its metrics and its report."""
+"""The training loop on Accelerate: its order, its passes, its checkpoints and its log."""

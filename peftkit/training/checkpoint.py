@@ -1,4 +1,6 @@
-"""Resumable checkpoints: a new directory each, which exists once its manifest does. Tensors in safetensors, the rest JSON."""
+"""Resumable checkpoints: a new directory each, which exists once its manifest does. Tensors in
+safetensors, the rest JSON.
+"""
 
 import contextlib
 import hashlib
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from peftkit.adapter import adapter_tensors, write_adapter
+from peftkit.adapters.saving import adapter_tensors, write_adapter
 from peftkit.errors import CheckpointError
 from peftkit.files import WEIGHTS_NAME, read_json, read_tensors, write_json, write_tensors
-from peftkit.methods.adalora import fit_ranks
-from peftkit.methods.allocation import Allocation
-from peftkit.training.random_state import random_state, set_random_state
-from peftkit.training.sharding import Shards, shared_like, whole
+from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.adalora.layer import fit_ranks
+from peftkit.random_state import random_state, set_random_state
+from peftkit.training.fsdp import Shards, shared_like, whole
 
 _MANIFEST = "manifest.json"
 
@@ -42,14 +44,19 @@ class Trained:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``step-000120/`` with weights, optimiser, schedule, random states and progress.
+    """The checkpoints of one run: ``step-000120/`` with weights, optimiser, schedule, random states
+    and progress.
 
-    ``adapter/`` in each is a PEFT directory. A directory without a manifest, or with a file that its manifest does not
-    describe, does not count.
+    ``adapter/`` in each is a PEFT directory. A directory without a manifest, or with a file that
+    its manifest does not describe, does not count.
     """
 
     def __init__(self, directory: Path, accelerator: Accelerator) -> None:
@@ -61,7 +68,9 @@ class Checkpoints:
         return self.directory / f"step-{step:06d}"
 
     def save(self, step: int, trained: Trained, progress: dict[str, Any], data_digest: str) -> None:
-        """Write the checkpoint of a step; every process takes part, and the first writes the manifest, last."""
+        """Write the checkpoint of a step; every process takes part, and the first writes the
+        manifest, last.
+        """
         path = self.path(step)
         main, rank = self._accelerator.is_main_process, self._accelerator.process_index
         if main:
@@ -93,15 +102,21 @@ class Checkpoints:
         self._accelerator.wait_for_everyone()
         if main:
             files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-            write_json(path / _MANIFEST, {str(file.relative_to(path)): _sha256(file) for file in files})
+            write_json(
+                path / _MANIFEST, {str(file.relative_to(path)): _sha256(file) for file in files}
+            )
         self._accelerator.wait_for_everyone()
 
     def _save_adapter(self, model: PeftModel, trained: Trained, directory: Path) -> None:
-        """Write the adapter, put together from the shares of all processes, and read it back: a share alone is no adapter."""
+        """Write the adapter, put together from the shares of all processes, and read it back: a
+        share alone is no adapter.
+        """
         tensors = {name: whole(value) for name, value in adapter_tensors(model, "default").items()}
         with trained.gathered():
             if self._accelerator.is_main_process:
-                write_adapter(model.get_base_model(), model.peft_config["default"], tensors, directory)
+                write_adapter(
+                    model.get_base_model(), model.peft_config["default"], tensors, directory
+                )
         if self._accelerator.is_main_process and trained.shards is not None:
             written = read_tensors(directory / WEIGHTS_NAME, CheckpointError)
             if any(not torch.equal(written[name], value.cpu()) for name, value in tensors.items()):
@@ -113,7 +128,9 @@ class Checkpoints:
         return next((path for path in found if _is_whole(path)), None)
 
     def keep(self, steps: set[int]) -> None:
-        """Delete all checkpoints but those of `steps`, once the newest of these is known to be whole."""
+        """Delete all checkpoints but those of `steps`, once the newest of these is known to be
+        whole.
+        """
         if self._accelerator.is_main_process and _is_whole(self.path(max(steps))):
             for path in self.directory.glob("step-*"):
                 if path not in {self.path(step) for step in steps}:
@@ -123,7 +140,8 @@ class Checkpoints:
         """Put a checkpoint's state back, and return the progress that was saved with it.
 
         Raises:
-            CheckpointError: it is not whole, or belongs to another model, other data or another number of processes.
+            CheckpointError: it is not whole, or belongs to another model, other data or another
+                number of processes.
         """
         if not _is_whole(path):
             raise CheckpointError(
@@ -140,10 +158,16 @@ class Checkpoints:
                 f"{path} was written for other training examples; put them back, or use another run_dir"
             )
         self.restore_weights(path, trained.model)
-        trained.allocation.load_state(read_tensors(path / "allocation.safetensors", CheckpointError))
+        trained.allocation.load_state(
+            read_tensors(path / "allocation.safetensors", CheckpointError)
+        )
         moments = read_tensors(path / "optimizer.safetensors", CheckpointError)
-        parameters = [parameter for group in trained.optimizer.param_groups for parameter in group["params"]]
-        trained.optimizer.load_state_dict(_nested_optimizer(moments, state["optimizer"], parameters))
+        parameters = [
+            parameter for group in trained.optimizer.param_groups for parameter in group["params"]
+        ]
+        trained.optimizer.load_state_dict(
+            _nested_optimizer(moments, state["optimizer"], parameters)
+        )
         trained.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
@@ -163,9 +187,15 @@ class Checkpoints:
         """
         saved = read_tensors(path / "trainable.safetensors", CheckpointError)
         fit_ranks(model, {name: value.shape for name, value in saved.items()})
-        here = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        here = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         differing = sorted(saved.keys() ^ here.keys())
-        differing += [name for name in saved.keys() & here.keys() if saved[name].shape != here[name].shape]
+        differing += [
+            name for name in saved.keys() & here.keys() if saved[name].shape != here[name].shape
+        ]
         if differing:
             raise CheckpointError(
                 f"{path} holds {len(saved)} trained weights, this model has {len(here)}; they differ in {differing[0]}"
@@ -196,7 +226,11 @@ def _sha256(path: Path) -> str:
 def _flat_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate an optimiser's state into whole tensors, named "parameter.key", and plain values."""
     state = optimizer.state_dict()
-    entries = {f"{number}.{key}": value for number, each in state["state"].items() for key, value in each.items()}
+    entries = {
+        f"{number}.{key}": value
+        for number, each in state["state"].items()
+        for key, value in each.items()
+    }
     tensors = {name: whole(value) for name, value in entries.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in entries.items() if not isinstance(value, Tensor)}
     return tensors, {"values": plain, "param_groups": json.loads(json.dumps(state["param_groups"]))}

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.errors import DataError
-from peftkit.training.objective import Batch, CausalLanguageModel, Objective, on_device
+from peftkit.losses.base import Batch, CausalLMLoss, Objective, on_device
 
 
 def evaluate(
@@ -21,13 +21,16 @@ def evaluate(
     batch_size: int = 8,
     objective: Objective | None = None,
 ) -> dict[str, float]:
-    """Return the loss per supervised item (nats) over all examples, exact whatever the batch size; of a language model, the
-    perplexity too.
+    """Return the loss per supervised item (nats) over all examples, exact whatever the batch size;
+    of a language model, the perplexity too.
 
-    Memory does not grow with the number of examples. The model is left in the mode in which it came.
+    Memory does not grow with the number of examples. The model is left in the mode in which it
+    came.
     """
-    objective = objective or CausalLanguageModel()
-    by_length = sorted(range(len(examples)), key=lambda i: -len(examples[i]))  # what does not fit shows at once
+    objective = objective or CausalLMLoss()
+    by_length = sorted(
+        range(len(examples)), key=lambda i: -len(examples[i])
+    )  # what does not fit shows at once
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     training = model.training

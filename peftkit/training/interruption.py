@@ -8,7 +8,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM only sets `received`; the handlers are put back at its end."""
+    """A context in which the first SIGINT or SIGTERM only sets `received`; the handlers are put
+    back at its end.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -30,6 +32,9 @@ class Interruption:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._restore()

@@ -1,4 +1,6 @@
-"""The order of the examples: a pure function of seed and epoch, so that a resumed run sees what it would have seen."""
+"""The order of the examples: a pure function of seed and epoch, so that a resumed run sees what it
+would have seen.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +8,17 @@ from functools import lru_cache
 
 import torch
 
-_GROUPING_STEPS = 16  # as many steps are sorted together by length: most padding goes, most randomness stays
+_GROUPING_STEPS = (
+    16  # as many steps are sorted together by length: most padding goes, most randomness stays
+)
 
 
 class Order:
     """Which examples each optimiser step takes, and how they fall to processes and micro-batches.
 
-    What a step takes depends on the size of the whole step alone: 1 x 8, 8 x 1 and 2 x 4 (examples in a pass x passes), on
-    one process or several, take the same examples. `batch_size` may be set to another size at any time.
+    What a step takes depends on the size of the whole step alone: 1 x 8, 8 x 1 and 2 x 4 (examples
+    in a pass x passes), on one process or several, take the same examples. `batch_size` may be set
+    to another size at any time.
 
     Args:
         lengths: The length of every example, in tokens.
@@ -25,7 +30,13 @@ class Order:
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, accumulate: int, processes: int, seed: int, group_by_length: bool
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        accumulate: int,
+        processes: int,
+        seed: int,
+        group_by_length: bool,
     ) -> None:
         self._lengths = lengths
         self.batch_size = batch_size
@@ -37,14 +48,17 @@ class Order:
         self._epoch = lru_cache(maxsize=1)(self._arranged)
 
     def micro_batches(self, step: int, rank: int) -> list[list[int]]:
-        """Return the micro-batches of one process in a step, counted from 0, as lists of example numbers.
+        """Return the micro-batches of one process in a step, counted from 0, as lists of example
+        numbers.
 
-        The last step of an epoch may be short. A process for which nothing is left then gets an empty micro-batch, so that
-        all processes have the same number of them.
+        The last step of an epoch may be short. A process for which nothing is left then gets an
+        empty micro-batch, so that all processes have the same number of them.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         examples = self._epoch(epoch)[place]
-        batches = [examples[i : i + self.batch_size] for i in range(0, len(examples), self.batch_size)]
+        batches = [
+            examples[i : i + self.batch_size] for i in range(0, len(examples), self.batch_size)
+        ]
         rounds = math.ceil(len(batches) / self._processes)
         mine = batches[rank :: self._processes]
         return mine + [[] for _ in range(rounds - len(mine))]
@@ -55,8 +69,13 @@ class Order:
         if self._group:
             span = self._step_size * _GROUPING_STEPS
             chunks = [permutation[i : i + span] for i in range(0, len(permutation), span)]
-            permutation = [i for chunk in chunks for i in sorted(chunk, key=lambda i: self._lengths[i])]
-        steps = [permutation[i : i + self._step_size] for i in range(0, len(permutation), self._step_size)]
+            permutation = [
+                i for chunk in chunks for i in sorted(chunk, key=lambda i: self._lengths[i])
+            ]
+        steps = [
+            permutation[i : i + self._step_size]
+            for i in range(0, len(permutation), self._step_size)
+        ]
         if self._group:
             steps = [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
         return steps

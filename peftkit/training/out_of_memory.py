@@ -9,8 +9,8 @@ from typing import Literal, TypeVar
 import psutil
 import torch
 
+from peftkit.config.train import TrainSettings
 from peftkit.errors import OutOfMemoryError
-from peftkit.training.settings import TrainSettings
 
 Place = Literal["load", "attach", "forward", "backward", "step", "evaluation"]
 _NAMES: dict[Place, str] = {
@@ -26,7 +26,11 @@ _Result = TypeVar("_Result")
 
 @contextlib.contextmanager
 def explained(
-    place: Place, train: TrainSettings, *, quantization: str | None = None, longest: int | None = None
+    place: Place,
+    train: TrainSettings,
+    *,
+    quantization: str | None = None,
+    longest: int | None = None,
 ) -> Iterator[None]:
     """A context in which running out of memory is an error that says what to change.
 
@@ -41,8 +45,12 @@ def explained(
     """
     try:
         yield
-    except RuntimeError as problem:  # torch.OutOfMemoryError is one; that of the CPU has no class of its own
-        if not isinstance(problem, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(problem):
+    except (
+        RuntimeError
+    ) as problem:  # torch.OutOfMemoryError is one; that of the CPU has no class of its own
+        if not isinstance(problem, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(
+            problem
+        ):
             raise
         remedies = [f"  {remedy}" for remedy in _remedies(place, train, quantization, longest)]
         text = f"out of memory {_NAMES[place]}: {_in_use()}. What helps, in this order:"
@@ -52,7 +60,8 @@ def explained(
 def until_it_fits(
     attempt: Callable[[int], _Result], size: int, *, may_halve: bool, tell: Callable[[int], None]
 ) -> _Result:
-    """Return what `attempt` of a batch size returns; where memory runs out, of half the size, and so on.
+    """Return what `attempt` of a batch size returns; where memory runs out, of half the size, and
+    so on.
 
     Args:
         attempt: Starts anew each time.
@@ -76,13 +85,17 @@ def until_it_fits(
         tell(size)
 
 
-def _remedies(place: Place, train: TrainSettings, quantization: str | None, longest: int | None) -> list[str]:
+def _remedies(
+    place: Place, train: TrainSettings, quantization: str | None, longest: int | None
+) -> list[str]:
     """Return the flags that help at a place, the most effective and the least costly first."""
     found = []
     if place in ("forward", "backward"):
         if train.batch_size > 1:
             passes = train.batch_size * train.accumulate
-            found.append(f"--train.batch_size 1 --train.accumulate {passes}  (the same step in smaller passes)")
+            found.append(
+                f"--train.batch_size 1 --train.accumulate {passes}  (the same step in smaller passes)"
+            )
         if not train.gradient_checkpointing:
             found.append("--train.gradient_checkpointing true  (a third more time)")
     if place == "evaluation" and (train.evaluation_batch_size or train.batch_size) > 1:
@@ -90,7 +103,9 @@ def _remedies(place: Place, train: TrainSettings, quantization: str | None, long
     if quantization not in ("nf4", "fp4"):
         found.append("--model.quantization nf4  (a backbone of 4 bits a weight)")
     if longest and longest > 1 and place in ("forward", "backward", "evaluation"):
-        found.append(f"--data.max_length {longest // 2}  (the longest example now has {longest} tokens)")
+        found.append(
+            f"--data.max_length {longest // 2}  (the longest example now has {longest} tokens)"
+        )
     if place in ("attach", "step"):
         found.append("a smaller adapter: a lower rank, a narrower bottleneck, fewer targets")
     return [*found, "a smaller backbone"]
@@ -103,7 +118,10 @@ def _in_use() -> str:
         used, where = torch.cuda.memory_allocated(), torch.cuda.get_device_name()
     else:
         machine = psutil.virtual_memory()
-        free, total, used, where = machine.available, machine.total, psutil.Process().memory_info().rss, "this machine"
-    return (
-        f"this process uses {used / 2**30:.2f} GiB, {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free on {where}"
-    )
+        free, total, used, where = (
+            machine.available,
+            machine.total,
+            psutil.Process().memory_info().rss,
+            "this machine",
+        )
+    return f"this process uses {used / 2**30:.2f} GiB, {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free on {where}"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from peftkit.training.objective import IGNORED, Batch, Objective, on_device
+from peftkit.losses.base import IGNORED, Batch, Objective, on_device
 from peftkit.training.order import Order
 
 
@@ -18,7 +18,8 @@ from peftkit.training.order import Order
 class Passes:
     """Takes the examples of a step through the model.
 
-    `prepared` is the model as the processes share it; `explained` makes a context out of "forward" or "backward".
+    `prepared` is the model as the processes share it; `explained` makes a context out of "forward"
+    or "backward".
     """
 
     prepared: nn.Module
@@ -30,15 +31,16 @@ class Passes:
     explained: Callable[..., AbstractContextManager[None]]
 
     def accumulate(self, step: int) -> tuple[float, Tensor]:
-        """Add the gradient of the step's mean loss over the items of all processes to the parameters; return these items
-        and the summed loss of this process.
+        """Add the gradient of the step's mean loss over the items of all processes to the
+        parameters; return these items and the summed loss of this process.
         """
         accelerator, batches = self.accelerator, list(self._batches(step))
         count = sum(map(self.objective.count, batches))
         items = float(accelerator.reduce(torch.tensor(float(count), device=accelerator.device)))
         loss = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
-            # Between passes, FSDP would keep gradients whole to save a reduction; those of an adapter are cheap to reduce.
+            # Between passes, FSDP would keep gradients whole to save a reduction; those of an
+            # adapter are cheap to reduce.
             reduces = number == len(batches) - 1 or isinstance(self.prepared, FSDPModule)
             with contextlib.nullcontext() if reduces else accelerator.no_sync(self.prepared):
                 with self.explained("forward"), accelerator.autocast():
@@ -50,7 +52,9 @@ class Passes:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         for numbers in self.order.micro_batches(step, self.accelerator.process_index):
-            batch = on_device(self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]]))
+            batch = on_device(
+                self.accelerator.device, self.collate([self.examples[i] for i in numbers or [0]])
+            )
             if not numbers:  # nothing is left for this process: it takes part with a batch that counts for nothing
                 batch["labels"] = torch.full_like(batch["labels"], IGNORED)
                 batch.pop("teacher", None)

@@ -11,8 +11,8 @@ from peftkit.metrics import lower_is_better
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run ended: at which step of how many, where its best evaluation was and what it gave for ``train.best``, and
-    the signal that stopped the run, if one did.
+    """How a run ended: at which step of how many, where its best evaluation was and what it gave
+    for ``train.best``, and the signal that stopped the run, if one did.
     """
 
     step: int
@@ -38,8 +38,8 @@ class Progress:
     evaluation_batch_size: int | None = None
 
     def evaluated(self, metrics: Mapping[str, float], name: str, *, counts: bool = True) -> None:
-        """Take note of an evaluation at the present step, by the metric `name`; one that is not a number is no best, and
-        one that does not count is only checked.
+        """Take note of an evaluation at the present step, by the metric `name`; one that is not a
+        number is no best, and one that does not count is only checked.
 
         Raises:
             ConfigError: the evaluation did not produce that metric.
@@ -52,7 +52,9 @@ class Progress:
             return
         value, sign = metrics[name], -1 if lower_is_better(name) else 1
         self.evaluations_since_best += 1
-        if math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value):
+        if math.isfinite(value) and (
+            self.best_value is None or sign * value > sign * self.best_value
+        ):
             self.best_value, self.best_step, self.evaluations_since_best = value, self.step, 0
 
     def forget_best(self) -> None:

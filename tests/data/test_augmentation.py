@@ -5,12 +5,16 @@ from collections import Counter
 
 import pytest
 
+from peftkit.config.task_sections import AugmentSettings
 from peftkit.data.augmentation import augmented
 from peftkit.errors import ConfigError, DataError
-from peftkit.task_sections import AugmentSettings
 
 TEXT = "the quick brown fox jumps over the lazy dog while nobody looks"
-ROWS = [{"text": TEXT, "label": "a"}, {"text": "one", "label": "b"}, {"text": "two words", "label": "c", "id": 3}]
+ROWS = [
+    {"text": TEXT, "label": "a"},
+    {"text": "one", "label": "b"},
+    {"text": "two words", "label": "c", "id": 3},
+]
 DROPOUT = AugmentSettings(copies=3, word_dropout=0.4)
 
 
@@ -33,12 +37,17 @@ def copies(rows, settings, seed=0, columns=("text",)):
 def test_the_rows_come_first_as_they_were_and_copies_keep_all_but_the_text():
     rows = augmented(ROWS, ["text"], DROPOUT, 0)
     assert rows[:3] == ROWS
-    assert [(row["label"], row.get("id")) for row in rows[3:]] == [("a", None)] * 3 + [("b", None)] * 3 + [("c", 3)] * 3
+    assert [(row["label"], row.get("id")) for row in rows[3:]] == [("a", None)] * 3 + [
+        ("b", None)
+    ] * 3 + [("c", 3)] * 3
     assert augmented(ROWS, ["text"], AugmentSettings(), 0) == ROWS
 
 
 def test_word_dropout_leaves_out_words_at_its_rate_and_keeps_their_order():
-    found = [row["text"].split() for row in copies([{"text": TEXT}], AugmentSettings(copies=400, word_dropout=0.3))]
+    found = [
+        row["text"].split()
+        for row in copies([{"text": TEXT}], AugmentSettings(copies=400, word_dropout=0.3))
+    ]
     words = TEXT.split()
     assert sum(map(len, found)) / (400 * len(words)) == pytest.approx(0.7, abs=0.03)
     for each in found:
@@ -63,7 +72,12 @@ def test_swaps_exchange_neighbours(share, most):
 
 def test_line_breaks_stay_where_they_are():
     for row in copies([{"text": "a b\nc  d"}], AugmentSettings(copies=5, swaps=1.0)):
-        assert [character for character in row["text"] if character.isspace()] == [" ", "\n", " ", " "]
+        assert [character for character in row["text"] if character.isspace()] == [
+            " ",
+            "\n",
+            " ",
+            " ",
+        ]
 
 
 def test_character_noise_changes_letters_alone():
@@ -78,7 +92,9 @@ def test_in_chinese_characters_are_words():
     for row in copies([{"text": text}], AugmentSettings(copies=20, word_dropout=0.3)):
         rest = iter(text)
         assert all(character in rest for character in row["text"])
-    swapped = [row["text"] for row in copies([{"text": text}], AugmentSettings(copies=20, swaps=0.1))]
+    swapped = [
+        row["text"] for row in copies([{"text": text}], AugmentSettings(copies=20, swaps=0.1))
+    ]
     assert all(Counter(each) == Counter(text) for each in swapped)
     assert any(each != text for each in swapped)
     mixed = copies([{"text": "我用 Python 编程"}], AugmentSettings(copies=30, word_dropout=0.3))
@@ -91,21 +107,30 @@ def test_a_copy_depends_on_its_text_the_seed_and_nothing_else():
     assert copies(ROWS[:1], DROPOUT, seed=1) != alone
     assert len({row["text"] for row in alone}) > 1
     program = "from tests.data.test_augmentation import *; print([row['text'] for row in copies(ROWS[:1], DROPOUT)])"
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert other.stdout.strip() == str([row["text"] for row in alone])
 
 
 def test_several_columns_get_noise_of_their_own():
     row = {"text": TEXT, "text_pair": TEXT}
-    [found] = copies([row], AugmentSettings(copies=1, word_dropout=0.4), columns=("text", "text_pair"))
+    [found] = copies(
+        [row], AugmentSettings(copies=1, word_dropout=0.4), columns=("text", "text_pair")
+    )
     assert found["text"] != found["text_pair"]
 
 
 def test_a_function_rewrites_each_copy(functions):
     settings = AugmentSettings(copies=2, function="backtranslation:upper")
     assert [row["text"] for row in copies(ROWS[2:], settings)] == ["TWO WORDS"] * 2
-    noisy = copies(ROWS[:1], AugmentSettings(copies=2, function="backtranslation:upper", word_dropout=0.4))
-    assert all(row["text"] != TEXT.upper() and set(row["text"].split()) <= set(TEXT.upper().split()) for row in noisy)
+    noisy = copies(
+        ROWS[:1], AugmentSettings(copies=2, function="backtranslation:upper", word_dropout=0.4)
+    )
+    assert all(
+        row["text"] != TEXT.upper() and set(row["text"].split()) <= set(TEXT.upper().split())
+        for row in noisy
+    )
     several = copies(ROWS[2:], AugmentSettings(copies=20, function="backtranslation:several"))
     assert {row["text"] for row in several} == {"two words A", "two words B"}
 
@@ -117,7 +142,11 @@ def test_a_function_rewrites_each_copy(functions):
         ("no_such_module:f", ConfigError, "cannot be imported: No module named 'no_such_module'"),
         ("backtranslation:nothing", ConfigError, "cannot be imported.*no attribute 'nothing'"),
         ("backtranslation:number", ConfigError, "is int, which cannot be called"),
-        ("backtranslation:broken", DataError, "returned None; it must return a text or a list of texts"),
+        (
+            "backtranslation:broken",
+            DataError,
+            "returned None; it must return a text or a list of texts",
+        ),
         ("backtranslation:empty", DataError, "returned"),
     ],
 )

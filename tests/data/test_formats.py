@@ -5,14 +5,19 @@ import sys
 import pytest
 from datasets import Dataset
 
+from peftkit.config.sections import DataSettings
 from peftkit.data.formats import check_rows, converted, detect_format, read_rows, rename_columns
-from peftkit.data.loading import load_rows
+from peftkit.data.text_rows import load_rows
 from peftkit.errors import DataError
 from peftkit.files import write_rows
-from peftkit.sections import DataSettings
 
 ROWS = [{"prompt": "a, b", "completion": "c"}, {"prompt": "d", "completion": "é£"}]
-CHAT = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "expect": ["yo"]}]
+CHAT = [
+    {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}],
+        "expect": ["yo"],
+    }
+]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
@@ -47,7 +52,8 @@ def test_a_changed_file_is_read_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind"), [(CHAT, "chat"), (ROWS, "prompt-completion"), ([{"text": "x", "label": 1}], "text")]
+    ("rows", "kind"),
+    [(CHAT, "chat"), (ROWS, "prompt-completion"), ([{"text": "x", "label": 1}], "text")],
 )
 def test_formats_are_told_by_their_columns(rows, kind):
     assert detect_format(rows) == kind
@@ -60,16 +66,23 @@ def test_columns_are_renamed():
     given = [{"text": "body", "headline": "head", "label": 0}]
     assert rename_columns(given, {"text": "headline"}) == [{"text": "head", "label": 0}]
     assert rename_columns(given, {"text": "headline", "headline": "text"})[0]["headline"] == "body"
-    assert rename_columns(given, {"tags": "ner", "text": "body"}, optional=["tags", "text"]) == given
+    assert (
+        rename_columns(given, {"tags": "ner", "text": "body"}, optional=["tags", "text"]) == given
+    )
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_json_is_read_as_it_is_written(tmp_path, ending):
-    rows = [{"day": "2024-05-01T10:00:00", "n": 1, "x": [1, "a"]}, {"day": "2024-05-02", "n": "one", "x": None}]
+    rows = [
+        {"day": "2024-05-01T10:00:00", "n": 1, "x": [1, "a"]},
+        {"day": "2024-05-02", "n": "one", "x": None},
+    ]
     path = tmp_path / f"rows.{ending}"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(map(json.dumps, rows)).encode())
     assert read_rows(path) == rows
-    path.write_text(json.dumps([{"a": "x\u2028y"}, {"b": 1}], ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps([{"a": "x\u2028y"}, {"b": 1}], ensure_ascii=False, indent=1), encoding="utf-8"
+    )
     assert read_rows(path) == [{"a": "x\u2028y", "b": None}, {"a": None, "b": 1}]
 
 
@@ -93,7 +106,9 @@ def test_bad_json_is_named_with_its_line(tmp_path, data, message):
 
 
 def test_dates_of_a_table_can_be_written(tmp_path):
-    Dataset.from_list([{"day": datetime.datetime(2024, 5, 1)}]).to_parquet(tmp_path / "rows.parquet")
+    Dataset.from_list([{"day": datetime.datetime(2024, 5, 1)}]).to_parquet(
+        tmp_path / "rows.parquet"
+    )
     write_rows(tmp_path / "rows.jsonl", read_rows(tmp_path / "rows.parquet"))
     assert read_rows(tmp_path / "rows.jsonl") == [{"day": "2024-05-01 00:00:00"}]
 
@@ -116,9 +131,17 @@ def test_without_the_datasets_library_tables_name_the_extra(tmp_path, monkeypatc
         ("x", "rows.txt", "ends in '.txt'"),
         ('{"mesages": []}\n', "rows.jsonl", "did you mean 'mesages'"),
         ('{"messages": []}\n', "rows.jsonl", "row 1: 'messages' is"),
-        ('{"messages": [{"role": "asistant", "content": "x"}]}\n', "rows.jsonl", "row 1: role 'asistant'.*'assistant'"),
+        (
+            '{"messages": [{"role": "asistant", "content": "x"}]}\n',
+            "rows.jsonl",
+            "row 1: role 'asistant'.*'assistant'",
+        ),
         ('{"messages": [{"role": "user"}]}\n', "rows.jsonl", "row 1: .* is not a message"),
-        ('{"prompt": "x", "completion": "y", "expect": "y"}\n', "rows.jsonl", "row 1: 'expect' is 'y'"),
+        (
+            '{"prompt": "x", "completion": "y", "expect": "y"}\n',
+            "rows.jsonl",
+            "row 1: 'expect' is 'y'",
+        ),
         ('{"text": "x"}\n{"text": null}\n', "rows.jsonl", "row 2: 'text' is None"),
     ],
 )
@@ -132,13 +155,22 @@ def test_bad_files_get_one_clear_sentence(tmp_path, text, name, message):
 def test_a_missing_column_names_the_nearest(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
     with pytest.raises(DataError, match=r"no column 'conversation' .*did you mean 'conversations'"):
-        load_rows(DataSettings(train="", columns={"messages": "conversation"}), str(tmp_path / "rows.jsonl"))
+        load_rows(
+            DataSettings(train="", columns={"messages": "conversation"}),
+            str(tmp_path / "rows.jsonl"),
+        )
 
 
 def said(*texts):
-    """Messages of system, user and assistant in turn; without a system message if the first is None."""
+    """Messages of system, user and assistant in turn; without a system message if the first is
+    None.
+    """
     roles = ["system", *("user", "assistant") * len(texts)]
-    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text is not None]
+    return [
+        {"role": role, "content": text}
+        for role, text in zip(roles, texts, strict=False)
+        if text is not None
+    ]
 
 
 ALPACA = {"instruction": "Add.", "input": "1 + 1", "output": "2", "text": "### Instruction: ..."}
@@ -151,14 +183,30 @@ TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
         (ALPACA, said(None, "Add.\n\n1 + 1", "2")),
         ({"instruction": "Hi", "output": "yo", "expect": ["yo"]}, said(None, "Hi", "yo")),
         (ALPACA | {"input": None, "system": "Be brief."}, said("Be brief.", "Add.", "2")),
-        (ALPACA | {"input": "", "history": [["a", "b"], ["c", "d"]]}, said(None, "a", "b", "c", "d", "Add.", "2")),
+        (
+            ALPACA | {"input": "", "history": [["a", "b"], ["c", "d"]]},
+            said(None, "a", "b", "c", "d", "Add.", "2"),
+        ),
         ({"conversations": TURNS}, said(None, "hi", "yo")),
         ({"conversations": TURNS, "system": "Be brief."}, said("Be brief.", "hi", "yo")),
-        ({"conversations": [{"from": "system", "value": "s"}, *TURNS], "system": "x"}, said("s", "hi", "yo")),
+        (
+            {"conversations": [{"from": "system", "value": "s"}, *TURNS], "system": "x"},
+            said("s", "hi", "yo"),
+        ),
         ({"conversations": said("s", "hi", "yo")}, said("s", "hi", "yo")),
         (
-            {"conversations": [*TURNS, {"from": "observation", "value": "{}"}, {"from": "gpt", "value": "so"}]},
-            [*said(None, "hi", "yo"), {"role": "tool", "content": "{}"}, {"role": "assistant", "content": "so"}],
+            {
+                "conversations": [
+                    *TURNS,
+                    {"from": "observation", "value": "{}"},
+                    {"from": "gpt", "value": "so"},
+                ]
+            },
+            [
+                *said(None, "hi", "yo"),
+                {"role": "tool", "content": "{}"},
+                {"role": "assistant", "content": "so"},
+            ],
         ),
     ],
 )
@@ -178,7 +226,10 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
     row = {"instruction": "Add.", "input": "1 + 1", "id": 7} | answer
     path.write_text(json.dumps(row) + "\n")
     settings = DataSettings(train="", columns={"expect": "facts"})
-    assert load_rows(settings, str(path), labelled=False) == ([row | {"messages": said(None, "Add.\n\n1 + 1")}], "chat")
+    assert load_rows(settings, str(path), labelled=False) == (
+        [row | {"messages": said(None, "Add.\n\n1 + 1")}],
+        "chat",
+    )
     path.write_text('{"prompt": "x", "completion": null}\n')
     assert load_rows(settings, str(path), labelled=False)[0] == [{"prompt": "x", "completion": ""}]
     with pytest.raises(DataError, match="no column 'facts'"):
@@ -203,7 +254,10 @@ def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
         (ALPACA | {"output": " "}, "row 2: an answer is empty"),
         (ALPACA | {"output": None}, "row 2: an answer is empty"),
         (ALPACA | {"output": 7}, "row 2: 'output' is 7; it must be a text"),
-        (ALPACA | {"instruction": "", "input": ""}, "row 2: there is neither an instruction nor an input"),
+        (
+            ALPACA | {"instruction": "", "input": ""},
+            "row 2: there is neither an instruction nor an input",
+        ),
         (ALPACA | {"history": [["a"]]}, r"row 2: 'history' is \[\['a'\]\]"),
         (ALPACA | {"history": [["a", ""]]}, "row 2: an answer is empty"),
         ({"conversations": []}, r"row 2: 'conversations' is \[\]"),

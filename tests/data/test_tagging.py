@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from peftkit.data.tagging import place_words, read_tagged, spans, tags, words
 from peftkit.errors import DataError
-from peftkit.training.tagger import Tagger
+from peftkit.tasks.token_classification import TokenClassificationTask
 from tests.recipes.jobs import MODELS, write_jsonl
 
 ROW = {
@@ -21,7 +21,16 @@ ROW = {
 
 def test_a_text_becomes_words_with_tags_and_back():
     text, offsets = words(ROW)
-    assert [text[a:b] for a, b in offsets] == ["Anna", "Müller", "flew", "to", "Rome", "-", "Fiumicino", "."]
+    assert [text[a:b] for a, b in offsets] == [
+        "Anna",
+        "Müller",
+        "flew",
+        "to",
+        "Rome",
+        "-",
+        "Fiumicino",
+        ".",
+    ]
     found = tags(ROW)
     assert found == ["B-PER", "I-PER", "O", "O", "B-LOC", "O", "O", "O"]
     assert spans(ROW, found) == [
@@ -36,7 +45,10 @@ def test_chinese_characters_are_words_and_neighbouring_entities_stay_apart():
         "spans": [{"start": 0, "end": 3, "label": "PER"}, {"start": 3, "end": 5, "label": "LOC"}],
     }
     assert tags(row) == ["B-PER", "I-PER", "I-PER", "B-LOC", "I-LOC"]
-    two = {"text": "ab cd", "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 3, "end": 5, "label": "X"}]}
+    two = {
+        "text": "ab cd",
+        "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 3, "end": 5, "label": "X"}],
+    }
     assert tags(two) == ["B-X", "B-X"]
 
 
@@ -59,8 +71,13 @@ def test_words_behind_the_longest_example_have_no_token(tokenizer):
 
 
 def test_a_tokenizer_of_whole_words_with_special_tokens():
-    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "anna": 2, "flew": 3, "to": 4}, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    backend = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "[CLS]": 1, "anna": 2, "flew": 3, "to": 4}, unk_token="[UNK]")
+    )
+    backend.normalizer, backend.pre_tokenizer = (
+        normalizers.Lowercase(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
     encoding, places = place_words(
         {"tokens": ["Anna", "flew", "to", "Rome"]}, tokenizer, max_length=9, label_on="first"
@@ -81,14 +98,29 @@ def test_slow_tokenizers_are_refused():
         ({"tokens": ["a", "b"], "tags": ["O"]}, "there are 2 tokens and 1 tags"),
         ({"tokens": ["a", ""], "tags": ["O", "O"]}, "texts that are not empty"),
         ({"text": "abc"}, "'spans' is None"),
-        ({"text": "abc", "spans": [{"start": 1, "end": 9, "label": "X"}]}, "within the 3 characters"),
         (
-            {"text": "abc", "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 1, "end": 3, "label": "Y"}]},
+            {"text": "abc", "spans": [{"start": 1, "end": 9, "label": "X"}]},
+            "within the 3 characters",
+        ),
+        (
+            {
+                "text": "abc",
+                "spans": [
+                    {"start": 0, "end": 2, "label": "X"},
+                    {"start": 1, "end": 3, "label": "Y"},
+                ],
+            },
             "overlaps another",
         ),
         ({"words": ["a"]}, "neither 'tokens'"),
-        ({"text": "abc", "spans": [{"start": "0", "end": 2, "label": "X"}]}, "within the 3 characters"),
-        ({"text": "abc", "spans": [{"start": 0, "end": 1.5, "label": "X"}]}, "within the 3 characters"),
+        (
+            {"text": "abc", "spans": [{"start": "0", "end": 2, "label": "X"}]},
+            "within the 3 characters",
+        ),
+        (
+            {"text": "abc", "spans": [{"start": 0, "end": 1.5, "label": "X"}]},
+            "within the 3 characters",
+        ),
         ({"text": "abc", "spans": [[0, 2]]}, "within the 3 characters"),
         ({"text": "abc", "spans": [["PER", 0, 2]]}, "within the 3 characters"),
         ({"text": "abc", "spans": "X"}, "'spans' is 'X'"),
@@ -113,9 +145,11 @@ def tagger_of_whole_words():
     """A tagger whose tokenizer has one token for 北京, as XLM-R's has."""
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "北京": 1, "在": 2}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]"
+    )
     data = SimpleNamespace(max_length=9, label_on="first")
-    tagger = Tagger(SimpleNamespace(data=data), tokenizer)
+    tagger = TokenClassificationTask(SimpleNamespace(data=data), tokenizer)
     tagger.learned = {"labels": ["O", "B-LOC", "I-LOC"]}
     return tagger
 
@@ -125,7 +159,9 @@ class Chances(torch.nn.Module):
 
     def forward(self, input_ids, **_):
         city = torch.tensor([0.0, 5.0, 1.0])
-        return SimpleNamespace(logits=torch.where((input_ids == 1)[..., None], city, torch.tensor([5.0, 0.0, 0.0])))
+        return SimpleNamespace(
+            logits=torch.where((input_ids == 1)[..., None], city, torch.tensor([5.0, 0.0, 0.0]))
+        )
 
 
 @pytest.mark.parametrize("label_on", ["first", "last"])
@@ -145,7 +181,7 @@ def test_words_that_share_a_token_share_its_entity(label_on):
 
 
 def test_the_models_of_the_repository_keep_each_character_apart():
-    from peftkit.backbone import load_tokenizer
+    from peftkit.backbones.loading import load_tokenizer
 
     tokenizer = load_tokenizer(MODELS / "char-bert-zh" / "config.json")
     row = {"text": "1998年江泽民在北京", "spans": []}

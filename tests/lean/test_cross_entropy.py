@@ -30,7 +30,9 @@ def whole(hidden, targets, head):
 
 
 def in_float64(hidden, targets, head, factor=1.0):
-    """The loss, its gradient for the hidden states and for the head's parameters, in float64 throughout."""
+    """The loss, its gradient for the hidden states and for the head's parameters, in float64
+    throughout.
+    """
     x = hidden.detach().double().requires_grad_()
     weights = [p.detach().double().requires_grad_() for p in head.parameters()]
     loss = F.cross_entropy(F.linear(x, *weights), targets, reduction="sum")
@@ -68,7 +70,9 @@ def test_in_16_bits_it_is_as_near_as_the_whole(monkeypatch, dtype):
     assert relative(loss, expected) < 1e-3
     assert [each.dtype for each in gradients] == [dtype] * 3
     for found, other, value, factor in zip(gradients, theirs, exact, (1.1, 1.5, 1.5), strict=True):
-        assert relative(found, value) <= factor * relative(other, value)  # a head's is rounded once a chunk
+        assert relative(found, value) <= factor * relative(
+            other, value
+        )  # a head's is rounded once a chunk
 
 
 def test_under_autocast_it_is_as_near_as_the_whole(monkeypatch):
@@ -105,7 +109,9 @@ def test_a_trained_head_on_frozen_hidden_states_gets_its_own():
     loss = summed_cross_entropy(hidden.detach(), targets, head, list(head.parameters()))
     loss.backward()
     exact = in_float64(hidden, targets, head)[1][1:]
-    assert all(relative(p.grad, value) < 1e-6 for p, value in zip(head.parameters(), exact, strict=True))
+    assert all(
+        relative(p.grad, value) < 1e-6 for p, value in zip(head.parameters(), exact, strict=True)
+    )
 
 
 def test_without_gradients_it_is_the_value():
@@ -138,7 +144,9 @@ def test_the_gradient_of_a_16_bit_head_is_summed_in_float32(monkeypatch):
 
 
 def test_in_float16_nothing_is_lost_over_a_large_vocabulary(monkeypatch):
-    """Each of 100,000 equally likely tokens has a gradient of 1e-5, where float16 has only a few bits left."""
+    """Each of 100,000 equally likely tokens has a gradient of 1e-5, where float16 has only a few
+    bits left.
+    """
     chunks(monkeypatch, 8)
     hidden, targets, head = problem(16, 100_000, torch.float16)
     with torch.no_grad():
@@ -156,7 +164,9 @@ def test_in_float16_nothing_is_lost_over_a_large_vocabulary(monkeypatch):
 
 @pytest.mark.parametrize("factor", [65536.0, 1e-3])
 def test_a_scaled_float16_loss_neither_overflows_nor_vanishes(monkeypatch, factor):
-    """What a gradient scaler, or the mean over a large batch, multiplies the loss with comes after the chunks."""
+    """What a gradient scaler, or the mean over a large batch, multiplies the loss with comes after
+    the chunks.
+    """
     chunks(monkeypatch, 8)
     hidden, targets, head = problem(dtype=torch.float16)
     head.requires_grad_(False)
@@ -180,7 +190,9 @@ def test_certain_and_impossible_tokens_are_exact():
     loss.backward()
     (exact,) = torch.autograd.grad(expected, two)
     assert relative(loss.detach(), expected.detach()) < 1e-6
-    assert torch.allclose(one.grad.double(), exact, rtol=5e-3, atol=1e-9)  # as near as float32 knows 1 - p
+    assert torch.allclose(
+        one.grad.double(), exact, rtol=5e-3, atol=1e-9
+    )  # as near as float32 knows 1 - p
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -190,11 +202,15 @@ def test_the_logits_are_never_whole(monkeypatch, trained):
     hidden, targets, head = problem(400, 3000, torch.bfloat16)
     head.requires_grad_(trained)
     with LiveStorages() as storages:
-        loss = summed_cross_entropy(hidden, targets, head, list(head.parameters()) if trained else [])
+        loss = summed_cross_entropy(
+            hidden, targets, head, list(head.parameters()) if trained else []
+        )
         kept = storages.live
     chunk, row = 32 * 3000 * 2, 3000 * 4
     of_head = sum(p.numel() for p in head.parameters()) if trained else 0
     of_hidden = hidden.numel() * 2
     assert kept == 4 * of_head + of_hidden + loss.untyped_storage().nbytes()
-    print(storages.peak, of_hidden, of_head, chunk, (storages.peak - of_hidden - 6 * of_head) / chunk)
+    print(
+        storages.peak, of_hidden, of_head, chunk, (storages.peak - of_hidden - 6 * of_head) / chunk
+    )
     assert storages.peak <= 2 * chunk + 4 * row + 6 * of_head + of_hidden + 2**14

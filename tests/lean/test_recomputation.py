@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import peftkit
-from peftkit.lean.elementwise import recompute_feed_forwards, recompute_norms
-from peftkit.lean.low_rank import Update, dropped
+from peftkit.lean.norms_and_feed_forwards import recompute_feed_forwards, recompute_norms
 from peftkit.lean.recomputation import _alone, recomputed
 from peftkit.memory.storages import LiveStorages
+from peftkit.methods.lora.forward_backward import Update, dropped
 from tests.conftest import llama_config
 
 ROWS, WIDTH, RANK = 32, 16, 2
@@ -65,7 +65,9 @@ def all_equal(ones, others):
 
 
 def all_close(ones, others):
-    return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(ones, others, strict=True))
+    return all(
+        torch.allclose(one, other, atol=1e-5) for one, other in zip(ones, others, strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -93,7 +95,9 @@ def kept_by(make):
 
 
 def test_the_inputs_are_all_that_is_kept():
-    """Autograd keeps the root mean squares of a norm, an activation, and what the layer behind them reads."""
+    """Autograd keeps the root mean squares of a norm, an activation, and what the layer behind them
+    reads.
+    """
     x, y = leaves((ROWS, WIDTH), (ROWS, WIDTH))
     a, b = adapter()
     small = ROWS * RANK * 4  # A x
@@ -205,8 +209,12 @@ def offloaded():
 @pytest.mark.parametrize("around", [contextlib.nullcontext, offloaded])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("function", [norm, gate])
-def test_a_checkpointed_block_keeps_what_comes_from_outside_of_it_as_it_came(function, nested, around):
-    """The output of a post-norm block, or normed embeddings: the second pass may not know how to compute them again."""
+def test_a_checkpointed_block_keeps_what_comes_from_outside_of_it_as_it_came(
+    function, nested, around
+):
+    """The output of a post-norm block, or normed embeddings: the second pass may not know how to
+    compute them again.
+    """
     inputs = leaves(*[(ROWS, WIDTH)] * (1 if function is norm else 2))
     weights = adapter()
 
@@ -217,10 +225,14 @@ def test_a_checkpointed_block_keeps_what_comes_from_outside_of_it_as_it_came(fun
         return checkpoint(block, h, use_reentrant=False)
 
     with around():
-        output = checkpoint(outer if nested else block, recomputed(function, *inputs), use_reentrant=False)
+        output = checkpoint(
+            outer if nested else block, recomputed(function, *inputs), use_reentrant=False
+        )
     h = function(*inputs)
     expected = plain_update(h, *weights) + h
-    assert all_close(gradients(output, (*inputs, *weights)), gradients(expected, (*inputs, *weights)))
+    assert all_close(
+        gradients(output, (*inputs, *weights)), gradients(expected, (*inputs, *weights))
+    )
 
 
 def test_under_hooks_that_stay_it_keeps_the_inputs():
@@ -362,13 +374,16 @@ def test_trained_layers_around_what_is_recomputed_get_their_gradients():
     recompute_feed_forwards(toy)
     (x,) = leaves((ROWS, WIDTH))
     found, expected = (
-        gradients(each(x), [x, each.gate.weight, each.up.weight, each.down.weight]) for each in (toy, twin)
+        gradients(each(x), [x, each.gate.weight, each.up.weight, each.down.weight])
+        for each in (toy, twin)
     )
     assert all_close(found, expected)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24, 100])
-def test_a_large_output_is_computed_again_some_rows_at_a_time_with_the_same_gradients(monkeypatch, rows):
+def test_a_large_output_is_computed_again_some_rows_at_a_time_with_the_same_gradients(
+    monkeypatch, rows
+):
     gate, up = (torch.randn(2, 12, 16, requires_grad=True) for _ in range(2))
     weight = torch.randn(16, 16)
 
@@ -389,7 +404,9 @@ def test_a_large_output_is_computed_again_some_rows_at_a_time_with_the_same_grad
 def test_the_backward_pass_of_a_large_output_holds_no_whole_intermediate(monkeypatch):
     def peak(by_rows):
         gate, up = (torch.randn(256, 64, requires_grad=True) for _ in range(2))
-        output = recomputed(lambda gate, up: torch.nn.functional.silu(gate) * up, gate, up, by_rows=by_rows)
+        output = recomputed(
+            lambda gate, up: torch.nn.functional.silu(gate) * up, gate, up, by_rows=by_rows
+        )
         gradient = torch.ones_like(output)
         with LiveStorages() as storages:
             output.backward(gradient)
@@ -447,7 +464,9 @@ def test_one_that_nobody_holds_gives_its_place_to_that_of_the_first_input(monkey
     output, places, kept = in_slices(gate * 1, up * 1, monkeypatch), [], []
     held_by(holder, output, kept)
     output.grad_fn.register_prehook(lambda gradients: places.append(gradients[0].data_ptr()))
-    output.grad_fn.next_functions[0][0].register_prehook(lambda gradients: places.append(gradients[0].data_ptr()))
+    output.grad_fn.next_functions[0][0].register_prehook(
+        lambda gradients: places.append(gradients[0].data_ptr())
+    )
     (output * torch.randn(64, 16)).sum().backward()
     assert (places[0] == places[1]) == (holder is None)
 
@@ -456,7 +475,9 @@ def test_a_lora_layer_takes_gradients_from_slices_too(monkeypatch):
     def gradients(large):
         monkeypatch.setattr("peftkit.lean.recomputation._LARGE", large)
         torch.manual_seed(0)
-        model = peftkit.attach(LlamaForCausalLM(llama_config()).requires_grad_(False), peftkit.LoraConfig(r=4))
+        model = peftkit.attach(
+            LlamaForCausalLM(llama_config()).requires_grad_(False), peftkit.LoraConfig(r=4)
+        )
         ids = torch.randint(4, 320, (2, 24))
         for parameter in model.parameters():
             if parameter.requires_grad:

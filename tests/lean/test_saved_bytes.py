@@ -12,9 +12,11 @@ from peftkit.memory.storages import LiveStorages
 from tests.conftest import llama_config
 from tests.lean.step import attached, configured
 
-# Widths of the stream, of its keys, and of the feed-forward part; heads, rank, and layers that are adapted.
+# Widths of the stream, of its keys, and of the feed-forward part; heads, rank, and layers that are
+# adapted.
 H, H_KV, INNER, HEADS, RANK, LAYERS = 64, 32, 128, 4, 4, 7
-# Norms' inputs, queries, what attention gives; keys and values; what gate and up give: 2 bytes for each feature.
+# Norms' inputs, queries, what attention gives; keys and values; what gate and up give: 2 bytes for
+# each feature.
 FLOOR = 4 * 2 * H + 2 * 2 * H_KV + 2 * 2 * INNER
 # The logarithms of attention's sums, in float32, and A x of each adapted layer.
 BESIDE = 4 * HEADS + 2 * RANK * LAYERS
@@ -28,7 +30,9 @@ def directories(tmp_path_factory):
     for layers in (2, 3):
         torch.manual_seed(0)
         found[layers] = tmp_path_factory.mktemp(f"llama-{layers}")
-        LlamaForCausalLM(llama_config(num_hidden_layers=layers)).to(torch.bfloat16).save_pretrained(found[layers])
+        LlamaForCausalLM(llama_config(num_hidden_layers=layers)).to(torch.bfloat16).save_pretrained(
+            found[layers]
+        )
     return found
 
 
@@ -44,7 +48,9 @@ def kept(model, tokens):
 
 
 def made(backbone, *, lean, checkpointing=False, method="lora", **changes):
-    """A model with an adapter that has taken its first step, in which it finds out what its loss is."""
+    """A model with an adapter that has taken its first step, in which it finds out what its loss
+    is.
+    """
     model = attached(backbone, configured(method, **changes), lean)
     if checkpointing:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
@@ -54,7 +60,9 @@ def made(backbone, *, lean, checkpointing=False, method="lora", **changes):
 
 
 def per_token_and_layer(make, **how):
-    """What another layer adds for another token: neither what is there once, nor what a layer has without tokens."""
+    """What another layer adds for another token: neither what is there once, nor what a layer has
+    without tokens.
+    """
     models = [made(make(layers), **how) for layers in (2, 3)]
     few, many = ([kept(model, tokens) for model in models] for tokens in (16, 48))
     return ((many[1] - many[0]) - (few[1] - few[0])) / 32
@@ -66,12 +74,19 @@ def bfloat16(layers):
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("lora", {}), ("lora", {"lora_dropout": 0.1}), ("adalora", {}), ("lora", {"use_rslora": True})],
+    [
+        ("lora", {}),
+        ("lora", {"lora_dropout": 0.1}),
+        ("adalora", {}),
+        ("lora", {"use_rslora": True}),
+    ],
     ids=["lora", "dropout", "adalora", "rslora"],
 )
 def test_a_block_keeps_what_the_floor_needs(method, changes):
     """With dropout too: PEFT keeps a copy and a mask for every layer."""
-    found, of_peft = (per_token_and_layer(bfloat16, lean=lean, method=method, **changes) for lean in (True, False))
+    found, of_peft = (
+        per_token_and_layer(bfloat16, lean=lean, method=method, **changes) for lean in (True, False)
+    )
     assert found == FLOOR + BESIDE
     assert of_peft > (3.9 if "lora_dropout" in changes else 2.2) * found
 
@@ -79,7 +94,8 @@ def test_a_block_keeps_what_the_floor_needs(method, changes):
 COSTS = {
     "norms": 2 * (4 * H + 4),  # of each norm a copy in float32, and the root of the mean square
     "feed_forward": 2 * 2 * INNER,  # the activation's output, and its product with up
-    "layers": 2 * (6 * H + INNER),  # of what each adapted layer reads a copy that went through float32
+    "layers": 2
+    * (6 * H + INNER),  # of what each adapted layer reads a copy that went through float32
 }
 
 
@@ -89,7 +105,9 @@ def test_each_part_keeps_less_by_itself(part):
 
 
 def test_a_block_with_a_bottleneck_keeps_less_too():
-    found, plain = (per_token_and_layer(bfloat16, lean=lean, method="pfeiffer") for lean in (True, False))
+    found, plain = (
+        per_token_and_layer(bfloat16, lean=lean, method="pfeiffer") for lean in (True, False)
+    )
     assert found < 0.75 * plain
 
 
@@ -110,7 +128,8 @@ def quantised(directories, quantization, layers):
 def test_a_checkpointed_block_keeps_its_input(directories, storage):
     make = bfloat16 if storage == "bfloat16" else functools.partial(quantised, directories, storage)
     found, of_peft = (
-        per_token_and_layer(make, lean=lean, checkpointing=True, lora_dropout=0.1) for lean in (True, False)
+        per_token_and_layer(make, lean=lean, checkpointing=True, lora_dropout=0.1)
+        for lean in (True, False)
     )
     assert found == CHECKPOINTED
     assert of_peft >= found if storage != "int8" else of_peft > 4 * found

@@ -1,4 +1,6 @@
-"""AdaLoRA's layer, files, merge and export, beside what PEFT 0.21.2 does with the same configs and files."""
+"""AdaLoRA's layer, files, merge and export, beside what PEFT 0.21.2 does with the same configs and
+files.
+"""
 
 import json
 import warnings
@@ -15,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import peftkit
 from peftkit.errors import AdapterFileError, ConfigError, TargetError
 from peftkit.files import read_tensors
-from peftkit.methods import adalora
-from peftkit.methods.allocation import Allocation
+from peftkit.methods.adalora import layer as adalora
+from peftkit.methods.adalora.allocation import Allocation
 from tests.conftest import logits, randomize
 
 from_peft = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -36,17 +38,28 @@ def losses(model, ids):
     """The loss that the model reports, and its cross-entropy."""
     with torch.no_grad():
         output = model(ids, labels=ids)
-    own = nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+    own = nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
+    )
     return float(output.loss), float(own)
 
 
 def prune(model, kept):
     """Keep the triplets that `kept` chooses for each layer, and let the others leave."""
-    allocation = Allocation(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), 10)
-    allocation.kept = [kept(number, layer.lora_E["default"]) for number, layer in enumerate(allocation.layers.values())]
+    allocation = Allocation(
+        model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), 10
+    )
+    allocation.kept = [
+        kept(number, layer.lora_E["default"])
+        for number, layer in enumerate(allocation.layers.values())
+    ]
     with torch.no_grad():
         allocation._mask()
-    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    before = {
+        name: value.detach().clone()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
     allocation._prune()
     return before
 
@@ -85,7 +98,9 @@ def test_disabled_or_detached_it_is_the_backbone(any_backbone, ids):
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT, of the toy
 def test_a_layer_calls_its_base_and_never_touches_the_weight():
-    """So one class serves whatever stores the weight; PEFT has one class for each, and a float32 copy of x for int8."""
+    """So one class serves whatever stores the weight; PEFT has one class for each, and a float32
+    copy of x for int8.
+    """
 
     class Doubler(nn.Module):
         in_features, out_features = 8, 8
@@ -107,9 +122,15 @@ def test_a_layer_calls_its_base_and_never_touches_the_weight():
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
-def test_the_loss_is_the_cross_entropy_in_training_evaluation_and_disabled(llama_dir, ids, quantization):
-    """PEFT adds the penalty to all three; without a task type, to none, and then it never regularises."""
-    model = attached(peftkit.load_backbone(llama_dir, quantization=quantization), orth_reg_weight=100.0)
+def test_the_loss_is_the_cross_entropy_in_training_evaluation_and_disabled(
+    llama_dir, ids, quantization
+):
+    """PEFT adds the penalty to all three; without a task type, to none, and then it never
+    regularises.
+    """
+    model = attached(
+        peftkit.load_backbone(llama_dir, quantization=quantization), orth_reg_weight=100.0
+    )
     for training in (True, False):
         model.train(training)
         loss, own = losses(model, ids)
@@ -120,7 +141,9 @@ def test_an_undriven_training_is_told_once(backbone, ids, caplog):
     model = attached(backbone)
     for _ in range(2):
         model(ids)
-    assert [record.getMessage()[:29] for record in caplog.records] == ["AdaLoRA trains without its bu"]
+    assert [record.getMessage()[:29] for record in caplog.records] == [
+        "AdaLoRA trains without its bu"
+    ]
     with pytest.raises(ConfigError, match="too late for the penalty"):
         model.base_model.update_and_allocate(1)
 
@@ -149,8 +172,12 @@ def test_a_saved_adapter_is_bit_equal_with_labels_too(any_backbone, tmp_path, id
 
 
 @from_peft
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # PEFT, of any AdaLoRA file
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")  # PEFT, for a layer of rank 0
+@pytest.mark.filterwarnings(
+    "ignore:The following rank_pattern keys:RuntimeWarning"
+)  # PEFT, of any AdaLoRA file
+@pytest.mark.filterwarnings(
+    "ignore:Initializing zero-element tensors:UserWarning"
+)  # PEFT, for a layer of rank 0
 @pytest.mark.parametrize("kept", [None, every_second, all_but_the_first_layer])
 def test_plain_peft_reads_our_file_and_computes_the_same(llama_dir, tmp_path, ids, kept):
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
@@ -167,7 +194,9 @@ def test_plain_peft_reads_our_file_and_computes_the_same(llama_dir, tmp_path, id
 @from_peft
 def test_we_read_what_plain_peft_has_masked_and_saved(llama_dir, tmp_path, ids):
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
-    plain = peft.get_peft_model(backbone, config(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
+    plain = peft.get_peft_model(
+        backbone, config(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    )
     randomize(plain, 0.3)
     for step in range(9):
         plain.zero_grad()
@@ -193,13 +222,17 @@ def test_what_is_pruned_is_no_longer_in_the_file(backbone, tmp_path, ids):
             assert torch.equal(parameter, whole[:, :5] if "lora_B" in name else whole[:5])
     peftkit.save(model, tmp_path)
     assert {
-        tensor.shape for name, tensor in read_tensors(tmp_path / "adapter_model.safetensors").items() if "_E" in name
+        tensor.shape
+        for name, tensor in read_tensors(tmp_path / "adapter_model.safetensors").items()
+        if "_E" in name
     } == {(5, 1)}
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert fields["rank_pattern"]["model.layers.0.self_attn.q_proj.lora_E"] == [True] * 5 + [False]
 
 
-def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_them(backbone, tmp_path, ids):
+def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_them(
+    backbone, tmp_path, ids
+):
     """Trainer loads a checkpoint into the model that is there; PEFT's layers refuse another rank."""
     model = attached(backbone)
     whole = logits(model, ids)
@@ -207,12 +240,20 @@ def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_t
     prune(model, every_second)
     pruned = logits(model, ids)
     model.save_pretrained(tmp_path / "pruned", save_embedding_layers=False)
-    for directory, expected, rank in (("whole", whole, 6), ("pruned", pruned, 3), ("whole", whole, 6)):
+    for directory, expected, rank in (
+        ("whole", whole, 6),
+        ("pruned", pruned, 3),
+        ("whole", whole, 6),
+    ):
         model.load_adapter(tmp_path / directory, "default", is_trainable=True)
         assert torch.equal(logits(model, ids), expected)
         assert set(adalora.ranks(model).values()) == {rank}
         assert (model.peft_config["default"].rank_pattern is None) == (rank == 6)
-        assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name and "ranknum" not in name)
+        assert all(
+            p.requires_grad
+            for name, p in model.named_parameters()
+            if "lora_" in name and "ranknum" not in name
+        )
 
 
 @pytest.mark.parametrize(
@@ -220,8 +261,16 @@ def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_t
     [
         ({"init_r": 7}, AdapterFileError, "does not fit"),
         ({"init_r": 10**9}, AdapterFileError, "r is 1000000000"),
-        ({"rank_pattern": {"nope.lora_E": [True] * 6}}, ConfigError, "names nope.lora_E, which is not a layer"),
-        ({"rank_pattern": {"model.layers.0.mlp.up_proj.lora_E": [True]}}, ConfigError, "must be a list of init_r = 6"),
+        (
+            {"rank_pattern": {"nope.lora_E": [True] * 6}},
+            ConfigError,
+            "names nope.lora_E, which is not a layer",
+        ),
+        (
+            {"rank_pattern": {"model.layers.0.mlp.up_proj.lora_E": [True]}},
+            ConfigError,
+            "must be a list of init_r = 6",
+        ),
         (
             {"rank_pattern": {"model.layers.0.mlp.up_proj.lora_E": [True] + 5 * [False]}},
             AdapterFileError,
@@ -266,7 +315,9 @@ def test_it_joins_an_adapter_of_another_method_and_is_trained_beside_it(backbone
     assert torch.equal(logits(loaded, ids), expected)
 
 
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # PEFT, of any AdaLoRA file
+@pytest.mark.filterwarnings(
+    "ignore:The following rank_pattern keys:RuntimeWarning"
+)  # PEFT, of any AdaLoRA file
 def test_several_adapters_for_inference_are_switched(backbone, tmp_path, ids):
     model = attached(backbone)
     first = logits(model, ids)
@@ -286,9 +337,13 @@ def test_several_adapters_for_inference_are_switched(backbone, tmp_path, ids):
 
 @pytest.mark.parametrize("quantization", [None, "nf4", "fp4", "int8"])
 @pytest.mark.parametrize("kept", [None, all_but_the_first_layer])
-def test_a_float32_merge_computes_what_the_adapted_model_computes(llama_dir, ids, quantization, kept):
+def test_a_float32_merge_computes_what_the_adapted_model_computes(
+    llama_dir, ids, quantization, kept
+):
     """PEFT cannot merge AdaLoRA on a quantised backbone."""
-    model = attached(peftkit.load_backbone(llama_dir, quantization=quantization, dtype=torch.float32))
+    model = attached(
+        peftkit.load_backbone(llama_dir, quantization=quantization, dtype=torch.float32)
+    )
     if kept:
         prune(model, kept)
     report = peftkit.record(peftkit.merge(model, torch.float32, probe={"input_ids": ids}))["merge"]
@@ -325,7 +380,11 @@ def test_an_exported_adapter_is_plain_lora_that_computes_the_same(llama_dir, tmp
     loaded = peftkit.load(backbone, tmp_path / "lora")
     assert torch.allclose(logits(loaded, ids), expected, atol=1e-5)
     backbone = peftkit.detach(loaded)
-    assert torch.allclose(logits(peft.PeftModel.from_pretrained(backbone, tmp_path / "lora"), ids), expected, atol=1e-5)
+    assert torch.allclose(
+        logits(peft.PeftModel.from_pretrained(backbone, tmp_path / "lora"), ids),
+        expected,
+        atol=1e-5,
+    )
 
 
 def test_conv1d_layers_and_trained_heads_are_adapted_merged_and_exported(tmp_path, ids):
@@ -402,7 +461,9 @@ def test_peft_allows_one_trainable_adapter_and_says_so(backbone):
 
 @from_peft
 def test_the_hook_is_written_for_peft_0_21_and_changes_it_for_nobody_else(llama_dir, ids):
-    """If this fails on a new PEFT, read peft.tuners.adalora.model again, and the list of defects in this file."""
+    """If this fails on a new PEFT, read peft.tuners.adalora.model again, and the list of defects in
+    this file.
+    """
     assert peft.__version__.startswith("0.21.")
     peftkit.attach(peftkit.load_backbone(llama_dir), config())
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.ADALORA] is AdaLoraModel

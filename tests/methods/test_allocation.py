@@ -1,4 +1,6 @@
-"""AdaLoRA's schedule, importance, penalty and pruning; in our loop, in a loop of one's own, and in transformers.Trainer."""
+"""AdaLoRA's schedule, importance, penalty and pruning; in our loop, in a loop of one's own, and in
+transformers.Trainer.
+"""
 
 import copy
 from fractions import Fraction
@@ -10,13 +12,13 @@ from peft.tuners.adalora import RankAllocator
 from transformers import Trainer, TrainingArguments
 
 import peftkit
-from peftkit.data.collation import PadRight
+from peftkit.data.padding import PadRight
 from peftkit.errors import CheckpointError, ConfigError
 from peftkit.files import read_tensors
-from peftkit.methods import adalora
-from peftkit.methods.allocation import Allocation, budget, penalty_gradient
+from peftkit.methods.adalora import layer as adalora
+from peftkit.methods.adalora.allocation import Allocation, budget, penalty_gradient
 from peftkit.training.evaluation import evaluate
-from peftkit.training.metrics import read_metrics
+from peftkit.training.log import read_metrics
 from tests.conftest import logits, randomize
 from tests.training.job import launch, ragged_examples, train, trained
 from tests.training.test_loop import _CrashError, crash_at
@@ -26,7 +28,14 @@ RAGGED = ragged_examples(5, seed=2)
 
 
 def config(**changes):
-    sizes = {"init_r": 4, "target_r": 2, "total_step": 100, "tinit": 2, "tfinal": 3, "lora_alpha": 8}
+    sizes = {
+        "init_r": 4,
+        "target_r": 2,
+        "total_step": 100,
+        "tinit": 2,
+        "tfinal": 3,
+        "lora_alpha": 8,
+    }
     return peftkit.AdaLoraConfig(**(sizes | changes))
 
 
@@ -80,10 +89,14 @@ def test_importance_is_that_of_a_straightforward_implementation(backbone):
             uncertain[name] = 0.6 * before + 0.4 * (sensitivity - smooth[name]).abs()
         allocation.before_step()
         allocation.after_step(step)
-    for (name, layer), found in zip(allocation.layers.items(), allocation.importance(), strict=True):
+    for (name, layer), found in zip(
+        allocation.layers.items(), allocation.importance(), strict=True
+    ):
         for triplet in range(3):
             key = f"base_model.model.{name}.%s.default"
-            score = {n: smooth[key % n] * uncertain[key % n] for n in ("lora_A", "lora_E", "lora_B")}
+            score = {
+                n: smooth[key % n] * uncertain[key % n] for n in ("lora_A", "lora_E", "lora_B")
+            }
             expected = score["lora_E"][triplet, 0]
             expected = expected + sum(score["lora_A"][triplet]) / layer.in_features
             expected = expected + sum(score["lora_B"][:, triplet]) / layer.out_features
@@ -91,11 +104,15 @@ def test_importance_is_that_of_a_straightforward_implementation(backbone):
 
 
 def trained_parameters(model):
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
 
 
 def test_the_budget_is_kept_exactly_where_triplets_tie_and_where_a_step_uses_no_module(backbone):
-    """PEFT drops all that are no better than the threshold, here everything, and cannot add a gradient of None."""
+    """PEFT drops all that are no better than the threshold, here everything, and cannot add a
+    gradient of None.
+    """
     model = peftkit.attach(backbone, config(tinit=0, tfinal=0, orth_reg_weight=0.0))
     allocation = Allocation(model, torch.optim.SGD(model.parameters(), 0.1), 8)
     for step in range(1, 9):
@@ -135,16 +152,26 @@ def test_the_penaltys_gradient_is_autograds():
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_penalty_is_the_one_that_peft_adds_to_the_loss(llama_dir, ids):
-    setting = config(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", orth_reg_weight=0.3)
-    ours = randomize(peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), setting), 0.2)
-    theirs = peft.get_peft_model(peftkit.load_backbone(llama_dir, dtype=torch.float32), copy.deepcopy(setting))
+    setting = config(
+        target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", orth_reg_weight=0.3
+    )
+    ours = randomize(
+        peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), setting), 0.2
+    )
+    theirs = peft.get_peft_model(
+        peftkit.load_backbone(llama_dir, dtype=torch.float32), copy.deepcopy(setting)
+    )
     with torch.no_grad():
-        for (_, mine), (_, other) in zip(trained_parameters(ours), trained_parameters(theirs), strict=True):
+        for (_, mine), (_, other) in zip(
+            trained_parameters(ours), trained_parameters(theirs), strict=True
+        ):
             other.copy_(mine)
     allocation = Allocation(ours, torch.optim.SGD(ours.parameters(), 0.1), 100)
     ours(ids, labels=ids).loss.backward()
     theirs(ids, labels=ids).loss.backward()
-    assert not any(torch.equal(a.grad, b.grad) for (n, a), (_, b) in pairs(ours, theirs) if "lora_E" not in n)
+    assert not any(
+        torch.equal(a.grad, b.grad) for (n, a), (_, b) in pairs(ours, theirs) if "lora_E" not in n
+    )
     allocation.before_step()
     for (name, mine), (_, other) in pairs(ours, theirs):
         assert torch.allclose(mine.grad, other.grad, atol=1e-5), name
@@ -163,7 +190,9 @@ def test_without_a_task_type_the_penalty_works_all_the_same(backbone, ids):
 
     def distance():
         matrices = [
-            p.detach() if "lora_A" in n else p.detach().T for n, p in trained_parameters(model) if "lora_E" not in n
+            p.detach() if "lora_A" in n else p.detach().T
+            for n, p in trained_parameters(model)
+            if "lora_E" not in n
         ]
         return sum(float((m @ m.T - torch.eye(len(m))).norm()) for m in matrices) / len(matrices)
 
@@ -197,12 +226,24 @@ def test_the_budget_falls_in_the_loop_and_parameters_and_moments_shrink(llama_di
     assert len(set(adalora.ranks(model).values())) > 1
     assert model.peft_config["default"].total_step == outcome.total_steps == 6
     record = peftkit.record(model)["allocation"]
-    assert (record["initial"], record["target"], record["total_steps"]) == (4 * MATRICES, 2 * MATRICES, 6)
-    shapes = {name: value.shape for name, value in read_tensors(outcome.checkpoint / "trainable.safetensors").items()}
+    assert (record["initial"], record["target"], record["total_steps"]) == (
+        4 * MATRICES,
+        2 * MATRICES,
+        6,
+    )
+    shapes = {
+        name: value.shape
+        for name, value in read_tensors(outcome.checkpoint / "trainable.safetensors").items()
+    }
     assert shapes == {name: value.shape for name, value in trained(model).items()}
     saved = read_tensors(outcome.checkpoint / "optimizer.safetensors")
-    assert sorted(value.shape for name, value in saved.items() if name.endswith("exp_avg")) == sorted(shapes.values())
-    assert outcome.best_step in (4, 6)  # no evaluation of a larger model counts: the budget is final at step 4
+    assert sorted(
+        value.shape for name, value in saved.items() if name.endswith("exp_avg")
+    ) == sorted(shapes.values())
+    assert outcome.best_step in (
+        4,
+        6,
+    )  # no evaluation of a larger model counts: the budget is final at step 4
     expected = logits(model, ids)
     loaded = peftkit.load(peftkit.detach(model), outcome.checkpoint / "adapter")
     if outcome.best_step == 6:
@@ -220,31 +261,44 @@ def test_the_loss_in_the_log_is_without_the_penalty(llama_dir, tmp_path):
             adapter=config(orth_reg_weight=weight, tinit=0, tfinal=0),
         )
         (entry,) = [
-            entry for entry in read_metrics(tmp_path / str(weight) / "metrics.jsonl") if entry["kind"] == "train"
+            entry
+            for entry in read_metrics(tmp_path / str(weight) / "metrics.jsonl")
+            if entry["kind"] == "train"
         ]
         curves[weight] = (entry["loss"], entry["gradient_norm"])
     assert curves[0.0] == curves[1000.0]
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
-def test_a_pruned_training_goes_on_as_one_whose_singular_values_are_held_at_zero(llama_dir, ids, optimizer_class):
+def test_a_pruned_training_goes_on_as_one_whose_singular_values_are_held_at_zero(
+    llama_dir, ids, optimizer_class
+):
     found = {}
     for in_place in (True, False):
         torch.manual_seed(3)
-        model = peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), config(lora_dropout=0.1))
-        optimizer = optimizer_class([p for _, p in trained_parameters(model)], 0.01, weight_decay=0.1)
+        model = peftkit.attach(
+            peftkit.load_backbone(llama_dir, dtype=torch.float32), config(lora_dropout=0.1)
+        )
+        optimizer = optimizer_class(
+            [p for _, p in trained_parameters(model)], 0.01, weight_decay=0.1
+        )
         allocation = Allocation(model, optimizer, 20, in_place=in_place)
         curve = []
         for step in range(1, 21):
             torch.manual_seed(step)
-            loss = model(ids, labels=ids).loss  # the last loss, and its graph, live on while the parameters shrink
+            loss = model(
+                ids, labels=ids
+            ).loss  # the last loss, and its graph, live on while the parameters shrink
             loss.backward()
             allocation.before_step()
             optimizer.step()
             assert allocation.after_step(step) == (step == 17)
             optimizer.zero_grad()
             curve.append(float(loss.detach()))
-        sizes = sum(p.numel() for _, p in trained_parameters(model)), sum(m.numel() for m in moments(optimizer))
+        sizes = (
+            sum(p.numel() for _, p in trained_parameters(model)),
+            sum(m.numel() for m in moments(optimizer)),
+        )
         allocation.finish()
         found[in_place] = model, curve, sizes
     (pruned, curve, small), (masked, expected, large) = found[True], found[False]
@@ -256,7 +310,9 @@ def test_a_pruned_training_goes_on_as_one_whose_singular_values_are_held_at_zero
         assert torch.allclose(a, b, atol=1e-5), name
 
 
-def test_state_that_is_not_laid_out_like_the_weights_is_left_alone_and_the_weights_leave_at_the_end(backbone, ids):
+def test_state_that_is_not_laid_out_like_the_weights_is_left_alone_and_the_weights_leave_at_the_end(
+    backbone, ids
+):
     model = peftkit.attach(backbone, config(tinit=0, tfinal=1))
     optimizer = torch.optim.Adafactor([p for _, p in trained_parameters(model)], 0.01)
     allocation = Allocation(model, optimizer, 4)
@@ -287,7 +343,11 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
     expected, found = trained(whole), trained(resumed)
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert (again.best_step, again.best_value) == (outcome.best_step, outcome.best_value)
-    for file in ("optimizer.safetensors", "allocation.safetensors", "adapter/adapter_model.safetensors"):
+    for file in (
+        "optimizer.safetensors",
+        "allocation.safetensors",
+        "adapter/adapter_model.safetensors",
+    ):
         first, second = (read_tensors(each.checkpoint / file) for each in (outcome, again))
         assert first.keys() == second.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -295,20 +355,41 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
 
 @pytest.mark.slow
 def test_two_processes_allocate_as_one_with_twice_the_batch(llama_dir, tmp_path):
-    sizes = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "lora_alpha": 8, "total_step": 100}
+    sizes = {
+        "init_r": 4,
+        "target_r": 2,
+        "tinit": 1,
+        "tfinal": 2,
+        "lora_alpha": 8,
+        "total_step": 100,
+    }
     arguments = {"model_dir": str(llama_dir), "run_dir": str(tmp_path / "two"), "adalora": sizes}
-    two = launch(["--cpu", "--num_processes", "2"], arguments | {"settings": {"batch_size": 2, "epochs": 1}})
+    two = launch(
+        ["--cpu", "--num_processes", "2"], arguments | {"settings": {"batch_size": 2, "epochs": 1}}
+    )
     assert two.returncode == 0, two.stderr
-    train(tmp_path / "one", llama_dir, {"batch_size": 4, "epochs": 1}, adapter=peftkit.AdaLoraConfig(**sizes))
+    train(
+        tmp_path / "one",
+        llama_dir,
+        {"batch_size": 4, "epochs": 1},
+        adapter=peftkit.AdaLoraConfig(**sizes),
+    )
     curves = [
-        [entry["loss"] for entry in read_metrics(tmp_path / run / "metrics.jsonl") if entry["kind"] == "train"]
+        [
+            entry["loss"]
+            for entry in read_metrics(tmp_path / run / "metrics.jsonl")
+            if entry["kind"] == "train"
+        ]
         for run in ("one", "two")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_a_schedule_that_does_not_fit_the_run_is_refused(llama_dir, tmp_path):
-    with pytest.raises(ConfigError, match="no step to fall in: tinit is 8 and tfinal 3, and the training has 11 steps"):
+    with pytest.raises(
+        ConfigError,
+        match="no step to fall in: tinit is 8 and tfinal 3, and the training has 11 steps",
+    ):
         train(tmp_path, llama_dir, {"batch_size": 2}, adapter=config(tinit=8))
 
 
@@ -332,7 +413,9 @@ def trainer(model, path, callback=None, **changes):
 
 def adapted(llama_dir, **changes):
     torch.manual_seed(0)
-    return peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), config(lora_dropout=0.1, **changes))
+    return peftkit.attach(
+        peftkit.load_backbone(llama_dir, dtype=torch.float32), config(lora_dropout=0.1, **changes)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
@@ -342,7 +425,9 @@ def test_trainer_trains_resumes_and_reports_pure_losses(llama_dir, tmp_path, ids
     model = whole.model
     assert total(adalora.ranks(model)) == 2 * MATRICES
     assert model.peft_config["default"].total_step == 11
-    assert sum(m.numel() for m in moments(whole.optimizer)) == 2 * sum(p.numel() for _, p in trained_parameters(model))
+    assert sum(m.numel() for m in moments(whole.optimizer)) == 2 * sum(
+        p.numel() for _, p in trained_parameters(model)
+    )
     assert not caplog.records
     from accelerate import Accelerator
 
@@ -355,15 +440,23 @@ def test_trainer_trains_resumes_and_reports_pure_losses(llama_dir, tmp_path, ids
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         found = trained(resumed.model)
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    loaded = peftkit.load(peftkit.load_backbone(llama_dir, dtype=torch.float32), tmp_path / "checkpoint-11")
+    loaded = peftkit.load(
+        peftkit.load_backbone(llama_dir, dtype=torch.float32), tmp_path / "checkpoint-11"
+    )
     assert torch.equal(logits(loaded, ids), logits(model, ids))
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
-def test_the_penalty_is_in_no_loss_of_trainer_and_the_best_model_is_one_within_the_budget(llama_dir, tmp_path):
+def test_the_penalty_is_in_no_loss_of_trainer_and_the_best_model_is_one_within_the_budget(
+    llama_dir, tmp_path
+):
     curves = {}
     for weight in (0.0, 1000.0):
-        one = trainer(adapted(llama_dir, orth_reg_weight=weight), tmp_path / str(weight), load_best_model_at_end=True)
+        one = trainer(
+            adapted(llama_dir, orth_reg_weight=weight),
+            tmp_path / str(weight),
+            load_best_model_at_end=True,
+        )
         one.train()
         first = next(entry for entry in one.state.log_history if "loss" in entry)
         curves[weight] = first["loss"], first["grad_norm"]
@@ -375,11 +468,15 @@ def test_the_penalty_is_in_no_loss_of_trainer_and_the_best_model_is_one_within_t
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
 def test_what_the_callback_cannot_do_is_refused(llama_dir, tmp_path):
     with pytest.raises(ConfigError, match="no trainable AdaLoRA adapter"):
-        trainer(peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig(r=2)), tmp_path).train()
+        trainer(
+            peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig(r=2)), tmp_path
+        ).train()
     trainer(adapted(llama_dir), tmp_path, max_steps=6, save_steps=4).train()
     (tmp_path / "checkpoint-4" / "adalora.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adalora.safetensors of step 4"):
-        trainer(adapted(llama_dir), tmp_path, max_steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        trainer(adapted(llama_dir), tmp_path, max_steps=6).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+        )
 
 
 def test_other_models_pass_through_untouched(backbone):

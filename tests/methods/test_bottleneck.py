@@ -33,13 +33,17 @@ def branch(model, path, scale=1.0):
 
 
 def llama_blocks(model, x, change):
-    """Run Llama's blocks by hand; `change(i, x, u, part, normed)` gives what a sublayer adds, or the block's output."""
+    """Run Llama's blocks by hand; `change(i, x, u, part, normed)` gives what a sublayer adds, or
+    the block's output.
+    """
     body = model.get_base_model().model
     hidden = body.embed_tokens(x)
     rotary = body.rotary_emb(hidden, torch.arange(x.shape[1])[None])
     for i, layer in enumerate(body.layers):
         normed = layer.input_layernorm(hidden)
-        u = plain(layer.self_attn)(hidden_states=normed, position_embeddings=rotary, attention_mask=None)[0]
+        u = plain(layer.self_attn)(
+            hidden_states=normed, position_embeddings=rotary, attention_mask=None
+        )[0]
         hidden = hidden + change(i, "attention", hidden, normed, u)
         normed = layer.post_attention_layernorm(hidden)
         hidden = hidden + change(i, "feed-forward", hidden, normed, plain(layer.mlp)(normed))
@@ -60,8 +64,12 @@ def plain(module):
 PRE_NORM = {
     "houlsby": lambda f: lambda i, part, x, n, u: u if part == "block" else u + f(i, part)(u),
     "pfeiffer": lambda f: lambda i, part, x, n, u: u + f(i, part)(u) if part == "block" else u,
-    "parallel": lambda f: lambda i, part, x, n, u: u + f(i, part)(n) if part == "feed-forward" else u,
-    "residual": lambda f: lambda i, part, x, n, u: u + f(i, part)(x) if part == "feed-forward" else u,
+    "parallel": lambda f: (
+        lambda i, part, x, n, u: u + f(i, part)(n) if part == "feed-forward" else u
+    ),
+    "residual": lambda f: (
+        lambda i, part, x, n, u: u + f(i, part)(x) if part == "feed-forward" else u
+    ),
 }
 LLAMA = {"attention": "self_attn.o_proj", "feed-forward": "mlp", "block": ""}
 
@@ -89,7 +97,9 @@ def test_in_a_pre_norm_block_it_is_the_formula(formula, options, scale):
 
 
 def bert_block(model):
-    """Return a post-norm block, its name, its two sublayers without adapters, their writers and their norms."""
+    """Return a post-norm block, its name, its two sublayers without adapters, their writers and
+    their norms.
+    """
     block = model.get_base_model().bert.encoder.layer[0]
     attention, last = block.attention, block.output
 
@@ -123,7 +133,9 @@ def bart_block(model):
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
 @pytest.mark.parametrize(("name", "parts"), [("bert", bert_block), ("bart", bart_block)])
 def test_in_a_post_norm_block_it_is_the_formula(name, parts, placement):
-    """N(x + u + f(u)) after both sublayers; N(s + f(N(s))) with s = x + u after the second; N(x + u + f(x)) beside it."""
+    """N(x + u + f(u)) after both sublayers; N(s + f(N(s))) with s = x + u after the second; N(x + u
+    + f(x)) beside it.
+    """
     model = adapted(name, placement=placement)
     block, path, sublayers, norms = parts(model)
     given = torch.randn(2, 6, 32, dtype=torch.float64)
@@ -150,7 +162,9 @@ def test_a_sandwiched_sublayer_is_changed_before_its_second_norm():
     x = torch.randn(1, 3, 32, dtype=torch.float64)
     with torch.no_grad():
         u = plain(layer.mlp)(x)
-        torch.testing.assert_close(layer.mlp(x), u + branch(model, "model.layers.0.mlp")(u), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            layer.mlp(x), u + branch(model, "model.layers.0.mlp")(u), rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -169,7 +183,10 @@ def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, re
 
     expected = gradients()
     backbone = model.get_base_model()
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable = (
+        getattr(backbone, "activation_checkpointing_enable", None)
+        or backbone.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": reentrant})
     backbone.enable_input_require_grads()
     for found, value in zip(gradients(), expected, strict=True):
@@ -179,7 +196,10 @@ def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, re
 def test_reentrant_checkpointing_cannot_give_a_closing_adapter_its_gradient_and_is_refused():
     model, batch = adapted("bert", placement="pfeiffer"), ARCHITECTURES["bert"].batch()
     backbone = model.get_base_model()
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable = (
+        getattr(backbone, "activation_checkpointing_enable", None)
+        or backbone.gradient_checkpointing_enable
+    )
     enable({"use_reentrant": True})
     backbone.enable_input_require_grads()
     with pytest.raises(PeftkitError, match="use_reentrant=False"):
@@ -191,7 +211,8 @@ def test_reentrant_checkpointing_cannot_give_a_closing_adapter_its_gradient_and_
 
 def test_a_learned_scale_starts_at_the_placements_own_and_is_trained():
     model = peftkit.attach(
-        ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned")
+        ARCHITECTURES["llama"].model(),
+        peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned"),
     )
     scales = [p for key, p in model.named_parameters() if "bottleneck_scale" in key]
     assert [scale.item() for scale in scales] == [4.0, 4.0]
@@ -211,19 +232,27 @@ def test_layer_norms_can_be_trained_as_well_and_come_back(tmp_path):
     architecture = ARCHITECTURES["bert"]
     batch = architecture.batch()
     model, before = architecture.model(), output(architecture.model(), batch)
-    adapted = shaken(peftkit.attach(model, peftkit.BottleneckConfig(placement="houlsby", train_layer_norms=True)))
-    trained = [key for key, p in adapted.named_parameters() if p.requires_grad and "LayerNorm" in key]
+    adapted = shaken(
+        peftkit.attach(model, peftkit.BottleneckConfig(placement="houlsby", train_layer_norms=True))
+    )
+    trained = [
+        key for key, p in adapted.named_parameters() if p.requires_grad and "LayerNorm" in key
+    ]
     assert len(trained) == 2 * 2 * 2  # blocks, norms, weight and bias
     with adapted.disable_adapter():
         assert torch.equal(output(adapted, batch), before)
     peftkit.save(adapted, tmp_path)
-    assert torch.equal(output(peftkit.load(architecture.model(), tmp_path), batch), output(adapted, batch))
+    assert torch.equal(
+        output(peftkit.load(architecture.model(), tmp_path), batch), output(adapted, batch)
+    )
 
 
 def test_trained_norms_close_the_blocks_of_a_bfloat16_backbone_too():
     """They are float32 copies behind casts: the block must still be seen to end in its norm."""
     model = ARCHITECTURES["bert"].model().to(torch.bfloat16)
-    config = peftkit.BottleneckConfig(placement="pfeiffer", train_layer_norms=True, bottleneck_dim=5)
+    config = peftkit.BottleneckConfig(
+        placement="pfeiffer", train_layer_norms=True, bottleneck_dim=5
+    )
     model = shaken(peftkit.attach(model, config), scale=0.3)
     block = model.get_base_model().bert.encoder.layer[0]
     x = torch.randn(2, 6, 32, dtype=torch.bfloat16)
@@ -240,7 +269,11 @@ def test_trained_norms_close_the_blocks_of_a_bfloat16_backbone_too():
 def test_layers_and_width_can_be_chosen():
     config = peftkit.BottleneckConfig(bottleneck_dim=3, layers_to_transform=[1], norm_before=True)
     model = peftkit.attach(ARCHITECTURES["llama"].model(), config)
-    shapes = {key.split("layers.")[1]: tuple(p.shape) for key, p in model.named_parameters() if p.requires_grad}
+    shapes = {
+        key.split("layers.")[1]: tuple(p.shape)
+        for key, p in model.named_parameters()
+        if p.requires_grad
+    }
     assert {key[0] for key in shapes} == {"1"}
     assert shapes["1.bottlenecks.bottleneck_down.default.weight"] == (3, 32)
     assert shapes["1.bottlenecks.bottleneck_norm.default.weight"] == (32,)
@@ -250,23 +283,42 @@ def test_modules_can_be_named():
     config = peftkit.BottleneckConfig(placement="houlsby", target_modules=["o_proj"])
     model = peftkit.attach(ARCHITECTURES["llama"].model(), config)
     assert all("o_proj" in key for key, p in model.named_parameters() if p.requires_grad)
-    with pytest.raises(TargetError, match="'o_prj' matches no module of LlamaForCausalLM; did you mean 'o_proj'"):
-        peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(target_modules=["o_prj"]))
+    with pytest.raises(
+        TargetError, match="'o_prj' matches no module of LlamaForCausalLM; did you mean 'o_proj'"
+    ):
+        peftkit.attach(
+            ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(target_modules=["o_prj"])
+        )
     with pytest.raises(TargetError, match="input_layernorm' is no place"):
-        peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(target_modules=["input_layernorm"]))
+        peftkit.attach(
+            ARCHITECTURES["llama"].model(),
+            peftkit.BottleneckConfig(target_modules=["input_layernorm"]),
+        )
     with pytest.raises(TargetError, match="names layer 7, but LlamaForCausalLM has layers 0 to 1"):
-        peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(layers_to_transform=[7]))
+        peftkit.attach(
+            ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(layers_to_transform=[7])
+        )
 
 
 def test_all_that_is_wrong_with_a_config_is_said_at_once():
     with pytest.raises(ConfigError) as caught:
-        peftkit.BottleneckConfig(placement="pfeifer", bottleneck_dim=0, dropout=1, scale="learnt", activation="rellu")
-    for part in ("'pfeifer'; did you mean 'pfeiffer'", "bottleneck_dim is 0", "dropout is 1", "'learnt'", "'rellu'"):
+        peftkit.BottleneckConfig(
+            placement="pfeifer", bottleneck_dim=0, dropout=1, scale="learnt", activation="rellu"
+        )
+    for part in (
+        "'pfeifer'; did you mean 'pfeiffer'",
+        "bottleneck_dim is 0",
+        "dropout is 1",
+        "'learnt'",
+        "'rellu'",
+    ):
         assert part in str(caught.value)
 
 
 def test_dropout_drops_in_training_only():
-    model = shaken(peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(dropout=0.5)))
+    model = shaken(
+        peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(dropout=0.5))
+    )
     batch = ARCHITECTURES["llama"].batch(labels=False)
     assert torch.equal(output(model, batch), output(model, batch))
     model.train()
@@ -311,4 +363,6 @@ def test_the_hidden_states_that_a_model_returns_are_those_it_computed_with():
         first = plain(base.model.layers[0])(
             states[0], position_embeddings=base.model.rotary_emb(states[0], torch.arange(8)[None])
         )
-    torch.testing.assert_close(states[1], first + branch(model, "model.layers.0")(first), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        states[1], first + branch(model, "model.layers.0")(first), rtol=1e-10, atol=1e-10
+    )

@@ -17,8 +17,8 @@ from transformers import (
 import peftkit
 from benchmarks import zoo
 from peftkit.errors import AdapterFileError, ConfigError, TargetError
-from peftkit.methods.prefix import PrefixConfig
-from peftkit.methods.prefix_layer import PrefixLayer
+from peftkit.methods.prefix.layer import PrefixLayer
+from peftkit.methods.prefix.model import PrefixConfig
 from tests.architectures import ARCHITECTURES
 from tests.conftest import llama_config, logits
 
@@ -27,7 +27,17 @@ CONFIG = PrefixConfig(num_virtual_tokens=TOKENS)
 PROJECTED = PrefixConfig(num_virtual_tokens=TOKENS, prefix_projection=True, encoder_hidden_size=8)
 WITHOUT_ATTENTION = ["mamba2", "convnext", "resnet"]
 WITH_ATTENTION = [name for name in ARCHITECTURES if name not in WITHOUT_ATTENTION]
-DECODERS = ["llama", "gemma3", "gpt2", "falcon", "bloom", "gpt_oss", "deepseek_v3", "jamba", "qwen3_next"]
+DECODERS = [
+    "llama",
+    "gemma3",
+    "gpt2",
+    "falcon",
+    "bloom",
+    "gpt_oss",
+    "deepseek_v3",
+    "jamba",
+    "qwen3_next",
+]
 from_peft = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
@@ -59,16 +69,21 @@ def layers(model):
 
 
 def gaps(backbone, batch):
-    """Return, for each attention, how far what enters its output projection is from the prefix's values.
+    """Return, for each attention, how far what enters its output projection is from the prefix's
+    values.
 
-    With huge keys k and -k all weight is on the prefix whatever the mask, so that this is nothing if every query of every
-    head sees its own prefix.
+    With huge keys k and -k all weight is on the prefix whatever the mask, so that this is nothing
+    if every query of every head sees its own prefix.
     """
     model, seen = peftkit.attach(backbone, PrefixConfig(num_virtual_tokens=2)).eval(), {}
 
     def watch(site, wanted):
         def look(module, inputs):
-            if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].shape[-1] == wanted.numel():
+            if (
+                inputs
+                and isinstance(inputs[0], torch.Tensor)
+                and inputs[0].shape[-1] == wanted.numel()
+            ):
                 gap = (inputs[0] - wanted).abs().amax(-1)
                 seen[site] = min(seen.get(site, 9.0), float(gap.max()))
 
@@ -76,7 +91,10 @@ def gaps(backbone, batch):
 
     for layer in layers(model):
         site = layer.site
-        key, value = torch.randn(site.groups, 1, site.key_width), torch.randn(site.groups, 1, site.value_width)
+        key, value = (
+            torch.randn(site.groups, 1, site.key_width),
+            torch.randn(site.groups, 1, site.value_width),
+        )
         with torch.no_grad():
             layer.prefix_key["default"].copy_(torch.cat([key, -key], 1) * 1e7)
             layer.prefix_value["default"].copy_(value.expand(-1, 2, -1))
@@ -91,7 +109,8 @@ def gaps(backbone, batch):
     return seen
 
 
-# These multiply the output by a gate, have no layer for the projection, or towers that text alone does not reach.
+# These multiply the output by a gate, have no layer for the projection, or towers that text alone
+# does not reach.
 GATED = ["qwen3_next", "xlnet", "clip", "llava"]
 
 
@@ -109,14 +128,26 @@ def test_every_query_of_every_head_sees_its_prefix(name):
     [
         *[
             ("causal-lm", name)
-            for name in ["gpt_neo", "gptj", "codegen", "gpt_bigcode", "mpt", "openai-gpt", "prophetnet", "big_bird"]
+            for name in [
+                "gpt_neo",
+                "gptj",
+                "codegen",
+                "gpt_bigcode",
+                "mpt",
+                "openai-gpt",
+                "prophetnet",
+                "big_bird",
+            ]
         ],
         *[
             ("sequence-classification", name)
             for name in ["deberta", "funnel", "mpnet", "rembert", "canine", "perceiver"]
         ],
         *[("seq2seq-lm", name) for name in ("led", "pegasus_x", "longt5", "fsmt")],
-        *[("image-classification", name) for name in ("hiera", "pvt", "cvt", "mobilevit", "imagegpt")],
+        *[
+            ("image-classification", name)
+            for name in ("hiera", "pvt", "cvt", "mobilevit", "imagegpt")
+        ],
     ],
     ids=lambda pair: pair[1],
 )
@@ -137,7 +168,10 @@ def test_bigbird_keeps_its_prefix_when_it_changes_from_blocks_to_full_attention_
     config = BigBirdConfig(**sizes, block_size=4, num_random_blocks=2, max_position_embeddings=128)
     ids = torch.randint(3, 80, (2, 64))
     assert max(gaps(BigBirdForSequenceClassification(config), {"input_ids": ids}).values()) < 1e-3
-    assert max(gaps(BigBirdForSequenceClassification(config), {"input_ids": ids[:, :8]}).values()) < 1e-3
+    assert (
+        max(gaps(BigBirdForSequenceClassification(config), {"input_ids": ids[:, :8]}).values())
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", WITH_ATTENTION)
@@ -150,8 +184,12 @@ def test_it_changes_the_output_trains_every_number_and_lets_go(name):
     with model.disable_adapter():
         assert torch.equal(output(model, batch), output(backbone, batch))
     model(**architecture.batch()).loss.backward()
-    idle = [layer.site.name for layer in layers(model) if layer.prefix_value["default"].grad is None]
-    assert all("vision" in site for site in idle) or not idle  # the text-only inputs of a model that also sees
+    idle = [
+        layer.site.name for layer in layers(model) if layer.prefix_value["default"].grad is None
+    ]
+    assert (
+        all("vision" in site for site in idle) or not idle
+    )  # the text-only inputs of a model that also sees
     for layer in layers(model):
         if layer.site.name not in idle:
             for parameter in layer.parameters():
@@ -162,17 +200,25 @@ def test_it_changes_the_output_trains_every_number_and_lets_go(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma3", "phi", "mixtral", "deepseek_v3", "jamba", "bert", "bart", "vit", "t5"]
+    "name",
+    ["llama", "gemma3", "phi", "mixtral", "deepseek_v3", "jamba", "bert", "bart", "vit", "t5"],
 )
 def test_eager_equals_sdpa(name):
     architecture, outputs = ARCHITECTURES[name], []
     if name == "deepseek_v3":
-        architecture = dataclasses.replace(architecture, settings=architecture.settings | {"num_key_value_heads": 4})
+        architecture = dataclasses.replace(
+            architecture, settings=architecture.settings | {"num_key_value_heads": 4}
+        )
     for kind in ("eager", "sdpa"):
         model = architecture.model()
         model.set_attn_implementation(kind)
         model = random_prefix(peftkit.attach(model, CONFIG)).eval()
-        outputs.append(output(model, architecture.batch(labels=False, padding="none" if name == "vit" else "right")))
+        outputs.append(
+            output(
+                model,
+                architecture.batch(labels=False, padding="none" if name == "vit" else "right"),
+            )
+        )
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
 
 
@@ -181,7 +227,9 @@ def test_no_mask_is_a_mask_of_ones_and_no_token_sees_what_follows(name):
     batch = ARCHITECTURES[name].batch(labels=False)
     model = attached(name)
     expected = output(model, batch)
-    torch.testing.assert_close(output(model, {"input_ids": batch["input_ids"]}), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        output(model, {"input_ids": batch["input_ids"]}), expected, atol=1e-5, rtol=1e-4
+    )
     changed = batch["input_ids"].clone()
     changed[:, 3] = (changed[:, 3] + 7) % 80 + 4
     difference = (output(model, batch | {"input_ids": changed}) - expected).abs().amax((0, 2))
@@ -197,7 +245,9 @@ def test_generation_with_a_cache_is_generation_without(name):
     )
     batch.pop("decoder_input_ids", None)
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    cached, computed = (model.generate(**batch, **settings, use_cache=cache) for cache in (True, False))
+    cached, computed = (
+        model.generate(**batch, **settings, use_cache=cache) for cache in (True, False)
+    )
     assert torch.equal(cached, computed)
 
 
@@ -207,22 +257,37 @@ def test_generation_with_a_static_cache_or_beams(name):
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     expected = model.generate(**batch, **settings)
     assert torch.equal(model.generate(**batch, **settings, cache_implementation="static"), expected)
-    beams = [model.generate(**batch, **settings, num_beams=3, use_cache=cache) for cache in (True, False)]
+    beams = [
+        model.generate(**batch, **settings, num_beams=3, use_cache=cache) for cache in (True, False)
+    ]
     assert torch.equal(*beams)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "bloom", "bert-token", "deberta-v2-token"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "gpt2", "bloom", "bert-token", "deberta-v2-token"]
+)
 def test_padding_changes_no_real_token(name, side):
     model = attached(name)
     ids = ARCHITECTURES[name].batch(labels=False)["input_ids"]
     padding, positions = torch.full((2, 3), 5), torch.arange(ids.shape[1]).expand(2, -1)
-    order = (lambda a, b: torch.cat([a, b], 1)) if side == "left" else (lambda a, b: torch.cat([b, a], 1))
-    batch = {"input_ids": order(padding, ids), "attention_mask": order(torch.zeros_like(padding), torch.ones_like(ids))}
-    if name != "bloom":  # as generate does: where positions are not relative, they count real tokens
+    order = (
+        (lambda a, b: torch.cat([a, b], 1))
+        if side == "left"
+        else (lambda a, b: torch.cat([b, a], 1))
+    )
+    batch = {
+        "input_ids": order(padding, ids),
+        "attention_mask": order(torch.zeros_like(padding), torch.ones_like(ids)),
+    }
+    if (
+        name != "bloom"
+    ):  # as generate does: where positions are not relative, they count real tokens
         batch["position_ids"] = order(torch.zeros_like(padding), positions)
     real = slice(3, None) if side == "left" else slice(0, -3)
-    torch.testing.assert_close(output(model, batch)[:, real], output(model, {"input_ids": ids}), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        output(model, batch)[:, real], output(model, {"input_ids": ids}), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -233,7 +298,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
     for checkpointing in (False, True):
         architecture = ARCHITECTURES[name]
         if name == "t5":  # its attention calls dropout as a function
-            architecture = dataclasses.replace(architecture, settings=architecture.settings | {"dropout_rate": 0.0})
+            architecture = dataclasses.replace(
+                architecture, settings=architecture.settings | {"dropout_rate": 0.0}
+            )
         model = random_prefix(peftkit.attach(architecture.model(), CONFIG))
         if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -242,7 +309,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         model(**batch).loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+        gradients.append(
+            [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+        )
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
 
@@ -266,20 +335,35 @@ def test_longformer_joins_its_windows_its_global_tokens_and_what_these_see():
 
 
 def peft_twin(backbone, values):
-    """Return PEFT's prefix tuning of a backbone with values of our prefix: [layers][2][groups, n, width]."""
-    model = peft.get_peft_model(backbone, peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="CAUSAL_LM"))
-    flat = torch.stack([torch.stack(pair) for pair in values]).permute(3, 0, 1, 2, 4).reshape(TOKENS, -1)
+    """Return PEFT's prefix tuning of a backbone with values of our prefix: [layers][2][groups, n,
+    width].
+    """
+    model = peft.get_peft_model(
+        backbone, peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="CAUSAL_LM")
+    )
+    flat = (
+        torch.stack([torch.stack(pair) for pair in values])
+        .permute(3, 0, 1, 2, 4)
+        .reshape(TOKENS, -1)
+    )
     model.prompt_encoder["default"].embedding.weight.data.copy_(flat)
     return model.eval()
 
 
 @from_peft
 def test_the_numbers_are_those_of_peft_where_positions_are(ids):
-    """GPT-2's learned positions: PEFT moves the real tokens by the length of the prefix, which must be asked for here."""
+    """GPT-2's learned positions: PEFT moves the real tokens by the length of the prefix, which must
+    be asked for here.
+    """
     torch.manual_seed(0)
-    backbone = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    backbone = GPT2LMHeadModel(
+        GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).eval()
     model = random_prefix(peftkit.attach(copy.deepcopy(backbone), CONFIG)).eval()
-    values = [(layer.prefix_key["default"].data, layer.prefix_value["default"].data) for layer in layers(model)]
+    values = [
+        (layer.prefix_key["default"].data, layer.prefix_value["default"].data)
+        for layer in layers(model)
+    ]
     expected = logits(peft_twin(backbone, values), ids)
     moved = {"input_ids": ids, "position_ids": torch.arange(TOKENS, TOKENS + ids.shape[1])[None]}
     torch.testing.assert_close(output(model, moved), expected, atol=1e-5, rtol=1e-4)
@@ -291,7 +375,9 @@ def test_a_prefix_that_peft_has_trained_loads_on_rotary_decoders(ids, tmp_path, 
     torch.manual_seed(0)
     options = {"rope_parameters": rope | {"original_max_position_embeddings": 64}} if rope else {}
     backbone = LlamaForCausalLM(llama_config(**options)).eval()
-    config = peft.PrefixTuningConfig(num_virtual_tokens=TOKENS, task_type="CAUSAL_LM", prefix_projection=True)
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=TOKENS, task_type="CAUSAL_LM", prefix_projection=True
+    )
     theirs = peft.get_peft_model(copy.deepcopy(backbone), config).eval()
     theirs.save_pretrained(tmp_path)
     mask = torch.ones_like(ids)
@@ -307,7 +393,8 @@ def test_a_prefix_that_peft_has_trained_loads_on_rotary_decoders(ids, tmp_path, 
 
 @from_peft
 @pytest.mark.parametrize(
-    ("name", "why"), [("gpt2", "not rotary"), ("gemma3", "window"), ("t5", "decoder's self-attention alone")]
+    ("name", "why"),
+    [("gpt2", "not rotary"), ("gemma3", "window"), ("t5", "decoder's self-attention alone")],
 )
 def test_a_prefix_of_peft_that_means_something_else_here_is_refused(name, why, tmp_path):
     model = ARCHITECTURES[name].model()
@@ -359,10 +446,14 @@ def test_several_adapters_are_joined_one_after_the_other(ids):
     for layer, pair in zip(layers(joined), layers(model), strict=True):
         for kind in ("prefix_key", "prefix_value"):
             values = getattr(pair, kind)
-            getattr(layer, kind)["default"].data = torch.cat([values["default"], values["second"]], dim=1).data
+            getattr(layer, kind)["default"].data = torch.cat(
+                [values["default"], values["second"]], dim=1
+            ).data
     torch.testing.assert_close(both, logits(joined, ids % 90))
     model.set_adapter("second")
-    assert [name for name, p in model.named_parameters() if p.requires_grad and "default" in name] == []
+    assert [
+        name for name, p in model.named_parameters() if p.requires_grad and "default" in name
+    ] == []
     model.delete_adapter("default")
     assert all(list(layer.prefix_key) == ["second"] for layer in layers(model))
     assert torch.isfinite(logits(model, ids % 90)).all()
@@ -435,20 +526,25 @@ def test_lora_and_a_prefix_share_a_model_and_their_files_do_not_know_of_each_oth
 @pytest.mark.parametrize("name", WITHOUT_ATTENTION)
 def test_a_model_without_attention_is_refused(name):
     with pytest.raises(
-        TargetError, match="no attention that a prefix could join: none of its layers computes attention"
+        TargetError,
+        match="no attention that a prefix could join: none of its layers computes attention",
     ):
         peftkit.attach(ARCHITECTURES[name].model(), CONFIG)
 
 
 def test_hybrids_get_a_prefix_in_their_attention_layers_and_the_record_says_which():
     model = attached("jamba")
-    assert [layer.site.name for layer in layers(model)] == peftkit.record(model)["attach"]["targets"]
+    assert [layer.site.name for layer in layers(model)] == peftkit.record(model)["attach"][
+        "targets"
+    ]
     assert len(layers(model)) == 1
 
 
 def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_chosen():
     def kinds(**options):
-        model = peftkit.attach(ARCHITECTURES["t5"].model(), PrefixConfig(num_virtual_tokens=1, **options))
+        model = peftkit.attach(
+            ARCHITECTURES["t5"].model(), PrefixConfig(num_virtual_tokens=1, **options)
+        )
         return [layer.site.kind for layer in layers(model)]
 
     assert (kinds().count("self"), kinds().count("cross")) == (4, 2)
@@ -460,13 +556,29 @@ def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_cho
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_virtual_tokens": 0}, ConfigError, "num_virtual_tokens is 0; it must be a whole number of at least 1"),
-        ({"num_virtual_tokens": 2.0, "init_std": -1, "attention": "both"}, ConfigError, "2.0.*init_std is -1.*'both'"),
+        (
+            {"num_virtual_tokens": 0},
+            ConfigError,
+            "num_virtual_tokens is 0; it must be a whole number of at least 1",
+        ),
+        (
+            {"num_virtual_tokens": 2.0, "init_std": -1, "attention": "both"},
+            ConfigError,
+            "2.0.*init_std is -1.*'both'",
+        ),
         ({"prefix_dropout": 1.0}, ConfigError, "prefix_dropout is 1.0"),
         ({"prefix_projection": "yes"}, ConfigError, "prefix_projection is 'yes'"),
-        ({"target_modules": ["self_atn"]}, TargetError, "'self_atn' is no attention .*did you mean 'self_attn'"),
+        (
+            {"target_modules": ["self_atn"]},
+            TargetError,
+            "'self_atn' is no attention .*did you mean 'self_attn'",
+        ),
         ({"target_modules": ["mlp"]}, TargetError, "'mlp' is no attention"),
-        ({"attention": "cross"}, TargetError, "no attention that attention='cross'.*it has model.layers"),
+        (
+            {"attention": "cross"},
+            TargetError,
+            "no attention that attention='cross'.*it has model.layers",
+        ),
         ({"layers_to_transform": [7]}, TargetError, r"names layer 7"),
         ({"modules_to_save": ["lm_haed"]}, TargetError, "did you mean 'lm_head'"),
     ],
@@ -479,7 +591,9 @@ def test_what_cannot_be_is_said_in_one_sentence(backbone, options, error, messag
 
 def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_later(backbone, ids):
     backbone.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(TargetError, match=r"computes attention with flash_attention_2.*attn_implementation='sdpa'"):
+    with pytest.raises(
+        TargetError, match=r"computes attention with flash_attention_2.*attn_implementation='sdpa'"
+    ):
         peftkit.attach(backbone, CONFIG)
     backbone.config._attn_implementation = "sdpa"
     model = peftkit.attach(backbone, CONFIG)
@@ -493,7 +607,8 @@ def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_late
     )
     attention.forward = lambda *args, **kwargs: passed_over[0](*passed_over[1:], *args, **kwargs)
     with pytest.raises(
-        TargetError, match=r"prefix of model.layers.1.self_attn could not join.*attn_implementation='sdpa'"
+        TargetError,
+        match=r"prefix of model.layers.1.self_attn could not join.*attn_implementation='sdpa'",
     ):
         logits(model, ids)
 
@@ -501,6 +616,10 @@ def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_late
 def test_a_damaged_length_is_refused_before_memory_is_asked_for(backbone, tmp_path):
     peftkit.save(peftkit.attach(backbone, CONFIG), tmp_path)
     file = tmp_path / "adapter_config.json"
-    file.write_text(file.read_text().replace(f'"num_virtual_tokens": {TOKENS}', f'"num_virtual_tokens": {10**12}'))
+    file.write_text(
+        file.read_text().replace(
+            f'"num_virtual_tokens": {TOKENS}', f'"num_virtual_tokens": {10**12}'
+        )
+    )
     with pytest.raises(AdapterFileError, match="has a side of 1000000000000"):
         peftkit.load(backbone, tmp_path)

@@ -16,16 +16,23 @@ def test_classes_by_hand():
     chances = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.55, 0.45]]
     found = class_metrics(["no", "yes"], true, predicted, chances)
     assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))  # 2 true positives, 1 false positive, 1 false negative
+    assert found["f1"] == pytest.approx(
+        2 * 2 / (2 * 2 + 1 + 1)
+    )  # 2 true positives, 1 false positive, 1 false negative
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["auc"] == pytest.approx(5 / 6)  # of six pairs, one is the wrong way round
     assert found["nll"] == pytest.approx(-sum(map(math.log, (0.9, 0.4, 0.7, 0.8, 0.45))) / 5)
-    assert confusion(["no", "yes"], true, predicted) == {"labels": ["no", "yes"], "counts": [[1, 1], [1, 2]]}
+    assert confusion(["no", "yes"], true, predicted) == {
+        "labels": ["no", "yes"],
+        "counts": [[1, 1], [1, 2]],
+    }
     assert "| yes | 0.667 | 0.667 | 0.667 | 3 |" in class_report(["no", "yes"], true, predicted)
 
 
 def test_a_class_that_never_occurs_counts_as_missed_and_one_class_has_no_auc():
-    found = class_metrics(["a", "b", "c"], [0, 0, 1], [0, 0, 1], [[0.8, 0.1, 0.1]] * 2 + [[0.1, 0.8, 0.1]])
+    found = class_metrics(
+        ["a", "b", "c"], [0, 0, 1], [0, 0, 1], [[0.8, 0.1, 0.1]] * 2 + [[0.1, 0.8, 0.1]]
+    )
     assert found["macro_f1"] == pytest.approx(2 / 3)
     assert "auc" not in class_metrics(["a", "b"], [0, 0], [0, 0], [[0.8, 0.2]] * 2)
 
@@ -48,7 +55,9 @@ def test_rankings_by_hand():
     found = ranking_metrics(groups, relevance, scores)
     ideal = 1 + 1 / math.log2(3)
     assert found["ndcg@10"] == pytest.approx(((1 / math.log2(3) + 1 / 2) / ideal + 1) / 2)
-    assert found["mrr@10"] == pytest.approx((1 / 2 + 1) / 2)  # nothing is right for c, which is left out
+    assert found["mrr@10"] == pytest.approx(
+        (1 / 2 + 1) / 2
+    )  # nothing is right for c, which is left out
     assert found["hit_rate@1"] == pytest.approx(1 / 2)
     assert found["hit_rate@3"] == 1
 
@@ -80,8 +89,12 @@ def test_entities_count_as_wholes():
     bioes = ["B-PER", "E-PER", "S-LOC", "S-LOC", "O"]
     assert are_entities(bioes)
     assert entity_metrics([bioes], [["B-PER", "I-PER", "B-LOC", "B-LOC", "O"]])["entity_f1"] == 1
-    assert entity_metrics([bioes], [["B-PER", "E-PER", "S-LOC", "I-LOC", "O"]])["entity_recall"] == 1
-    assert entity_metrics([bioes], [["B-PER", "O", "S-LOC", "O", "O"]])["entity_recall"] == pytest.approx(1 / 3)
+    assert (
+        entity_metrics([bioes], [["B-PER", "E-PER", "S-LOC", "I-LOC", "O"]])["entity_recall"] == 1
+    )
+    assert entity_metrics([bioes], [["B-PER", "O", "S-LOC", "O", "O"]])[
+        "entity_recall"
+    ] == pytest.approx(1 / 3)
     assert tag_metrics([["A", "B"]], [["A", "A"]]) == {"tag_accuracy": 0.5}
 
 

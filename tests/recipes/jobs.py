@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from peftkit.config import build
-from peftkit.training.finetune import finetune
-from peftkit.training.opening import load_recipe, recipe_named
+from peftkit.config.reading import build
+from peftkit.runs.finetune import finetune
+from peftkit.runs.opening import load_recipe, recipe_named
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "recipes" / "models"
@@ -36,11 +36,17 @@ def rows_of(name, directory, count):
     even = [number % 2 == 0 for number in range(count)]
     if name == "text_classification":
         return [
-            {"text": f"{'good' if e else 'bad'} film {i}", "label": "up" if e else "down"} for i, e in enumerate(even)
+            {"text": f"{'good' if e else 'bad'} film {i}", "label": "up" if e else "down"}
+            for i, e in enumerate(even)
         ]
     if name == "text_pair":
         return [
-            {"text": f"likes {'sea' if e else 'sky'}", "other": f"sea {i}", "label": int(e), "group": i // 4}
+            {
+                "text": f"likes {'sea' if e else 'sky'}",
+                "other": f"sea {i}",
+                "label": int(e),
+                "group": i // 4,
+            }
             for i, e in enumerate(even)
         ]
     if name == "token_classification":
@@ -51,11 +57,15 @@ def rows_of(name, directory, count):
             ]} for i in range(count)
         ]  # fmt: skip
     if name == "causal_lm":
-        return [{"text": f"the price of kite number {i} is {i} pounds " * (1 + i % 3)} for i in range(count)]
+        return [
+            {"text": f"the price of kite number {i} is {i} pounds " * (1 + i % 3)}
+            for i in range(count)
+        ]
     if name == "chat":
         answer = [{"role": "assistant", "content": "It is 5."}]
         return [
-            {"messages": [{"role": "user", "content": f"price {i}?"}, *answer], "expect": ["5"]} for i in range(count)
+            {"messages": [{"role": "user", "content": f"price {i}?"}, *answer], "expect": ["5"]}
+            for i in range(count)
         ]
     if name == "seq2seq":
         return [{"source": f"say {i}", "target": f"sage {i}"} for i in range(count)]
@@ -82,7 +92,9 @@ def sound_row(directory, number, text):
     return {"audio": path.name, "text": text}
 
 
-def config_values(name, directory, llama_dir, *, method="lora", quantization=None, count=10, steps=4):
+def config_values(
+    name, directory, llama_dir, *, method="lora", quantization=None, count=10, steps=4
+):
     """The tree of values of a config, with its data written into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     sources = {
@@ -94,11 +106,19 @@ def config_values(name, directory, llama_dir, *, method="lora", quantization=Non
     source = sources.get(name, MODELS / "char-bert-zh" / "config.json")
     data = {
         "train": write_jsonl(directory / "train.jsonl", rows_of(name, directory, count)),
-        "evaluation": write_jsonl(directory / "held_out.jsonl", rows_of(name, directory, count)[:6]),
+        "evaluation": write_jsonl(
+            directory / "held_out.jsonl", rows_of(name, directory, count)[:6]
+        ),
     }
     if name not in ("image_classification",):
         data["max_length"] = 64
-    train = {"max_steps": steps, "epochs": 20, "batch_size": 4, "learning_rate": 3e-3, "evaluate_every": 2}
+    train = {
+        "max_steps": steps,
+        "epochs": 20,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "evaluate_every": 2,
+    }
     values = {
         "model": {
             "source": str(source),

@@ -1,4 +1,6 @@
-"""What all recipes share: going on with an old adapter, replay, teachers, ensembles, thresholds, packing."""
+"""What all recipes share: going on with an old adapter, replay, teachers, ensembles, thresholds,
+packing.
+"""
 
 import json
 import subprocess
@@ -10,10 +12,10 @@ import torch
 import peftkit
 from peftkit.cli import main
 from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
-from peftkit.data.rendering import Example
+from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
-from peftkit.training.opening import open_run
+from peftkit.runs.opening import open_run
 from tests.architectures import ARCHITECTURES
 from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
 
@@ -46,9 +48,14 @@ def test_training_goes_on_with_an_old_adapter_and_says_what_is_forgotten(tmp_pat
     }
     new = run("text_classification", values)
     before = read_json(new / "before.json")["metrics"]
-    assert before["loss"] == pytest.approx(read_json(old / "after.json")["metrics"]["loss"], rel=1e-5)
+    assert before["loss"] == pytest.approx(
+        read_json(old / "after.json")["metrics"]["loss"], rel=1e-5
+    )
     assert {"retained accuracy", "accuracy"} <= read_json(new / "after.json")["metrics"].keys()
-    assert read_json(new / "task.json")["learned"]["counts"] == [10, 10]  # ten new rows and ten old ones
+    assert read_json(new / "task.json")["learned"]["counts"] == [
+        10,
+        10,
+    ]  # ten new rows and ten old ones
     assert "retained accuracy" in (new / "report.md").read_text()
 
 
@@ -56,7 +63,9 @@ def test_a_trained_head_takes_no_new_labels(tmp_path, llama_dir):
     old = run("text_classification", text_job(tmp_path / "old", llama_dir))
     values = text_job(tmp_path / "new", llama_dir, start=str(old))
     write_jsonl(tmp_path / "new" / "train.jsonl", [{"text": "x", "label": "sideways"}])
-    with pytest.raises(DataError, match="'sideways' is none of those that the adapter was trained on"):
+    with pytest.raises(
+        DataError, match="'sideways' is none of those that the adapter was trained on"
+    ):
         run("text_classification", values)
 
 
@@ -79,7 +88,9 @@ def test_tokens_without_an_embedding_are_refused(tmp_path, llama_dir):
 
     from tests.conftest import byte_tokenizer, llama_config
 
-    AutoModelForCausalLM.from_config(llama_config(vocab_size=100)).save_pretrained(tmp_path / "small")
+    AutoModelForCausalLM.from_config(llama_config(vocab_size=100)).save_pretrained(
+        tmp_path / "small"
+    )
     byte_tokenizer().save_pretrained(tmp_path / "small")
     values = config_values("causal_lm", tmp_path, tmp_path / "small")
     with pytest.raises(ConfigError, match="the model has embeddings for 100"):
@@ -93,7 +104,10 @@ def test_embeddings_that_are_trained_as_a_whole_reload(tmp_path, llama_dir):
 
 
 def test_several_runs_predict_their_mean(tmp_path, llama_dir):
-    runs = [run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed)) for seed in (0, 1)]
+    runs = [
+        run("text_classification", text_job(tmp_path / str(seed), llama_dir, seed=seed))
+        for seed in (0, 1)
+    ]
     data = tmp_path / "0" / "held_out.jsonl"
     alone = [predicted([each], data, tmp_path / "alone.jsonl") for each in runs]
     together = predicted(runs, data, tmp_path / "together.jsonl")
@@ -102,15 +116,23 @@ def test_several_runs_predict_their_mean(tmp_path, llama_dir):
 
 
 def test_texts_have_no_mean(tmp_path, llama_dir, capsys):
-    runs = [run("seq2seq", config_values("seq2seq", tmp_path / str(i), llama_dir, steps=1)) for i in range(2)]
+    runs = [
+        run("seq2seq", config_values("seq2seq", tmp_path / str(i), llama_dir, steps=1))
+        for i in range(2)
+    ]
     data = str(tmp_path / "0" / "held_out.jsonl")
-    assert main(["predict", *map(str, runs), "--data", data, "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert (
+        main(["predict", *map(str, runs), "--data", data, "--output", str(tmp_path / "out.jsonl")])
+        == 2
+    )
     assert "writes texts, which have no mean" in capsys.readouterr().err
 
 
 def test_a_student_learns_from_a_teacher_and_from_texts_without_labels(tmp_path, llama_dir):
     teacher = run("text_classification", text_job(tmp_path / "teacher", llama_dir))
-    unlabelled = write_jsonl(tmp_path / "more.jsonl", [{"text": f"good story {i}"} for i in range(7)])
+    unlabelled = write_jsonl(
+        tmp_path / "more.jsonl", [{"text": f"good story {i}"} for i in range(7)]
+    )
     settings = {"runs": [str(teacher)], "weight": 1.0, "unlabelled": unlabelled}
     values = text_job(tmp_path / "student", llama_dir, teacher=settings)
     values["train"] |= {"max_steps": 5}
@@ -124,9 +146,14 @@ def test_a_student_learns_from_a_teacher_and_from_texts_without_labels(tmp_path,
 def test_a_teacher_with_other_labels_is_refused(tmp_path, llama_dir):
     teacher = run("text_classification", text_job(tmp_path / "teacher", llama_dir))
     values = text_job(tmp_path / "student", llama_dir, teacher={"runs": [str(teacher)]})
-    write_jsonl(tmp_path / "student" / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    write_jsonl(
+        tmp_path / "student" / "train.jsonl",
+        [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
+    )
     write_jsonl(tmp_path / "student" / "held_out.jsonl", [{"text": "a", "label": "x"}])
-    with pytest.raises(ConfigError, match=r"has the labels \['down', 'up'\], this run has \['x', 'y'\]"):
+    with pytest.raises(
+        ConfigError, match=r"has the labels \['down', 'up'\], this run has \['x', 'y'\]"
+    ):
         run("text_classification", values)
 
 
@@ -136,7 +163,9 @@ def test_the_threshold_of_the_highest_f1_is_found_and_kept(tmp_path, llama_dir):
     assert 0 < threshold < 1
     chances = predicted([directory], tmp_path / "held_out.jsonl", tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["prediction"] for row in rows] == ["up" if chance >= threshold else "down" for chance in chances]
+    assert [row["prediction"] for row in rows] == [
+        "up" if chance >= threshold else "down" for chance in chances
+    ]
 
 
 @pytest.mark.parametrize("sections", [{"threshold": 0.4}, {"positive": "up"}])
@@ -144,11 +173,15 @@ def test_what_is_for_two_classes_is_refused_with_three(tmp_path, llama_dir, sect
     values = text_job(tmp_path, llama_dir, **sections)
     rows = [{"text": f"x {label}", "label": label} for label in ("up", "down", "sideways")]
     values["data"]["train"] = write_jsonl(tmp_path / "three.jsonl", rows)
-    with pytest.raises(ConfigError, match="is for two classes; these rows have 3: down, sideways, up"):
+    with pytest.raises(
+        ConfigError, match="is for two classes; these rows have 3: down, sideways, up"
+    ):
         run("text_classification", values)
 
 
-def test_a_fixed_threshold_holds_from_the_start_and_the_positive_class_can_be_named(tmp_path, llama_dir):
+def test_a_fixed_threshold_holds_from_the_start_and_the_positive_class_can_be_named(
+    tmp_path, llama_dir
+):
     values = text_job(tmp_path, llama_dir, threshold=0.999, positive="down")
     directory = run("text_classification", values)
     assert open_run(directory).task.learned["labels"] == ["up", "down"]
@@ -174,10 +207,12 @@ def test_rows_that_were_made_are_kept_for_when_the_run_goes_on(tmp_path, llama_d
 
 def test_what_a_language_model_forgets_is_told_by_its_loss(tmp_path, llama_dir):
     values = config_values("causal_lm", tmp_path, llama_dir)
-    values["data"] |= {"retention": write_jsonl(tmp_path / "old.jsonl", [{"text": "an old tale of the sea"}] * 3)}
-    assert {"retained loss", "retained perplexity"} <= read_json(run("causal_lm", values) / "after.json")[
-        "metrics"
-    ].keys()
+    values["data"] |= {
+        "retention": write_jsonl(tmp_path / "old.jsonl", [{"text": "an old tale of the sea"}] * 3)
+    }
+    assert {"retained loss", "retained perplexity"} <= read_json(
+        run("causal_lm", values) / "after.json"
+    )["metrics"].keys()
 
 
 def test_texts_longer_than_the_positions_are_refused(tmp_path, llama_dir):
@@ -185,7 +220,8 @@ def test_texts_longer_than_the_positions_are_refused(tmp_path, llama_dir):
     values["data"] |= {
         "max_length": 400,
         "train": write_jsonl(
-            tmp_path / "long.jsonl", [*rows_of("text_classification", tmp_path, 4), {"text": "x " * 300, "label": "up"}]
+            tmp_path / "long.jsonl",
+            [*rows_of("text_classification", tmp_path, 4), {"text": "x " * 300, "label": "up"}],
         ),
     }
     with pytest.raises(ConfigError, match=r"the model knows 256 positions: lower data\.max_length"):
@@ -209,7 +245,9 @@ def test_held_out_rows_are_split_off_and_kept(tmp_path, llama_dir, share):
 
 def test_scores_are_learned_on_their_own_scale(tmp_path, llama_dir):
     values = config_values("text_pair", tmp_path, llama_dir)
-    rows = [row | {"score": 100.0 + 20 * row["label"]} for row in rows_of("text_pair", tmp_path, 12)]
+    rows = [
+        row | {"score": 100.0 + 20 * row["label"]} for row in rows_of("text_pair", tmp_path, 12)
+    ]
     values["data"] |= {"train": write_jsonl(tmp_path / "scores.jsonl", rows), "target": "score"}
     values["data"]["evaluation"] = values["data"]["train"]
     values["train"] |= {"best": "mean_absolute_error"}
@@ -238,7 +276,9 @@ def test_a_folder_of_images_has_its_classes_in_its_folders(tmp_path, llama_dir):
     assert open_run(run("image_classification", values)).task.learned["labels"] == ["blue", "red"]
 
 
-def test_a_language_model_is_streamed_and_classifiers_are_not(tmp_path, llama_dir, capsys, monkeypatch):
+def test_a_language_model_is_streamed_and_classifiers_are_not(
+    tmp_path, llama_dir, capsys, monkeypatch
+):
     chat = run("chat", config_values("chat", tmp_path / "chat", llama_dir, steps=1))
     capsys.readouterr()
     assert main(["generate", str(chat), "--prompt", "price?", "--max_new_tokens", "4"]) == 0
@@ -261,7 +301,9 @@ def some_examples():
     generator = torch.Generator().manual_seed(0)
     lengths = (5, 17, 9, 30, 3, 12)
     return [
-        Example(ids, list(ids)) for n in lengths if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())
+        Example(ids, list(ids))
+        for n in lengths
+        if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())
     ]
 
 
@@ -283,11 +325,11 @@ def test_packs_hold_every_text_and_predict_no_first_token():
 
 
 def test_a_pack_has_the_loss_of_its_texts(llama_dir):
-    from peftkit.data.collation import PadRight
-    from peftkit.training.objective import CausalLanguageModel
+    from peftkit.data.padding import PadRight
+    from peftkit.losses.base import CausalLMLoss
 
     model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
-    examples, loss = some_examples(), CausalLanguageModel()
+    examples, loss = some_examples(), CausalLMLoss()
     together = loss.loss(model, PadPacks(2)(packed(examples, 32)))
     alone = sum(loss.loss(model, PadRight(2)([each])) for each in examples)
     assert float(together) == pytest.approx(float(alone), rel=1e-5)
@@ -297,7 +339,9 @@ def test_a_pack_has_the_loss_of_its_texts(llama_dir):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", sorted(name for name, each in ARCHITECTURES.items() if each.task == "causal-lm"))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, each in ARCHITECTURES.items() if each.task == "causal-lm")
+)
 def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name, attention):
     if ARCHITECTURES[name].inputs != "text":
         pytest.skip("packs are for texts alone")
@@ -314,15 +358,22 @@ def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name, att
         assert name not in SEE_EACH_OTHER
 
 
-@pytest.mark.parametrize(("recipe", "packing"), [("causal_lm", True), ("chat", True), ("chat", "batch")])
+@pytest.mark.parametrize(
+    ("recipe", "packing"), [("causal_lm", True), ("chat", True), ("chat", "batch")]
+)
 def test_packing_in_the_recipes(tmp_path, llama_dir, recipe, packing):
     values = config_values(recipe, tmp_path, llama_dir)
     values["data"] |= {"packing": packing}
     directory = run(recipe, values)
-    after, before = (read_json(directory / f"{when}.json")["metrics"]["perplexity"] for when in ("after", "before"))
+    after, before = (
+        read_json(directory / f"{when}.json")["metrics"]["perplexity"]
+        for when in ("after", "before")
+    )
     assert after < before
     values["adapter"] = {"method": "prefix"}
-    with pytest.raises(ConfigError, match=r"data\.packing needs another adapter\.method than prefix"):
+    with pytest.raises(
+        ConfigError, match=r"data\.packing needs another adapter\.method than prefix"
+    ):
         run(recipe, values | {"run_dir": str(tmp_path / "other")})
 
 
@@ -353,12 +404,23 @@ def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
         values["train"] |= {"batch_size": 4 // processes, "precision": "no"}
         config = tmp_path / f"{processes}.yaml"
         config.write_text(yaml.safe_dump(values))
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            str(processes),
+        ]
         script = str(ROOT / "recipes" / f"{name}.py")
-        done = subprocess.run([*command, script, "--config", str(config)], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            [*command, script, "--config", str(config)], capture_output=True, text=True, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = read_json(tmp_path / str(processes) / "run" / "after.json")
-    assert found[2]["metrics"]["loss"] == pytest.approx(found[1]["metrics"]["loss"], rel=2e-3, abs=1e-3)
+    assert found[2]["metrics"]["loss"] == pytest.approx(
+        found[1]["metrics"]["loss"], rel=2e-3, abs=1e-3
+    )
     assert len(found[2]["predictions"]) == len(found[1]["predictions"])
 
 

@@ -1,4 +1,6 @@
-"""Every shipped config parses, and tells which key is misspelt; recipes stay short and share no blocks."""
+"""Every shipped config parses, and tells which key is misspelt; recipes stay short and share no
+blocks.
+"""
 
 import copy
 import itertools
@@ -6,10 +8,10 @@ import itertools
 import pytest
 import yaml
 
-from peftkit.config import build, load_yaml
+from peftkit.config.reading import build, load_yaml
 from peftkit.errors import ConfigError
-from peftkit.recipes import recipes
-from peftkit.training.opening import load_recipe
+from peftkit.runs.opening import load_recipe
+from peftkit.runs.recipes import recipes
 from tests.recipes.jobs import NAMES, ROOT
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -21,7 +23,9 @@ def config_class(path):
 
 
 def key_paths(values, prefix=()):
-    """The places of all keys; what stands under `columns` and `options` are not peftkit's own names."""
+    """The places of all keys; what stands under `columns` and `options` are not peftkit's own
+    names.
+    """
     for key, value in values.items():
         yield (*prefix, key)
         if isinstance(value, dict) and key not in ("columns", "options"):
@@ -73,7 +77,9 @@ def test_two_recipes_share_no_block_of_six_lines():
     for name in NAMES:
         text = (ROOT / "recipes" / f"{name}.py").read_text()
         lines = [
-            line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("from ", "import "))
+            line.strip()
+            for line in text.splitlines()
+            if line.strip() and not line.startswith(("from ", "import "))
         ]
         blocks[name] = {tuple(lines[i : i + 6]) for i in range(len(lines) - 5)}
     for one, other in itertools.combinations(NAMES, 2):

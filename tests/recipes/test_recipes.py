@@ -8,7 +8,7 @@ import pytest
 
 from peftkit.cli import main
 from peftkit.files import read_json
-from peftkit.training.metrics import read_metrics
+from peftkit.training.log import read_metrics
 from tests.recipes.jobs import METHODS, NAMES, ROOT, config_values, run, write_jsonl
 
 METRICS = {
@@ -33,7 +33,8 @@ def finished(tmp_path_factory, llama_dir):
             place = tmp_path_factory.mktemp(f"{name}-{method}")
             quantization = "nf4" if method in ("adalora", "prefix") else None
             made[name, method] = run(
-                name, config_values(name, place, llama_dir, method=method, quantization=quantization)
+                name,
+                config_values(name, place, llama_dir, method=method, quantization=quantization),
             )
         return made[name, method]
 
@@ -46,9 +47,15 @@ def test_a_recipe_learns_with_every_method(name, method, finished):
     directory = finished(name, method)
     after = read_json(directory / "after.json")["metrics"]
     assert METRICS[name] <= after.keys()
-    losses = [line["loss"] for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"]
+    losses = [
+        line["loss"]
+        for line in read_metrics(directory / "metrics.jsonl")
+        if line["kind"] == "evaluation"
+    ]
     assert losses[-1] < losses[0]
-    best = losses[-1] if method == "adalora" else min(losses)  # no model is the best before the budget has fallen
+    best = (
+        losses[-1] if method == "adalora" else min(losses)
+    )  # no model is the best before the budget has fallen
     assert after["loss"] == pytest.approx(best, rel=1e-3)  # what was saved is what was measured
     report = (directory / "report.md").read_text()
     assert "|  | before | after |" in report
@@ -63,22 +70,32 @@ def test_a_recipe_learns_with_every_method(name, method, finished):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fresh_process_predicts_the_same_with_every_method(name, finished, tmp_path):
     runs = [finished(name, method) for method in METHODS]
-    jobs = [["predict", str(each), "--data", str(each.parent / "held_out.jsonl"), "--output"] for each in runs]
+    jobs = [
+        ["predict", str(each), "--data", str(each.parent / "held_out.jsonl"), "--output"]
+        for each in runs
+    ]
     for number, words in enumerate(jobs):
         assert main([*words, str(tmp_path / f"here-{number}.jsonl")]) == 0
     there = [[*words, str(tmp_path / f"there-{number}.jsonl")] for number, words in enumerate(jobs)]
     code = f"from peftkit.cli import main\nfor words in {there!r}: assert main(words) == 0"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     for number in range(len(jobs)):
-        here, there = ((tmp_path / f"{each}-{number}.jsonl").read_text() for each in ("here", "there"))
+        here, there = (
+            (tmp_path / f"{each}-{number}.jsonl").read_text() for each in ("here", "there")
+        )
         assert here == there
         assert len(here.splitlines()) == 6
 
 
 def test_predictions_need_no_labels_and_evaluation_needs_them(tmp_path, llama_dir, capsys):
-    directory = run("text_classification", config_values("text_classification", tmp_path, llama_dir))
+    directory = run(
+        "text_classification", config_values("text_classification", tmp_path, llama_dir)
+    )
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": "good film 3"}, {"text": "bad film 4"}])
-    assert main(["predict", str(directory), "--data", texts, "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert (
+        main(["predict", str(directory), "--data", texts, "--output", str(tmp_path / "out.jsonl")])
+        == 0
+    )
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows[0]["text"] == "good film 3"
     assert set(rows[0]["probabilities"]) == {"up", "down"}

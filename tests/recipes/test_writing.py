@@ -9,14 +9,14 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import peftkit
+from peftkit.backbones.processors import SpeechProcessor, set_languages
 from peftkit.cli import main
-from peftkit.config import build
-from peftkit.data.collation import encode_pair
-from peftkit.data.processors import SpeechProcessor, set_languages
+from peftkit.config.reading import build
+from peftkit.config.sections import GenerationSettings
+from peftkit.data.padding import encode_pair
 from peftkit.errors import BackboneError, ConfigError
-from peftkit.sections import GenerationSettings
-from peftkit.training import prediction
-from peftkit.training.opening import load_recipe, open_run, recipe_named
+from peftkit.runs import prediction
+from peftkit.runs.opening import load_recipe, open_run, recipe_named
 from tests.recipes.jobs import MODELS, config_values, run
 
 
@@ -43,14 +43,25 @@ def test_the_choices_of_a_checkpoint_are_replaced(tmp_path, llama_dir, caplog, m
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     caplog.set_level(logging.WARNING, "transformers")
     settings = build(
-        load_recipe(recipe_named("seq2seq")).Config, config_values("seq2seq", tmp_path, llama_dir), "a test"
+        load_recipe(recipe_named("seq2seq")).Config,
+        config_values("seq2seq", tmp_path, llama_dir),
+        "a test",
     )
     task = load_recipe(recipe_named("seq2seq")).task(settings)
-    model = peftkit.load_backbone(MODELS / "bart-bytes" / "config.json", task="seq2seq-lm", dtype=torch.float32)
+    model = peftkit.load_backbone(
+        MODELS / "bart-bytes" / "config.json", task="seq2seq-lm", dtype=torch.float32
+    )
     rows = [{"source": "say 1"}, {"source": "say 22"}]
-    accelerator = SimpleNamespace(device=torch.device("cpu"), autocast=torch.no_grad, num_processes=1, process_index=0)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), autocast=torch.no_grad, num_processes=1, process_index=0
+    )
     expected = task.outputs(model, rows, accelerator, batch_size=2)
-    for name, value in (("num_beams", 4), ("min_length", 5), ("length_penalty", 2.0), ("no_repeat_ngram_size", 3)):
+    for name, value in (
+        ("num_beams", 4),
+        ("min_length", 5),
+        ("length_penalty", 2.0),
+        ("no_repeat_ngram_size", 3),
+    ):
         setattr(model.generation_config, name, value)
     model.generation_config.early_stopping, model.generation_config.top_p = True, 0.8
     assert task.outputs(model, rows, accelerator, batch_size=2) == expected
@@ -71,12 +82,17 @@ def test_settings_without_effect_are_refused(values, message):
 
 def test_a_pair_without_a_separator_gets_a_line_break(tokenizer):
     assert tokenizer.num_special_tokens_to_add(pair=True) == 0
-    assert encode_pair(tokenizer, "a", "b", max_length=9)["input_ids"] == tokenizer("a\nb")["input_ids"]
+    assert (
+        encode_pair(tokenizer, "a", "b", max_length=9)["input_ids"]
+        == tokenizer("a\nb")["input_ids"]
+    )
     bert = peftkit.load_tokenizer(MODELS / "char-bert-zh" / "config.json")
     assert encode_pair(bert, "a", "b", max_length=9)["input_ids"] == bert("a", "b")["input_ids"]
 
 
-@pytest.mark.parametrize("loss", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"r_drop": 1.0}])
+@pytest.mark.parametrize(
+    "loss", [{"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"r_drop": 1.0}]
+)
 def test_losses_for_labels_are_refused_for_scores(tmp_path, llama_dir, loss):
     values = config_values("text_pair", tmp_path, llama_dir) | {"loss": loss}
     values["data"]["target"] = "score"
@@ -101,10 +117,14 @@ class Whisper:
         ({"<|de|>": 1}, "german", None),
     ],
 )
-def test_a_language_is_named_exactly_where_there_are_several(monkeypatch, languages, language, message):
-    module = "peftkit.data.processors"
+def test_a_language_is_named_exactly_where_there_are_several(
+    monkeypatch, languages, language, message
+):
+    module = "peftkit.backbones.processors"
     found = SimpleNamespace(lang_to_id=languages)
-    monkeypatch.setattr(f"{module}.GenerationConfig", SimpleNamespace(from_pretrained=lambda location: found))
+    monkeypatch.setattr(
+        f"{module}.GenerationConfig", SimpleNamespace(from_pretrained=lambda location: found)
+    )
     monkeypatch.setattr(f"{module}.load_tokenizer", lambda source: Whisper())
     source = MODELS / "whisper-tones" / "config.json"
     if message is None:
@@ -117,11 +137,17 @@ def test_a_language_is_named_exactly_where_there_are_several(monkeypatch, langua
 def test_languages_are_set_where_a_tokenizer_has_them(tokenizer):
     ids = {"eng_Latn": 5, "deu_Latn": 7}
     multilingual = SimpleNamespace(
-        src_lang=None, tgt_lang=None, unk_token_id=3, convert_tokens_to_ids=lambda token: ids.get(token, 3)
+        src_lang=None,
+        tgt_lang=None,
+        unk_token_id=3,
+        convert_tokens_to_ids=lambda token: ids.get(token, 3),
     )
     assert set_languages(multilingual, "eng_Latn", "deu_Latn") == {"forced_bos_token_id": 7}
     assert (multilingual.src_lang, multilingual.tgt_lang) == ("eng_Latn", "deu_Latn")
-    with pytest.raises(BackboneError, match=r"data\.target_language: the model's tokenizer knows no language 'german'"):
+    with pytest.raises(
+        BackboneError,
+        match=r"data\.target_language: the model's tokenizer knows no language 'german'",
+    ):
         set_languages(multilingual, None, "german")
     assert set_languages(tokenizer, None, None) == {}
     with pytest.raises(BackboneError, match=r"takes no languages: leave out data\.source_language"):
@@ -131,25 +157,42 @@ def test_languages_are_set_where_a_tokenizer_has_them(tokenizer):
 def test_one_run_is_measured_with_one_backbone(texts, monkeypatch):
     opened = open_run(texts)
     loads = []
-    monkeypatch.setattr(prediction.peftkit, "load", lambda *args, load=peftkit.load: loads.append(args) or load(*args))
+    monkeypatch.setattr(
+        prediction.peftkit,
+        "load",
+        lambda *args, load=peftkit.load: loads.append(args) or load(*args),
+    )
     found = prediction.measured([opened], opened.task.read(opened.held_out()), batch_size=4)
     assert len(loads) == 1
-    assert found.metrics["loss"] == pytest.approx(json.loads((texts / "after.json").read_text())["metrics"]["loss"])
+    assert found.metrics["loss"] == pytest.approx(
+        json.loads((texts / "after.json").read_text())["metrics"]["loss"]
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["predict", "{run}", "{run}", "--data", "{rows}", "--output", "{run}/x.jsonl"], "have no mean: name one run"),
+        (
+            ["predict", "{run}", "{run}", "--data", "{rows}", "--output", "{run}/x.jsonl"],
+            "have no mean: name one run",
+        ),
         (["evaluate", "{run}", "{run}"], "have no mean: name one run"),
-        (["predict", "{run}", "--data", "{rows}", "--output", "no/such/x.jsonl"], "there is no directory no/such"),
+        (
+            ["predict", "{run}", "--data", "{rows}", "--output", "no/such/x.jsonl"],
+            "there is no directory no/such",
+        ),
         (["compare", "{run}", "--output", "no/such/x.md"], "there is no directory no/such"),
-        (["generate", "{run}", "--temperature", "-1"], "temperature: input should be greater than or equal to 0"),
+        (
+            ["generate", "{run}", "--temperature", "-1"],
+            "temperature: input should be greater than or equal to 0",
+        ),
         (["merge", "{run}", "out", "--quantization", "nf4"], "a run has its own"),
     ],
 )
 def test_mistakes_are_told_before_the_work(texts, capsys, monkeypatch, words, message):
-    monkeypatch.setattr("peftkit.training.opening.Opened.backbone", lambda self: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "peftkit.runs.opening.Opened.backbone", lambda self: pytest.fail("the work has begun")
+    )
     rows = texts.parent / "held_out.jsonl"
     assert main([word.format(run=texts, rows=rows) for word in words]) == 2
     assert message in capsys.readouterr().err
@@ -166,7 +209,7 @@ def test_an_interruption_ends_the_writing_quietly(texts, monkeypatch, capsys):
         yield "the"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("peftkit.generation.stream", interrupted)
+    monkeypatch.setattr("peftkit.tasks.generation.stream", interrupted)
     assert main(["generate", str(texts), "--prompt", "x"]) == 130
     assert capsys.readouterr().out == "the\n"
 
@@ -177,5 +220,7 @@ def test_a_run_is_merged_with_its_own_head_and_processor(pairs, tmp_path):
     opened = open_run(pairs)
     batch = opened.task.processor("likes sea", "sea 1", return_tensors="pt")
     with torch.no_grad():
-        assert torch.allclose(merged(**batch).logits, opened.model().eval()(**batch).logits, atol=1e-5)
+        assert torch.allclose(
+            merged(**batch).logits, opened.model().eval()(**batch).logits, atol=1e-5
+        )
     assert peftkit.load_tokenizer(tmp_path / "out").vocab_size == opened.task.processor.vocab_size

@@ -1,4 +1,6 @@
-"""A small training job: run in this process, in a forked one, or as a script under `accelerate launch`."""
+"""A small training job: run in this process, in a forked one, or as a script under `accelerate
+launch`.
+"""
 
 import itertools
 import json
@@ -12,17 +14,21 @@ import torch
 from accelerate import PartialState
 
 import peftkit
-from peftkit.data.collation import PadRight
-from peftkit.data.rendering import IGNORED, Example
+from peftkit.config.train import TrainSettings
+from peftkit.data.padding import PadRight
+from peftkit.data.supervised_tokens import IGNORED, Example
+from peftkit.runs.directory import Run
+from peftkit.runs.process import start_asked_processes
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.preparation import accelerator_for
-from peftkit.training.process import start_asked_processes
-from peftkit.training.run import Run
-from peftkit.training.settings import TrainSettings
+from peftkit.training.optimizer import accelerator_for
 
 ADAPTERS = {
-    "prefix": peftkit.PrefixConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8),
-    "bottleneck": peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned", reduction_factor=4),
+    "prefix": peftkit.PrefixConfig(
+        num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8
+    ),
+    "bottleneck": peftkit.BottleneckConfig(
+        placement="scaled_parallel", scale="learned", reduction_factor=4
+    ),
 }
 
 
@@ -44,7 +50,9 @@ def train(
 ):  # fmt: skip
     """Train LoRA, or another adapter, on a tiny model; return the model and the outcome."""
     torch.manual_seed(0)
-    backbone = peftkit.load_backbone(model_dir, quantization=quantization, dtype=getattr(torch, dtype))
+    backbone = peftkit.load_backbone(
+        model_dir, quantization=quantization, dtype=getattr(torch, dtype)
+    )
     model = peftkit.attach(backbone, adapter or peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = accelerator_for(settings, model, Path(run_dir))
@@ -64,7 +72,9 @@ def main(
     run_dir, model_dir, settings, slow=False, adalora=None, method=None, evaluate=0, crash_at=None, saves=False,
     worsening=False, **options
 ):  # fmt: skip
-    """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a recipe does."""
+    """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a
+    recipe does.
+    """
     start_asked_processes()
     torch.set_num_threads(1)
     adapter = peftkit.AdaLoraConfig(**adalora) if adalora else ADAPTERS[method] if method else None
@@ -85,12 +95,16 @@ def main(
 def _check_backbone(backbone, model_dir, quantization=None, dtype="float32", **options):
     """Check that what is left without the adapter computes what the backbone computed before."""
     fresh = peftkit.load_backbone(model_dir, quantization=quantization, dtype=getattr(torch, dtype))
-    found, expected = (each.eval()(input_ids=torch.arange(4, 12)[None]).logits for each in (backbone, fresh))
+    found, expected = (
+        each.eval()(input_ids=torch.arange(4, 12)[None]).logits for each in (backbone, fresh)
+    )
     assert torch.equal(found, expected)
 
 
 def hooks_for(slow=False, crash_at=None, worsening=False):
-    """Hooks that slow a run down, end it, or give it an accuracy that falls, and on other processes rises."""
+    """Hooks that slow a run down, end it, or give it an accuracy that falls, and on other processes
+    rises.
+    """
     counts = itertools.count(1)
 
     def after_step(step, total):
@@ -106,14 +120,18 @@ def hooks_for(slow=False, crash_at=None, worsening=False):
 
 
 def launch(flags, arguments, *, module="accelerate.commands.launch", **variables):
-    """Run `main` under `accelerate launch`, with further environment variables; return the ended process."""
+    """Run `main` under `accelerate launch`, with further environment variables; return the ended
+    process.
+    """
     command = [sys.executable, "-m", module, *flags, __file__, json.dumps(arguments)]
     environment = os.environ | variables
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def launch_two(arguments, **variables):
-    """Run `main` on two processes: what `accelerate launch --cpu --num_processes 2` comes down to, without its imports."""
+    """Run `main` on two processes: what `accelerate launch --cpu --num_processes 2` comes down to,
+    without its imports.
+    """
     flags = ["--nproc_per_node", "2", "--master_port", str(29700 + os.getpid() % 200)]
     variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return launch(flags, arguments, module="torch.distributed.run", **variables)

@@ -9,15 +9,17 @@ from accelerate.commands.config.config_args import load_config_from_file
 from yaml import safe_load
 
 import peftkit
-from peftkit.config import build
+from peftkit.config.reading import build
+from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, read_tensors
-from peftkit.training import process, refusals, sharding
-from peftkit.training.launch import check_launch
-from peftkit.training.metrics import read_metrics
-from peftkit.training.preparation import accelerator_for
-from peftkit.training.recipe import RecipeSettings
-from peftkit.training.settings import TrainSettings
+from peftkit.runs import process
+from peftkit.runs.recipe import RecipeSettings
+from peftkit.training import checks as refusals
+from peftkit.training import fsdp as sharding
+from peftkit.training.launch_checks import check_launch
+from peftkit.training.log import read_metrics
+from peftkit.training.optimizer import accelerator_for
 from tests.training import job
 from tests.training.job import ragged_examples, train, trained
 
@@ -25,22 +27,35 @@ PRESETS = Path(__file__).parents[2] / "recipes" / "accelerate"
 
 
 def fsdp_environment():
-    """What `accelerate launch` puts into the environment for the preset; on a CPU it leaves that out."""
+    """What `accelerate launch` puts into the environment for the preset; on a CPU it leaves that
+    out.
+    """
     options = safe_load((PRESETS / "fsdp2_qlora.yaml").read_text())["fsdp_config"]
-    values = {f"FSDP_{key.removeprefix('fsdp_').upper()}": str(value).lower() for key, value in options.items()}
+    values = {
+        f"FSDP_{key.removeprefix('fsdp_').upper()}": str(value).lower()
+        for key, value in options.items()
+    }
     return {"ACCELERATE_USE_FSDP": "true", **values}
 
 
 def launch(run_dir, model_dir, settings, *, fsdp=False, flags=None, ok=True, **arguments):
     """Run the job on two processes."""
-    given = {"run_dir": str(run_dir), "model_dir": str(model_dir), "settings": settings, "dropout": 0.0, **arguments}
+    given = {
+        "run_dir": str(run_dir),
+        "model_dir": str(model_dir),
+        "settings": settings,
+        "dropout": 0.0,
+        **arguments,
+    }
     variables = fsdp_environment() if fsdp else {}
     done = job.launch(flags, given) if flags else job.launch_two(given, **variables)
     assert (done.returncode == 0) == ok, done.stderr
 
 
 def lines(run_dir, kind="train"):
-    return [entry for entry in read_metrics(Path(run_dir) / "metrics.jsonl") if entry["kind"] == kind]
+    return [
+        entry for entry in read_metrics(Path(run_dir) / "metrics.jsonl") if entry["kind"] == kind
+    ]
 
 
 def losses(run_dir, kind="train"):
@@ -50,7 +65,14 @@ def losses(run_dir, kind="train"):
 # the same numbers
 
 
-CUT = {"batch_size": 2, "accumulate": 2, "epochs": 2, "evaluate_every": 2, "max_steps": 4, "clip_norm": 0.05}
+CUT = {
+    "batch_size": 2,
+    "accumulate": 2,
+    "epochs": 2,
+    "evaluate_every": 2,
+    "max_steps": 4,
+    "clip_norm": 0.05,
+}
 WHOLE = CUT | {"batch_size": 8, "accumulate": 1}
 
 
@@ -62,27 +84,46 @@ WHOLE = CUT | {"batch_size": 8, "accumulate": 1}
         ("nf4", "float32", False, 1e-5),
         (None, "float32", True, 1e-5),
         ("nf4", "float32", True, 1e-5),
-        (None, "bfloat16", True, 1e-3),  # the passes are cut otherwise, and bfloat16 rounds each otherwise
+        (
+            None,
+            "bfloat16",
+            True,
+            1e-3,
+        ),  # the passes are cut otherwise, and bfloat16 rounds each otherwise
         ("nf4", "bfloat16", True, 1e-3),
     ],
 )
-def test_two_processes_have_the_losses_of_one(llama_dir, tmp_path, quantization, dtype, fsdp, tolerance):
-    """With the same global batch: losses, gradient norms, evaluations, trained weights, and the adapter that is saved."""
+def test_two_processes_have_the_losses_of_one(
+    llama_dir, tmp_path, quantization, dtype, fsdp, tolerance
+):
+    """With the same global batch: losses, gradient norms, evaluations, trained weights, and the
+    adapter that is saved.
+    """
     options = {"quantization": quantization, "dtype": dtype}
     launch(tmp_path / "two", llama_dir, CUT, fsdp=fsdp, **options, evaluate=7, saves=True)
     model, outcome = train(
-        tmp_path / "one", llama_dir, WHOLE, dropout=0.0, evaluation=ragged_examples(7, seed=3), **options
+        tmp_path / "one",
+        llama_dir,
+        WHOLE,
+        dropout=0.0,
+        evaluation=ragged_examples(7, seed=3),
+        **options,
     )
     for kind, key in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "loss")):
         found = [[line[key] for line in lines(tmp_path / run, kind)] for run in ("two", "one")]
-        assert found[0] == pytest.approx(found[1], rel=tolerance if key == "loss" else 30 * tolerance)
+        assert found[0] == pytest.approx(
+            found[1], rel=tolerance if key == "loss" else 30 * tolerance
+        )
     expected = {name: value for name, value in trained(model).items()}
     checkpoint = tmp_path / "two" / "checkpoints" / outcome.checkpoint.name
     weights = read_tensors(checkpoint / "trainable.safetensors")
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.allclose(weights[name], value, rtol=0.05, atol=100 * tolerance), name
-    for adapter in (checkpoint / "adapter", tmp_path / "two" / "adapter"):  # of the loop, and of the job after the loop
+    for adapter in (
+        checkpoint / "adapter",
+        tmp_path / "two" / "adapter",
+    ):  # of the loop, and of the job after the loop
         tensors = read_tensors(adapter / "adapter_model.safetensors")
         assert len(tensors) == len(expected)
         for name, value in tensors.items():
@@ -94,20 +135,33 @@ def test_two_processes_have_the_losses_of_one(llama_dir, tmp_path, quantization,
 def test_the_cpu_preset_starts_two_processes_and_another_cut_is_the_same_step(llama_dir, tmp_path):
     """Passes of 1 x 4 on each of two processes, started by a config file, are one pass of 8."""
     preset = tmp_path / "two.yaml"
-    preset.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2"))
+    preset.write_text(
+        (PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2")
+    )
     cut = {"batch_size": 1, "accumulate": 4, "max_steps": 3}
     port = ["--main_process_port", str(29900 + os.getpid() % 100)]
     launch(tmp_path / "two", llama_dir, cut, flags=["--config_file", str(preset), *port])
     train(tmp_path / "one", llama_dir, {"batch_size": 8, "max_steps": 3}, dropout=0.0)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-    assert read_json(tmp_path / "two" / "checkpoints" / "step-000003" / "state.json")["processes"] == 2
+    assert (
+        read_json(tmp_path / "two" / "checkpoints" / "step-000003" / "state.json")["processes"] == 2
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prefix", "bottleneck"])
-def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(llama_dir, tmp_path, method):
-    """Of six steps, four are made, since the second evaluation is worse; the weights of the first are those that are left."""
-    settings = {"gradient_checkpointing": True, "best": "accuracy", "early_stopping": 1, "max_steps": 6}
+def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(
+    llama_dir, tmp_path, method
+):
+    """Of six steps, four are made, since the second evaluation is worse; the weights of the first
+    are those that are left.
+    """
+    settings = {
+        "gradient_checkpointing": True,
+        "best": "accuracy",
+        "early_stopping": 1,
+        "max_steps": 6,
+    }
     launch(
         tmp_path / "two", llama_dir, CUT | settings, fsdp=True, method=method, quantization="nf4", evaluate=7, saves=True,
         worsening=True,
@@ -121,7 +175,9 @@ def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(llam
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     found = trained(peftkit.load(backbone, tmp_path / "two" / "adapter", trainable=True))
     assert found.keys() == trained(model).keys()
-    assert all(torch.allclose(found[name], value, atol=1e-2) for name, value in trained(model).items())
+    assert all(
+        torch.allclose(found[name], value, atol=1e-2) for name, value in trained(model).items()
+    )
 
 
 # going on
@@ -130,15 +186,28 @@ def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(llam
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_an_interrupted_run_goes_on_exactly(llama_dir, tmp_path, fsdp):
-    """Parameters, both moments and dropout, from the middle of an epoch; then the best weights are taken."""
-    settings = {"batch_size": 2, "epochs": 2, "max_steps": 8, "save_every": 2, "evaluate_every": 4, "weight_decay": 0.1}
+    """Parameters, both moments and dropout, from the middle of an epoch; then the best weights are
+    taken.
+    """
+    settings = {
+        "batch_size": 2,
+        "epochs": 2,
+        "max_steps": 8,
+        "save_every": 2,
+        "evaluate_every": 4,
+        "weight_decay": 0.1,
+    }
     options = {"fsdp": fsdp, "dropout": 0.3, "evaluate": 5}
     launch(tmp_path / "whole", llama_dir, settings, **options)
     launch(tmp_path / "cut", llama_dir, settings, **options, crash_at=6, ok=False)
     assert len(losses(tmp_path / "cut")) == 5
     launch(tmp_path / "cut", llama_dir, settings, **options)
     checkpoints = [tmp_path / run / "checkpoints" / "step-000008" for run in ("whole", "cut")]
-    for name in ("trainable.safetensors", "optimizer.safetensors", "adapter/adapter_model.safetensors"):
+    for name in (
+        "trainable.safetensors",
+        "optimizer.safetensors",
+        "adapter/adapter_model.safetensors",
+    ):
         expected, found = (read_tensors(path / name) for path in checkpoints)
         assert expected.keys() == found.keys()
         assert all(torch.equal(value, found[key]) for key, value in expected.items()), name
@@ -151,16 +220,28 @@ def test_an_interrupted_run_goes_on_exactly(llama_dir, tmp_path, fsdp):
 
 @pytest.mark.parametrize("name", ["cpu", "single_gpu", "ddp", "fsdp2_qlora", "zero3"])
 def test_accelerate_reads_every_preset(name):
-    assert load_config_from_file(str(PRESETS / f"{name}.yaml")).compute_environment == "LOCAL_MACHINE"
+    assert (
+        load_config_from_file(str(PRESETS / f"{name}.yaml")).compute_environment == "LOCAL_MACHINE"
+    )
 
 
 def test_the_number_of_processes_is_read_from_flags_and_config_files(tmp_path):
     path = tmp_path / "a.yaml"
-    path.write_text((PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 3"))
+    path.write_text(
+        (PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 3")
+    )
     count = process._asked_processes
     assert count(["accelerate", "launch", "--cpu", "x.py", "--config", "recipe.yaml"]) == 1
-    assert count(["accelerate", "launch", "--config_file", str(path), "x.py", "--config", "recipe.yaml"]) == 3
-    assert count(["accelerate", "launch", "--config_file", str(path), "--num_processes", "2", "x.py"]) == 2
+    assert (
+        count(
+            ["accelerate", "launch", "--config_file", str(path), "x.py", "--config", "recipe.yaml"]
+        )
+        == 3
+    )
+    assert (
+        count(["accelerate", "launch", "--config_file", str(path), "--num_processes", "2", "x.py"])
+        == 2
+    )
 
 
 def test_the_flags_of_the_launcher_are_found_again():
@@ -193,10 +274,17 @@ def preset(monkeypatch, **changes):
         ("int8", peftkit.LoraConfig(), {}, "cannot shard int8"),
         (None, peftkit.AdaLoraConfig(total_step=9), {}, "cannot see them in the shards"),
         (None, peftkit.LoraConfig(), {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
-        (None, peftkit.LoraConfig(), {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: true is not supported"),
+        (
+            None,
+            peftkit.LoraConfig(),
+            {"FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params: true is not supported",
+        ),
     ],
 )
-def test_what_fsdp_cannot_do_is_refused(llama_dir, tmp_path, monkeypatch, quantization, adapter, changes, message):
+def test_what_fsdp_cannot_do_is_refused(
+    llama_dir, tmp_path, monkeypatch, quantization, adapter, changes, message
+):
     model = peftkit.attach(peftkit.load_backbone(llama_dir, quantization=quantization), adapter)
     settings = TrainSettings()
     accelerator = accelerator_for(settings, model, tmp_path)
@@ -223,7 +311,10 @@ def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path, mon
     with pytest.raises(ConfigError, match="auto_batch works on one process"):
         check_launch(TrainSettings(auto_batch=True), None, "lora", processes=2)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    for quantization, message in ((None, "does not train under DeepSpeed"), ("nf4", "does not partition bitsandbytes")):
+    for quantization, message in (
+        (None, "does not train under DeepSpeed"),
+        ("nf4", "does not partition bitsandbytes"),
+    ):
         with pytest.raises(ConfigError, match=message):
             check_launch(TrainSettings(), quantization, "lora")
 
@@ -236,13 +327,23 @@ def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path, mon
             {"model": {"source": "x", "quantization": "int8"}},
             "int8",
         ),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"adapter": {"method": "adalora"}}, "AdaLoRA"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"adapter": {"method": "adalora"}},
+            "AdaLoRA",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "DeepSpeed"),
-        ({"WORLD_SIZE": "2"}, {"train": {"batch_size": 4, "global_batch_size": 4}}, r"4 x accumulate 1 x 2 process"),
+        (
+            {"WORLD_SIZE": "2"},
+            {"train": {"batch_size": 4, "global_batch_size": 4}},
+            r"4 x accumulate 1 x 2 process",
+        ),
         ({"WORLD_SIZE": "2"}, {"train": {"auto_batch": True}}, "one process only"),
     ],
 )
-def test_a_recipe_refuses_its_launch_before_it_loads_anything(monkeypatch, variables, changes, message):
+def test_a_recipe_refuses_its_launch_before_it_loads_anything(
+    monkeypatch, variables, changes, message
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     values = {"model": {"source": "x"}, "data": {"train": "y"}, "run_dir": "z"} | changes

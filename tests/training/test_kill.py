@@ -1,4 +1,6 @@
-"""kill -9 at any moment: the run goes on from its last whole checkpoint, and nothing on disk is half-written."""
+"""kill -9 at any moment: the run goes on from its last whole checkpoint, and nothing on disk is
+half-written.
+"""
 
 import json
 import multiprocessing
@@ -11,7 +13,7 @@ import torch
 
 import peftkit
 from peftkit.files import read_json, read_tensors
-from peftkit.training.metrics import read_metrics
+from peftkit.training.log import read_metrics
 from tests.training.job import main, train, trained
 
 SETTINGS = {"batch_size": 2, "epochs": 90, "save_every": 3}

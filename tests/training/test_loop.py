@@ -13,16 +13,16 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import peftkit
-from peftkit.data.collation import PadRight
+from peftkit.config.train import TrainSettings
+from peftkit.data.padding import PadRight
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.files import read_tensors
+from peftkit.losses.base import CausalLMLoss, ModelLoss
 from peftkit.training.evaluation import evaluate
+from peftkit.training.log import read_metrics
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.metrics import read_metrics
-from peftkit.training.objective import CausalLanguageModel, ModelLoss
+from peftkit.training.optimizer import accelerator_for
 from peftkit.training.order import Order
-from peftkit.training.preparation import accelerator_for
-from peftkit.training.settings import TrainSettings
 from tests.conftest import llama_config
 from tests.contract import METHODS
 from tests.training import job
@@ -30,7 +30,9 @@ from tests.training.job import ragged_examples, train, trained
 
 
 def losses(run_dir, kind="train"):
-    return [entry["loss"] for entry in read_metrics(run_dir / "metrics.jsonl") if entry["kind"] == kind]
+    return [
+        entry["loss"] for entry in read_metrics(run_dir / "metrics.jsonl") if entry["kind"] == kind
+    ]
 
 
 # one step, however it is cut
@@ -50,11 +52,14 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_matter(llama_dir, tmp_pat
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(llama_dir, tmp_path):
-    train(tmp_path, llama_dir, {"batch_size": 4, "accumulate": 6, "learning_rate": 1e-9}, dropout=0.0)
+    train(
+        tmp_path, llama_dir, {"batch_size": 4, "accumulate": 6, "learning_rate": 1e-9}, dropout=0.0
+    )
     torch.manual_seed(0)
     model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     summed = [
-        model(input_ids=torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss * e.supervised
+        model(input_ids=torch.tensor([e.input_ids]), labels=torch.tensor([e.labels])).loss
+        * e.supervised
         for e in ragged_examples()
     ]
     mean = float(sum(summed)) / sum(e.supervised for e in ragged_examples())
@@ -70,12 +75,21 @@ def test_a_process_for_which_nothing_is_left_takes_part_all_the_same():
 def test_the_order_is_a_function_of_seed_and_epoch_and_takes_every_example_once():
     lengths = [len(example.input_ids) for example in ragged_examples(50)]
     order = Order(lengths, 4, 2, 1, seed=3, group_by_length=True)
-    steps = [[i for batch in order.micro_batches(step, 0) for i in batch] for step in range(2 * order.steps_per_epoch)]
+    steps = [
+        [i for batch in order.micro_batches(step, 0) for i in batch]
+        for step in range(2 * order.steps_per_epoch)
+    ]
     first, second = steps[: order.steps_per_epoch], steps[order.steps_per_epoch :]
-    assert sorted(i for step in first for i in step) == sorted(i for step in second for i in step) == list(range(50))
+    assert (
+        sorted(i for step in first for i in step)
+        == sorted(i for step in second for i in step)
+        == list(range(50))
+    )
     assert first != second
     again = Order(lengths, 8, 1, 1, seed=3, group_by_length=True)
-    assert [sorted(again.micro_batches(step, 0)[0]) for step in range(7)] == [sorted(step) for step in first]
+    assert [sorted(again.micro_batches(step, 0)[0]) for step in range(7)] == [
+        sorted(step) for step in first
+    ]
     shared = Order(lengths, 2, 2, 2, seed=3, group_by_length=True)
     for step in range(7):
         ranks = [shared.micro_batches(step, rank) for rank in (0, 1)]
@@ -86,13 +100,23 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_takes_every_example_once(
 # schedules, precision, memory
 
 
-@pytest.mark.parametrize(("schedule", "end"), [("linear", 0.25), ("cosine", 0.1464), ("constant", 1.0)])
+@pytest.mark.parametrize(
+    ("schedule", "end"), [("linear", 0.25), ("cosine", 0.1464), ("constant", 1.0)]
+)
 @pytest.mark.parametrize("warmup", [2, 0.34])
-def test_the_learning_rate_warms_up_and_then_follows_its_schedule(llama_dir, tmp_path, schedule, end, warmup):
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(
+    llama_dir, tmp_path, schedule, end, warmup
+):
     train(
         tmp_path,
         llama_dir,
-        {"batch_size": 8, "epochs": 2, "schedule": schedule, "warmup": warmup, "learning_rate": 1e-3},
+        {
+            "batch_size": 8,
+            "epochs": 2,
+            "schedule": schedule,
+            "warmup": warmup,
+            "learning_rate": 1e-3,
+        },
     )
     rates = [entry["learning_rate"] / 1e-3 for entry in read_metrics(tmp_path / "metrics.jsonl")]
     assert rates[:3] == pytest.approx([0, 0.5, 1.0])
@@ -105,7 +129,9 @@ def test_precisions_and_quantised_backbones_learn(llama_dir, tmp_path, quantizat
     settings = {"batch_size": 8, "epochs": 16, "precision": precision, "learning_rate": 3e-2}
     model, _ = train(tmp_path, llama_dir, settings, quantization=quantization, dtype="bfloat16")
     curve = losses(tmp_path)
-    assert sum(curve[-3:]) < 0.95 * sum(curve[:3])  # 5.3 is the floor that the frozen random head sets
+    assert sum(curve[-3:]) < 0.95 * sum(
+        curve[:3]
+    )  # 5.3 is the floor that the frozen random head sets
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
@@ -119,7 +145,9 @@ def test_every_method_trains_under_autocast_on_a_16_bit_backbone(llama_dir, tmp_
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_gradient_checkpointing_changes_nothing_but_memory(llama_dir, tmp_path, monkeypatch, quantization):
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    llama_dir, tmp_path, monkeypatch, quantization
+):
     models, passes = {}, {False: 0, True: 0}
     original = LlamaAttention.forward
 
@@ -131,7 +159,11 @@ def test_gradient_checkpointing_changes_nothing_but_memory(llama_dir, tmp_path, 
     for checkpointing in (False, True):
         settings = {"batch_size": 8, "max_steps": 2, "gradient_checkpointing": checkpointing}
         models[checkpointing], _ = train(
-            tmp_path / str(checkpointing), llama_dir, settings, quantization=quantization, dropout=0.3
+            tmp_path / str(checkpointing),
+            llama_dir,
+            settings,
+            quantization=quantization,
+            dropout=0.3,
         )
     plain, recomputed = trained(models[False]), trained(models[True])
     assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
@@ -150,7 +182,10 @@ def test_clipping_bounds_the_gradient_but_not_what_is_logged(llama_dir, tmp_path
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     for clip in (None, 1e-3):
         train(tmp_path / str(clip), llama_dir, {"batch_size": 8, "max_steps": 1, "clip_norm": clip})
-    free, tight = (read_metrics(tmp_path / str(clip) / "metrics.jsonl")[0]["gradient_norm"] for clip in (None, 1e-3))
+    free, tight = (
+        read_metrics(tmp_path / str(clip) / "metrics.jsonl")[0]["gradient_norm"]
+        for clip in (None, 1e-3)
+    )
     assert free == pytest.approx(tight)
     assert applied == pytest.approx([free, 1e-3], rel=1e-2)
 
@@ -170,13 +205,23 @@ def test_a_plain_model_is_trained_too(tmp_path):
 
 def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
     curves = []
-    for objective in (CausalLanguageModel(), ModelLoss()):
+    for objective in (CausalLMLoss(), ModelLoss()):
         torch.manual_seed(0)
-        model = peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=4))
+        model = peftkit.attach(
+            peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=4)
+        )
         run_dir = tmp_path / type(objective).__name__
         settings = TrainSettings(batch_size=1, epochs=0.3, precision="no")
         accelerator = accelerator_for(settings, model, run_dir)
-        Training(model, ragged_examples(), PadRight(2), settings, run_dir, accelerator, objective=objective).run()
+        Training(
+            model,
+            ragged_examples(),
+            PadRight(2),
+            settings,
+            run_dir,
+            accelerator,
+            objective=objective,
+        ).run()
         curves.append(losses(run_dir))
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
@@ -196,14 +241,26 @@ def test_what_cannot_be_trained_is_refused(backbone, llama_dir, tmp_path):
 def test_evaluation_is_exact_whatever_the_batch_size(backbone):
     accelerator, examples = Accelerator(), ragged_examples(30, seed=1)
     model = backbone.float().train()
-    found = [evaluate(model, examples, PadRight(2), accelerator, batch_size=size) for size in (1, 7, 30)]
+    found = [
+        evaluate(model, examples, PadRight(2), accelerator, batch_size=size) for size in (1, 7, 30)
+    ]
     assert model.training
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6) == pytest.approx(found[2]["loss"], rel=1e-6)
+    assert (
+        found[0]["loss"]
+        == pytest.approx(found[1]["loss"], rel=1e-6)
+        == pytest.approx(found[2]["loss"], rel=1e-6)
+    )
     assert found[0]["perplexity"] == pytest.approx(math.exp(found[0]["loss"]))
 
 
 def test_the_best_evaluation_is_kept_and_early_stopping_stops(llama_dir, tmp_path):
-    settings = {"batch_size": 8, "epochs": 20, "evaluate_every": 1.0, "early_stopping": 2, "learning_rate": 3e-2}
+    settings = {
+        "batch_size": 8,
+        "epochs": 20,
+        "evaluate_every": 1.0,
+        "early_stopping": 2,
+        "learning_rate": 3e-2,
+    }
     held_out = ragged_examples(10, seed=9)
     model, outcome = train(tmp_path, llama_dir, settings, evaluation=held_out)
     evaluations = losses(tmp_path, "evaluation")
@@ -218,11 +275,19 @@ def test_the_best_evaluation_is_kept_and_early_stopping_stops(llama_dir, tmp_pat
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == steps
 
 
-@pytest.mark.parametrize(("best", "expected"), [("accuracy", 6), ("word_error_rate", 9), ("loss", None)])
-def test_the_best_evaluation_is_that_of_the_metric_that_is_named(llama_dir, tmp_path, best, expected):
-    """An accuracy is better higher, an error rate lower; the first of equals stays, and what is no number is no best."""
+@pytest.mark.parametrize(
+    ("best", "expected"), [("accuracy", 6), ("word_error_rate", 9), ("loss", None)]
+)
+def test_the_best_evaluation_is_that_of_the_metric_that_is_named(
+    llama_dir, tmp_path, best, expected
+):
+    """An accuracy is better higher, an error rate lower; the first of equals stays, and what is no
+    number is no best.
+    """
     values = iter([(0.5, 0.5), (0.9, 0.5), (0.2, 0.1), (float("nan"), float("nan")), (0.9, 0.1)])
-    hooks = Hooks(evaluate=lambda: dict(zip(("accuracy", "word_error_rate"), next(values), strict=True)))
+    hooks = Hooks(
+        evaluate=lambda: dict(zip(("accuracy", "word_error_rate"), next(values), strict=True))
+    )
     settings = {"batch_size": 8, "epochs": 5, "evaluate_every": 1.0, "best": best}
     _, outcome = train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
     curve = losses(tmp_path, "evaluation")
@@ -233,7 +298,9 @@ def test_the_best_evaluation_is_that_of_the_metric_that_is_named(llama_dir, tmp_
 def test_a_metric_that_the_evaluation_does_not_give_is_refused(llama_dir, tmp_path):
     settings = {"batch_size": 8, "evaluate_every": 1.0, "best": "acuracy"}
     hooks = Hooks(evaluate=lambda: {"accuracy": 1.0})
-    with pytest.raises(ConfigError, match=r"gives loss, perplexity, accuracy; did you mean 'accuracy'\?"):
+    with pytest.raises(
+        ConfigError, match=r"gives loss, perplexity, accuracy; did you mean 'accuracy'\?"
+    ):
         train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
 
 
@@ -244,9 +311,13 @@ def test_only_a_language_model_has_a_perplexity(backbone):
 
 
 def test_the_ranks_of_adalora_are_logged_where_they_change(llama_dir, tmp_path):
-    adapter = peftkit.AdaLoraConfig(init_r=4, target_r=2, tinit=2, tfinal=4, deltaT=2, total_step=12)
+    adapter = peftkit.AdaLoraConfig(
+        init_r=4, target_r=2, tinit=2, tfinal=4, deltaT=2, total_step=12
+    )
     train(tmp_path, llama_dir, {"batch_size": 8, "epochs": 4}, adapter=adapter)
-    entries = [entry for entry in read_metrics(tmp_path / "metrics.jsonl") if entry["kind"] == "ranks"]
+    entries = [
+        entry for entry in read_metrics(tmp_path / "metrics.jsonl") if entry["kind"] == "ranks"
+    ]
     totals = [sum(entry["ranks"].values()) for entry in entries]
     layers = len(entries[0]["ranks"])
     assert [entry["step"] for entry in entries] == [4, 6, 8]
@@ -259,7 +330,10 @@ def test_a_fraction_of_an_epoch_and_a_number_of_steps_are_intervals(llama_dir, t
     for every, expected in ((0.5, [6, 12, 18, 22]), (7, [7, 14, 21, 22])):
         run_dir = tmp_path / str(every)
         train(
-            run_dir, llama_dir, {"batch_size": 2, "epochs": 2, "evaluate_every": every}, evaluation=ragged_examples(3)
+            run_dir,
+            llama_dir,
+            {"batch_size": 2, "epochs": 2, "evaluate_every": every},
+            evaluation=ragged_examples(3),
         )
         metrics = read_metrics(run_dir / "metrics.jsonl")
         assert [entry["step"] for entry in metrics if entry["kind"] == "evaluation"] == expected
@@ -282,7 +356,9 @@ def crash_at(step):
 
 ADAPTERS = {
     "lora": peftkit.LoraConfig(r=4, lora_dropout=0.3),
-    "bottleneck": peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned", dropout=0.3),
+    "bottleneck": peftkit.BottleneckConfig(
+        placement="scaled_parallel", scale="learned", dropout=0.3
+    ),
     "prefix": peftkit.PrefixConfig(
         num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=8, prefix_dropout=0.3
     ),
@@ -300,7 +376,9 @@ ADAPTERS = {
         ("prefix", "nf4"),
     ],
 )
-def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp_path, method, quantization):
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
+    llama_dir, tmp_path, method, quantization
+):
     """Parameters, optimiser, schedule, data order and dropout, from the middle of an epoch."""
     settings = {
         "batch_size": 2,
@@ -331,7 +409,11 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
         for run in ("whole", "cut")
     ]
     assert timeless[0] == timeless[1]
-    assert (again.step, again.best_step, again.best_value) == (outcome.step, outcome.best_step, outcome.best_value)
+    assert (again.step, again.best_step, again.best_value) == (
+        outcome.step,
+        outcome.best_step,
+        outcome.best_value,
+    )
     moments = [read_tensors(each.checkpoint / "optimizer.safetensors") for each in (outcome, again)]
     assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
 
@@ -381,23 +463,25 @@ def test_a_checkpoint_holds_no_backbone(llama_dir, tmp_path):
     peftkit.load(peftkit.detach(model), outcome.checkpoint / "adapter")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(llama_dir, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(
+    llama_dir, tmp_path, monkeypatch
+):
     train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 2})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     count = iter(range(100))
-    original = CausalLanguageModel.loss
+    original = CausalLMLoss.loss
 
     def failing(self, model, batch):
         return original(self, model, batch) * (float("nan") if next(count) == 0 else 1.0)
 
-    monkeypatch.setattr(CausalLanguageModel, "loss", failing)
+    monkeypatch.setattr(CausalLMLoss, "loss", failing)
     with pytest.raises(NonFiniteError, match="the loss is nan at step 3"):
         train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 5})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(llama_dir, tmp_path, monkeypatch):
-    original = CausalLanguageModel.loss
+    original = CausalLMLoss.loss
 
     class Poison(torch.autograd.Function):
         @staticmethod
@@ -408,7 +492,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(llama_dir, tmp_path, monkey
         def backward(ctx, gradient):
             return gradient * float("inf")
 
-    monkeypatch.setattr(CausalLanguageModel, "loss", lambda self, m, b: Poison.apply(original(self, m, b)))
+    monkeypatch.setattr(CausalLMLoss, "loss", lambda self, m, b: Poison.apply(original(self, m, b)))
     with pytest.raises(NonFiniteError, match=r"gradient's norm is (nan|inf) at step 1"):
         train(tmp_path, llama_dir, {"batch_size": 8})
 
@@ -444,7 +528,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(llama_dir, tmp_p
 def test_a_second_signal_ends_the_program():
     from peftkit.training.interruption import Interruption
 
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    inherited = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         assert interruption.received == signal.SIGINT
@@ -463,7 +549,11 @@ def test_hooks_see_gradients_and_add_metrics(llama_dir, tmp_path):
 
     hooks = Hooks(after_step=after_step, evaluate=lambda: {"answer": 42.0})
     model, _ = train(
-        tmp_path, llama_dir, {"batch_size": 8, "evaluate_every": 1.0}, hooks=hooks, evaluation=ragged_examples(3)
+        tmp_path,
+        llama_dir,
+        {"batch_size": 8, "evaluate_every": 1.0},
+        hooks=hooks,
+        evaluation=ragged_examples(3),
     )
     assert isinstance(model, nn.Module)
     assert seen == [(0, 3), (1, 3), (2, 3)]

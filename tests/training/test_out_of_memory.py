@@ -1,4 +1,6 @@
-"""Memory that runs out: what is said, and the same step in smaller passes. torch.OutOfMemoryError is injected."""
+"""Memory that runs out: what is said, and the same step in smaller passes. torch.OutOfMemoryError
+is injected.
+"""
 
 import gc
 import json
@@ -7,16 +9,16 @@ import pytest
 import torch
 
 import peftkit
-from peftkit.data.collation import PadRight
+from peftkit.config.train import TrainSettings
+from peftkit.data.padding import PadRight
 from peftkit.errors import OutOfMemoryError
 from peftkit.files import read_tensors
+from peftkit.losses.base import CausalLMLoss
 from peftkit.training.evaluation import evaluate
+from peftkit.training.log import read_metrics
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.metrics import read_metrics
-from peftkit.training.objective import CausalLanguageModel
+from peftkit.training.optimizer import accelerator_for
 from peftkit.training.out_of_memory import explained
-from peftkit.training.preparation import accelerator_for
-from peftkit.training.settings import TrainSettings
 from tests.training.job import ragged_examples, train, trained
 
 
@@ -37,8 +39,10 @@ class _Full(torch.autograd.Function):
 
 
 def limit(monkeypatch, examples, *, training=True, where="forward"):
-    """Let no batch of more than so many examples through the loss, in training or in evaluation; return the sizes tried."""
-    sizes, original = [], CausalLanguageModel.loss
+    """Let no batch of more than so many examples through the loss, in training or in evaluation;
+    return the sizes tried.
+    """
+    sizes, original = [], CausalLMLoss.loss
 
     def loss(self, model, batch):
         summed = original(self, model, batch)
@@ -48,7 +52,7 @@ def limit(monkeypatch, examples, *, training=True, where="forward"):
                 return _Full.apply(summed) if where == "backward" else full()
         return summed
 
-    monkeypatch.setattr(CausalLanguageModel, "loss", loss)
+    monkeypatch.setattr(CausalLMLoss, "loss", loss)
     return sizes
 
 
@@ -56,7 +60,10 @@ def limit(monkeypatch, examples, *, training=True, where="forward"):
 
 
 def explanation(place, settings=None, **options):
-    with pytest.raises(OutOfMemoryError) as caught, explained(place, TrainSettings(**(settings or {})), **options):
+    with (
+        pytest.raises(OutOfMemoryError) as caught,
+        explained(place, TrainSettings(**(settings or {})), **options),
+    ):
         full()
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     first, *remedies = str(caught.value).splitlines()
@@ -87,12 +94,16 @@ def test_what_is_set_already_is_not_proposed():
         "--train.evaluation_batch_size 1",
         "--data.max_length 32",
     ]
-    assert "evaluation_batch_size" not in str(explanation("evaluation", {"evaluation_batch_size": 1}))
+    assert "evaluation_batch_size" not in str(
+        explanation("evaluation", {"evaluation_batch_size": 1})
+    )
 
 
 def test_the_machines_own_memory_counts_too_and_other_errors_pass():
     with pytest.raises(OutOfMemoryError), explained("load", TrainSettings()):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"
+        )
     with pytest.raises(RuntimeError, match="something else"), explained("load", TrainSettings()):
         raise RuntimeError("something else")
 
@@ -105,7 +116,11 @@ def test_a_run_that_does_not_fit_says_what_to_change(llama_dir, tmp_path, monkey
     if place == "step":
         monkeypatch.setattr(torch.optim.AdamW, "step", full)
     settings = {"batch_size": 4, "evaluate_every": 1, "max_steps": 1, "auto_batch": False}
-    expected = {"step": "in the optimiser's step", "hook": "in the evaluation", "evaluation": "in the evaluation"}
+    expected = {
+        "step": "in the optimiser's step",
+        "hook": "in the evaluation",
+        "evaluation": "in the evaluation",
+    }
     with pytest.raises(OutOfMemoryError, match=expected.get(place, f"in the {place} pass")):
         train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
 
@@ -114,21 +129,32 @@ def test_a_run_that_does_not_fit_says_what_to_change(llama_dir, tmp_path, monkey
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_step_that_does_not_fit_is_made_in_smaller_passes(llama_dir, tmp_path, monkeypatch, where, capfd):
-    """The same examples and the same gradient; and the dropout of a run that was cut so from its start."""
+def test_a_step_that_does_not_fit_is_made_in_smaller_passes(
+    llama_dir, tmp_path, monkeypatch, where, capfd
+):
+    """The same examples and the same gradient; and the dropout of a run that was cut so from its
+    start.
+    """
     cut = {"batch_size": 2, "accumulate": 4, "max_steps": 3}
     expected, _ = train(tmp_path / "cut", llama_dir, cut, dropout=0.3)
     sizes = limit(monkeypatch, 2, where=where)
     settings = {"batch_size": 8, "max_steps": 3, "auto_batch": True}
     found, _ = train(tmp_path / "auto", llama_dir, settings, dropout=0.3)
-    assert all(torch.equal(value, trained(found)[name]) for name, value in trained(expected).items())
+    assert all(
+        torch.equal(value, trained(found)[name]) for name, value in trained(expected).items()
+    )
     assert sizes[:2] == [6, 4]  # the first step is the short one of its epoch
     assert set(sizes[2:]) == {2}
     metrics = read_metrics(tmp_path / "auto" / "metrics.jsonl")
     noted = [
-        {k: line[k] for k in ("step", "batch_size", "accumulate")} for line in metrics if line["kind"] == "auto_batch"
+        {k: line[k] for k in ("step", "batch_size", "accumulate")}
+        for line in metrics
+        if line["kind"] == "auto_batch"
     ]
-    assert noted == [{"step": 1, "batch_size": 4, "accumulate": 2}, {"step": 1, "batch_size": 2, "accumulate": 4}]
+    assert noted == [
+        {"step": 1, "batch_size": 4, "accumulate": 2},
+        {"step": 1, "batch_size": 2, "accumulate": 4},
+    ]
     assert "out of memory: from step 1 on, 4 passes of 2 make one step" in capfd.readouterr().err
 
 
@@ -160,14 +186,18 @@ def test_evaluations_get_smaller_batches(llama_dir, tmp_path, monkeypatch):
     train(tmp_path / "tight", llama_dir, settings | {"auto_batch": True}, evaluation=held_out)
     assert sizes == [8, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
     curves = [
-        [line["loss"] for line in read_metrics(tmp_path / run / "metrics.jsonl") if line["kind"] == "evaluation"]
+        [
+            line["loss"]
+            for line in read_metrics(tmp_path / run / "metrics.jsonl")
+            if line["kind"] == "evaluation"
+        ]
         for run in ("free", "tight")
     ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
 
 def test_what_an_attempt_held_is_free_before_the_next(llama_dir, tmp_path, monkeypatch):
-    alive, original = [], CausalLanguageModel.loss
+    alive, original = [], CausalLMLoss.loss
 
     def loss(self, model, batch):
         gc.collect()
@@ -175,7 +205,7 @@ def test_what_an_attempt_held_is_free_before_the_next(llama_dir, tmp_path, monke
         summed = original(self, model, batch)
         return full() if len(alive) in (1, 2) else summed
 
-    monkeypatch.setattr(CausalLanguageModel, "loss", loss)
+    monkeypatch.setattr(CausalLMLoss, "loss", loss)
     train(tmp_path, llama_dir, {"batch_size": 8, "max_steps": 1, "auto_batch": True})
     assert alive[1] <= alive[0]
     assert alive[2] <= alive[0]
@@ -191,28 +221,51 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_its_examples(backbone):
     for count in (10, 40):
         seen = []
 
-        class Watching(CausalLanguageModel):
+        class Watching(CausalLMLoss):
             def loss(self, model, batch):
                 summed = super().loss(model, batch)
                 seen.append(sum(1 for each in gc.get_objects() if type(each) is torch.Tensor))  # noqa: B023
                 return summed
 
-        evaluate(backbone, ragged_examples(count), PadRight(2), accelerator, batch_size=2, objective=Watching())
+        evaluate(
+            backbone,
+            ragged_examples(count),
+            PadRight(2),
+            accelerator,
+            batch_size=2,
+            objective=Watching(),
+        )
         assert len(seen) == count // 2
         most[count] = seen[-1] - seen[0]
     assert most[40] == most[10] <= 2
 
 
 def test_a_checkpoint_of_a_large_backbone_is_four_times_the_trained_weights(llama_dir, tmp_path):
-    """The weights as the loop needs them, two moments, the adapter for others: nothing of the backbone."""
+    """The weights as the loop needs them, two moments, the adapter for others: nothing of the
+    backbone.
+    """
     settings = TrainSettings(batch_size=8, max_steps=1, precision="no")
-    model = peftkit.attach(peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=2))
+    model = peftkit.attach(
+        peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=2)
+    )
     Training(
-        model, ragged_examples(), PadRight(2), settings, tmp_path, accelerator_for(settings, model, tmp_path)
+        model,
+        ragged_examples(),
+        PadRight(2),
+        settings,
+        tmp_path,
+        accelerator_for(settings, model, tmp_path),
     ).run()
-    bytes_ = [sum(p.numel() * p.element_size() for p in each) for each in (trained(model).values(), model.parameters())]
+    bytes_ = [
+        sum(p.numel() * p.element_size() for p in each)
+        for each in (trained(model).values(), model.parameters())
+    ]
     checkpoint = tmp_path / "checkpoints" / "step-000001"
-    size = sum(path.stat().st_size for path in checkpoint.rglob("*.safetensors") if "random" not in path.name)
+    size = sum(
+        path.stat().st_size
+        for path in checkpoint.rglob("*.safetensors")
+        if "random" not in path.name
+    )
     names = 400 * 4 * len(trained(model))  # what a header says of a tensor
     assert 4 * bytes_[0] <= size <= 4 * bytes_[0] + names
     assert bytes_[1] > 5 * bytes_[0]
@@ -221,12 +274,23 @@ def test_a_checkpoint_of_a_large_backbone_is_four_times_the_trained_weights(llam
 def test_two_runs_write_the_same_metrics_but_for_seconds_and_memory(llama_dir, tmp_path):
     texts = []
     for run in ("a", "b"):
-        train(tmp_path / run, llama_dir, {"batch_size": 4, "evaluate_every": 2}, evaluation=ragged_examples(5))
+        train(
+            tmp_path / run,
+            llama_dir,
+            {"batch_size": 4, "evaluate_every": 2},
+            evaluation=ragged_examples(5),
+        )
         lines = read_metrics(tmp_path / run / "metrics.jsonl")
         texts.append(
-            [json.dumps({k: v for k, v in line.items() if k not in ("seconds", "memory_gib")}) for line in lines]
+            [
+                json.dumps({k: v for k, v in line.items() if k not in ("seconds", "memory_gib")})
+                for line in lines
+            ]
         )
         assert all(line["memory_gib"] > 0 for line in lines if line["kind"] == "train")
     assert texts[0] == texts[1]
-    weights = [read_tensors(tmp_path / run / "checkpoints" / "step-000006" / "trainable.safetensors") for run in "ab"]
+    weights = [
+        read_tensors(tmp_path / run / "checkpoints" / "step-000006" / "trainable.safetensors")
+        for run in "ab"
+    ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

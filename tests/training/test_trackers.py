@@ -17,7 +17,11 @@ def test_metrics_reach_a_tracker_without_a_network(name, tmp_path, llama_dir):
     values["train"] |= {"trackers": [name]}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
-    settings = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    settings = {
+        "WANDB_MODE": "offline",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "HF_HUB_OFFLINE": "1",
+    }
     script = str(ROOT / "recipes" / "text_classification.py")
     done = subprocess.run(
         [sys.executable, script, "--config", str(config)], capture_output=True, text=True, env=os.environ | settings,

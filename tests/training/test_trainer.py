@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import peftkit
-from peftkit.data.collation import PadRight
+from peftkit.data.padding import PadRight
 from tests.contract import METHODS
 from tests.training.job import ragged_examples, trained
 
@@ -14,8 +14,12 @@ from tests.training.job import ragged_examples, trained
 @pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", ["lora", "houlsby", "prefix"])
-def test_the_same_model_trains_under_transformers_trainer(llama_dir, tmp_path, method, quantization, checkpointing):
-    model = peftkit.attach(peftkit.load_backbone(llama_dir, quantization=quantization), METHODS[method]())
+def test_the_same_model_trains_under_transformers_trainer(
+    llama_dir, tmp_path, method, quantization, checkpointing
+):
+    model = peftkit.attach(
+        peftkit.load_backbone(llama_dir, quantization=quantization), METHODS[method]()
+    )
     arguments = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to=[], max_steps=24, per_device_train_batch_size=8,
         learning_rate=1e-2, logging_steps=1, save_steps=24, remove_unused_columns=False, disable_tqdm=True,
@@ -25,7 +29,9 @@ def test_the_same_model_trains_under_transformers_trainer(llama_dir, tmp_path, m
     trainer.train()
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     least = {"lora": 0.95, "houlsby": 0.97, "prefix": 0.99}[method]
-    assert sum(curve[-3:]) < least * sum(curve[:3])  # 5.3 is the floor that the frozen random head sets
+    assert sum(curve[-3:]) < least * sum(
+        curve[:3]
+    )  # 5.3 is the floor that the frozen random head sets
     expected = trained(model)
     loaded = peftkit.load(peftkit.detach(model), tmp_path / "checkpoint-24", trainable=True)
     assert all(torch.equal(value, trained(loaded)[name]) for name, value in expected.items())

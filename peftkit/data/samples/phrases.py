@@ -58,9 +58,17 @@ def english_number(value: int) -> str:
     if value < 100:
         return _TENS_EN[value // 10] + (f"-{_ONES_EN[value % 10]}" if value % 10 else "")
     if value < 1000:
-        return f"{_ONES_EN[value // 100]} hundred" + (f" and {english_number(value % 100)}" if value % 100 else "")
+        return f"{_ONES_EN[value // 100]} hundred" + (
+            f" and {english_number(value % 100)}" if value % 100 else ""
+        )
     rest = value % 1000
-    tail = "" if not rest else f" and {english_number(rest)}" if rest < 100 else f" {english_number(rest)}"
+    tail = (
+        ""
+        if not rest
+        else f" and {english_number(rest)}"
+        if rest < 100
+        else f" {english_number(rest)}"
+    )
     return f"{english_number(value // 1000)} thousand{tail}"
 
 
@@ -72,8 +80,12 @@ def german_number(value: int) -> str:
         ones = f"{_combining(value % 10)}und" if value % 10 else ""
         return ones + _TENS_DE[value // 10]
     if value < 1000:
-        return f"{_combining(value // 100)}hundert" + (german_number(value % 100) if value % 100 else "")
-    return f"{_combining(value // 1000)}tausend" + (german_number(value % 1000) if value % 1000 else "")
+        return f"{_combining(value // 100)}hundert" + (
+            german_number(value % 100) if value % 100 else ""
+        )
+    return f"{_combining(value // 1000)}tausend" + (
+        german_number(value % 1000) if value % 1000 else ""
+    )
 
 
 def _combining(value: int) -> str:

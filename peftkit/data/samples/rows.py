@@ -16,7 +16,9 @@ class Media(NamedTuple):
 
 
 def split_rows(rows: Sequence[Row], train: int, validation: int, test: int | None = None) -> Splits:
-    """Shuffle rows, the same way every time, and cut them into three splits; the test split is the rest, or `test` rows."""
+    """Shuffle rows, the same way every time, and cut them into three splits; the test split is the
+    rest, or `test` rows.
+    """
     shuffled = list(rows)
     random.Random(0).shuffle(shuffled)
     end = None if test is None else train + validation + test

@@ -12,16 +12,26 @@ from peftkit.errors import DataError
 
 SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "rising", "falling", "trill")
-_PITCHES = {"low": (300, 300), "middle": (600, 600), "high": (1200, 1200), "rising": (400, 900), "falling": (900, 400)}
+_PITCHES = {
+    "low": (300, 300),
+    "middle": (600, 600),
+    "high": (1200, 1200),
+    "rising": (400, 900),
+    "falling": (900, 400),
+}
 
 
 def digits(root: Path) -> Splits:
-    """The digits of the UCI optical recognition set that scikit-learn carries, as PNG files of 8 x 8 grey pixels."""
+    """The digits of the UCI optical recognition set that scikit-learn carries, as PNG files of 8 x
+    8 grey pixels.
+    """
     try:
         from PIL import Image
         from sklearn.datasets import load_digits
     except ImportError as problem:
-        raise DataError(f"sample:digits needs scikit-learn and Pillow ({problem}); pip install them") from problem
+        raise DataError(
+            f"sample:digits needs scikit-learn and Pillow ({problem}); pip install them"
+        ) from problem
     found = load_digits()
     rows: list[Row] = []
     for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
@@ -32,7 +42,9 @@ def digits(root: Path) -> Splits:
 
 
 def tones(root: Path) -> Splits:
-    """Two to five notes a clip, no sequence of notes twice: WAV files of 16 kHz, 16 bits, at most three seconds."""
+    """Two to five notes a clip, no sequence of notes twice: WAV files of 16 kHz, 16 bits, at most
+    three seconds.
+    """
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -40,21 +52,30 @@ def tones(root: Path) -> Splits:
     long = [notes for length in (4, 5) for notes in itertools.product(NOTES, repeat=length)]
     chosen = [*short, *random.Random(0).sample(long, 1800 - len(short))]
     rows: list[Row] = [
-        {"audio": Media(f"{number:04}.wav", _wav(_melody(notes, generator))), "text": " ".join(notes)}
+        {
+            "audio": Media(f"{number:04}.wav", _wav(_melody(notes, generator))),
+            "text": " ".join(notes),
+        }
         for number, notes in enumerate(chosen)
     ]
     return split_rows(rows, 1500, 100)
 
 
 def numbers(root: Path) -> Splits:
-    """English phrases of numbers, clock times and dates with their German; no phrase is in two splits."""
+    """English phrases of numbers, clock times and dates with their German; no phrase is in two
+    splits.
+    """
     from peftkit.data.samples.phrases import phrases
 
-    return split_rows([{"source": english, "target": german} for english, german in phrases(8800)], 8000, 300)
+    return split_rows(
+        [{"source": english, "target": german} for english, german in phrases(8800)], 8000, 300
+    )
 
 
 def _melody(notes: tuple[str, ...], generator: Any) -> Any:
-    """The samples of a clip, from -1 to 1: each note at its own pitch, length and loudness, in noise."""
+    """The samples of a clip, from -1 to 1: each note at its own pitch, length and loudness, in
+    noise.
+    """
     import numpy as np
 
     tempo, tuning = generator.uniform(0.8, 1.2), generator.uniform(0.93, 1.07)

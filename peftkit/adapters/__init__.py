@@ -1,0 +1,1 @@
+"""Adapters on a backbone: attached, detached, saved, loaded, merged, combined and exported."""

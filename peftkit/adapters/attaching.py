@@ -1,0 +1,174 @@
+"""Attach an adapter to a model and take it off again: all or nothing."""
+
+import contextlib
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from transformers import PreTrainedModel
+
+from peftkit import methods
+from peftkit.adapters.snapshot import Snapshot
+from peftkit.backbones.quantization import keep_layout
+from peftkit.errors import ConfigError, PeftkitError, TargetError
+from peftkit.lean import Lean, prepare
+from peftkit.methods.after_injection import settle
+from peftkit.methods.lora.layer import make_layers_lean
+from peftkit.methods.peft_registry import garbage_stays, quiet_peft
+from peftkit.recording import note
+
+_SNAPSHOT = "_peftkit_snapshot"
+
+
+def attach(
+    model: PreTrainedModel | PeftModel,
+    config: PeftConfig,
+    *,
+    name: str = "default",
+    lean: Lean | bool = True,
+) -> PeftModel:
+    """Attach an adapter to a transformers model, all or nothing, and return the model ready to
+    train.
+
+    Targets that the config leaves open are resolved from the model's structure. The adapter's
+    parameters are float32; the backbone is frozen and keeps its dtypes. When attaching fails, the
+    model is as it was.
+
+    A model that has adapters gets one more. If it is of another method, it joins the active ones
+    (LoRA and a prefix at once); if one of its method is active, it takes that one's place, and
+    ``model.set_adapter(name)`` switches back.
+
+    Args:
+        model: The backbone; float, 8-bit or 4-bit; or what `attach` has returned. It is changed in
+            place, and `detach` undoes that. Move it to its device first.
+        config: ``LoraConfig``, ``AdaLoraConfig``, ``BottleneckConfig`` or ``PrefixConfig``. It is
+            not changed; what was resolved stands in ``record(model)["attach"]``.
+        name: The adapter's name in PEFT.
+        lean: What to make lean of the training step: all, nothing, or as a `Lean` says; see
+            ``record(model)["lean"]``.
+
+    Raises:
+        ConfigError: the config is out of bounds, the name is taken, or the model carries an adapter
+            of somebody else's.
+        TargetError: a target is not in the model, or cannot carry the method.
+    """
+    return attach_reversibly(model, config, name, lean)[0]
+
+
+@garbage_stays()
+def attach_reversibly(
+    model: Any, config: PeftConfig, name: str, lean: Lean | bool
+) -> tuple[PeftModel, Snapshot]:
+    """Attach, and return the model with its state before, to which a caller can go back."""
+    first: Snapshot | None = vars(model).get(_SNAPSHOT)
+    if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError(
+            "the model carries an adapter already; to add one, pass what peftkit.attach has returned; to start over, "
+            "peftkit.detach that (or model.unload() an adapter of PEFT's own)"
+        )
+    if first is not None and name in model.peft_config:
+        raise ConfigError(
+            f"the model has an adapter {name!r} already; attach under another name, or detach first"
+        )
+    keep_layout(model)
+    with first.lifted() if first else contextlib.nullcontext():
+        bare = first.model if first else model
+        resolved = methods.resolve(config, bare)
+        left_alone = methods.left_alone(resolved, bare)
+    if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
+        resolved.modules_to_save = []
+    if first and methods.changes_backbone(resolved):
+        raise ConfigError(
+            f"init_lora_weights={config.init_lora_weights!r} writes to the backbone's weights, on which another adapter of the "
+            "model stands; attach it first, or alone"
+        )
+    before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
+    try:
+        if first is None:
+            prepare(bare, lean)
+        with quiet_peft(), methods.injection(resolved):
+            adapted = (
+                methods.join(model, resolved, name) if first else _wrapped(model, resolved, name)
+            )
+        settle(adapted, name)
+        make_layers_lean(adapted, lean)
+    except BaseException as problem:
+        before.restore()
+        if isinstance(problem, Exception) and not isinstance(
+            problem, PeftkitError
+        ):  # whatever PEFT has raised
+            what = f"{type(config).__name__} cannot be attached to {type(bare).__name__}"
+            raise TargetError(f"{what}: {problem}") from problem
+        raise
+    before.keep_trained_values()
+    vars(adapted).setdefault(_SNAPSHOT, before)
+    described = _describe(adapted, resolved, name) | {"left_alone": left_alone}
+    note(adapted, "attach" if first is None else f"attach {name}", described)
+    return adapted.train(any(parameter.requires_grad for parameter in adapted.parameters())), before
+
+
+def _wrapped(model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
+    """Return PEFT's model for a backbone; its classes for classification would train a head where
+    none is asked for.
+    """
+    if config.modules_to_save == []:
+        return PeftModel(model, config, adapter_name=name)
+    return get_peft_model(model, config, adapter_name=name)
+
+
+def _trains_head(model: PeftModel, *, besides: str) -> bool:
+    """Tell whether an active adapter of another method trains modules whole: one that joins it
+    leaves them to it.
+    """
+    active = [model.peft_config[name] for name in model.active_adapters]
+    return any(config.modules_to_save for config in active if config.peft_type != besides)
+
+
+def _describe(model: PeftModel, config: PeftConfig, name: str) -> dict[str, Any]:
+    layers = dict(model.get_base_model().named_modules())
+    saved = [
+        layer
+        for layer, module in layers.items()
+        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
+    ]
+    if config.modules_to_save:
+        config.modules_to_save = saved  # PEFT adds names of its own, present or not
+    targets = config.target_modules
+    return {
+        "method": str(config.peft_type.value),
+        "targets": targets if isinstance(targets, str) else sorted(targets or ()),
+        "saved_modules": saved,
+        "adapted_layers": sum(
+            isinstance(module, BaseTunerLayer) and name in module._get_available_adapters()
+            for module in layers.values()
+        ),
+        "trained_parameters": sum(
+            p.numel()
+            for key, p in model.named_parameters()
+            if p.requires_grad and f".{name}" in key
+        ),
+    }
+
+
+def detach(model: PeftModel) -> PreTrainedModel:
+    """Take the adapter off and return the backbone, bit for bit as it was before `attach`.
+
+    Raises:
+        ConfigError: `model` was not made by `attach` or `load`, or its adapter is merged in place.
+    """
+    snapshot: Snapshot | None = vars(model).get(_SNAPSHOT)
+    if snapshot is None:
+        raise ConfigError(
+            "peftkit did not attach an adapter to this model; an adapter of PEFT's own goes with model.unload()"
+        )
+    if any(
+        isinstance(module, BaseTunerLayer) and getattr(module, "merged", False)
+        for module in model.modules()
+    ):
+        raise ConfigError(
+            "the adapter is merged into the weights; call model.unmerge_adapter() before peftkit.detach(model)"
+        )
+    snapshot.restore()
+    backbone: PreTrainedModel = snapshot.model
+    return backbone

@@ -1,0 +1,262 @@
+"""Fold an adapter into the weights and return a plain 16- or 32-bit transformers model."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from peftkit.anatomy import output_modules
+from peftkit.backbones.quantization import dequantized_weight, quantization_of, stores_conv1d
+from peftkit.errors import ConfigError, NonFiniteError
+from peftkit.files import staged_directory
+from peftkit.methods.adalora.layer import AdaLoraLinear, adapted_layers
+from peftkit.methods.peft_registry import quiet_peft
+from peftkit.recording import note
+
+
+def merge(
+    model: PeftModel,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    probe: Mapping[str, Tensor] | None = None,
+) -> PreTrainedModel:
+    """Return a new, plain transformers model that computes what the adapted model computes; `model`
+    stays as it is.
+
+    Each adapted weight is dequantised, gets its update in float32 and is rounded once, to `dtype`:
+    W' = W + (alpha / r) B A for LoRA (arXiv:2106.09685, section 4.1), and what PEFT defines for its
+    variants; W' = W + s P Λ Q for AdaLoRA (arXiv:2303.10512). Nothing is ever merged into a 4- or
+    8-bit weight, which would erase most of a small update.
+
+    ``record(merged)["merge"]`` holds the largest absolute difference between the two models'
+    outputs on the probe batch ("largest_logit_difference"), and the largest absolute output beside
+    it.
+
+    Args:
+        model: What `attach` or `load` returned, with one active LoRA or AdaLoRA adapter.
+        dtype: torch.bfloat16, torch.float16 or torch.float32.
+        probe: Keyword arguments of one forward call, each of shape (batch, ...); by default 2 x 16
+            tokens drawn at random.
+
+    Raises:
+        ConfigError: the model has no adapter that can be merged, or `dtype` is another.
+        NonFiniteError: a merged weight is NaN or infinite.
+    """
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ConfigError(
+            f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32"
+        )
+    if isinstance(model, PeftModel) and len(model.active_adapters) > 1:
+        active = ", ".join(model.active_adapters)
+        raise ConfigError(
+            f"{active} are active, and one adapter is merged at a time; choose it with model.set_adapter(name)"
+        )
+    if isinstance(model, PeftModel) and (others := _not_mergeable(model)):
+        raise ConfigError(
+            f"{others} cannot be merged: it is no update of a weight; keep it beside the backbone"
+        )
+    adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
+    is_foreign = isinstance(adapter, AdaLoraConfig) and not adapted_layers(
+        model, model.active_adapter
+    )
+    if not isinstance(adapter, LoraConfig) or is_foreign:
+        raise ConfigError(
+            f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has"
+        )
+    backbone: PreTrainedModel = model.get_base_model()
+    with torch.no_grad():
+        parameters = _merged_parameters(backbone, adapter, model.active_adapter)
+        state = {
+            name: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+            for name, tensor in parameters
+        }
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
+    config = copy.deepcopy(backbone.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = dtype
+    if _is_untied(backbone, state):
+        config.get_text_config().tie_word_embeddings = False
+    with init_empty_weights(include_buffers=False):
+        merged: PreTrainedModel = type(backbone)(config)
+    merged.load_state_dict(state, strict=False, assign=True)
+    merged.tie_weights()
+    if getattr(backbone, "generation_config", None) is not None:
+        merged.generation_config = copy.deepcopy(backbone.generation_config)
+    _copy_buffers(backbone, merged)
+    missing = [name for name, parameter in merged.named_parameters() if parameter.is_meta]
+    assert not missing, f"no weight for {missing[:3]}"
+    merged.requires_grad_(False)
+    merged.eval()
+    note(merged, "merge", {"dtype": str(dtype), **_largest_difference(model, merged, probe)})
+    return merged
+
+
+def _not_mergeable(model: PeftModel) -> str | None:
+    """Return what active adapter of a method of ours is no update of weights."""
+    kinds = {name: str(model.peft_config[name].peft_type.value) for name in model.active_adapters}
+    return next(
+        (
+            f"the {kind.lower()} adapter {name!r}"
+            for name, kind in kinds.items()
+            if kind in ("BOTTLENECK", "PREFIX")
+        ),
+        None,
+    )
+
+
+def save_merged(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Write a merged model with its tokenizer, ready for transformers, vLLM or llama.cpp; whole or
+    not at all.
+    """
+    with staged_directory(directory) as stage:
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
+
+
+def _merged_parameters(
+    module: nn.Module, config: LoraConfig, adapter: str, prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and values of the plain model's weights: dequantised, merged, trained heads in
+    their places.
+    """
+    if isinstance(module, ParamWrapper):
+        raise ConfigError(
+            f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet"
+        )
+    is_conv1d = stores_conv1d(
+        module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    )
+    if isinstance(module, BaseTunerLayer):
+        layer: nn.Module = module.get_base_layer()
+        if adapter in getattr(module, "lora_A", {}) or adapter in getattr(
+            module, "lora_embedding_A", {}
+        ):
+            layer = _merged_layer(module, config, adapter)
+        module = layer
+    if isinstance(module, ModulesToSaveWrapper):
+        trained = module.modules_to_save
+        module = trained[adapter] if adapter in trained else module.original_module  # noqa: SIM401  (no .get)
+    for name, parameter in module.named_parameters(recurse=False):
+        is_quantized = name == "weight" and quantization_of(module) is not None
+        tensor = dequantized_weight(module) if is_quantized else parameter.detach()
+        yield prefix + name, tensor.T.contiguous() if is_conv1d and name == "weight" else tensor
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield prefix + name, buffer
+    for name, child in module.named_children():
+        yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
+
+
+def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
+    """Tell whether the update of one of two tied embeddings has made them different."""
+    names = {id(module): name for name, module in backbone.named_modules()}
+    ends = (
+        [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+        if any(output_modules(backbone))
+        else []
+    )
+    keys = [f"{names[id(module)]}.weight" for module in ends if id(module) in names]
+    weights = [state[key] for key in keys if key in state]
+    return len(weights) == 2 and not torch.equal(*weights)
+
+
+def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Module:
+    """Merge one layer in float32: its adapter is put on a float copy of its base, where PEFT merges
+    it, variants and all.
+    """
+    alone = nn.Module()
+    alone.layer = base = _float_copy(layer.get_base_layer())
+    if isinstance(layer, AdaLoraLinear):
+        base.get_parameter("weight").add_(layer.get_delta_weight(adapter).float())
+        return base
+    single = copy.deepcopy(config)
+    single.target_modules, single.modules_to_save, single.target_parameters = ["layer"], None, None
+    single.layers_to_transform = single.layer_replication = single.exclude_modules = None
+    single.rank_pattern, single.alpha_pattern = {}, {}
+    single.r, single.lora_alpha = layer.r[adapter], layer.lora_alpha[adapter]
+    single.init_lora_weights = True
+    single.lora_dropout, single.task_type, single.inference_mode = 0.0, None, True
+    single.base_model_name_or_path = None
+    with quiet_peft():
+        wrapped = get_peft_model(alone, single, adapter_name=adapter)
+    copied: nn.Module = alone.layer
+    for key in layer.adapter_layer_names:
+        weights = {name: value.float() for name, value in getattr(layer, key).state_dict().items()}
+        getattr(copied, key).load_state_dict(weights)
+    merged: nn.Module = wrapped.merge_and_unload(safe_merge=True).layer
+    return merged
+
+
+def _float_copy(base: nn.Module) -> nn.Module:
+    """Return a float32 copy of a layer: a dequantised ``nn.Linear`` for a quantised one."""
+    if quantization_of(base) is None:
+        return copy.deepcopy(base).float()
+    weight = dequantized_weight(base).float()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=base.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if isinstance(base.bias, Tensor):
+        linear.bias = nn.Parameter(base.bias.detach().float(), requires_grad=False)
+    return linear
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Copy what is neither weight nor config, such as rotary frequencies that were stretched after
+    loading.
+    """
+    target.to(next(source.parameters()).device)
+    values = dict(source.named_buffers())
+    for name, buffer in target.named_buffers():
+        if name in values:
+            buffer.copy_(values[name])
+
+
+def _random_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
+    size = getattr(model.config.get_text_config(), "vocab_size", 0)
+    if model.main_input_name != "input_ids" or not size:
+        return {}
+    ids = torch.randint(size, (2, 16), generator=torch.Generator().manual_seed(0))
+    return (
+        {"input_ids": ids, "decoder_input_ids": ids}
+        if model.config.is_encoder_decoder
+        else {"input_ids": ids}
+    )
+
+
+def _largest_difference(
+    adapted: PeftModel, merged: PreTrainedModel, probe: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    batch = _random_tokens(merged) if probe is None else probe
+    on_device = {name: value.to(merged.device) for name, value in batch.items()}
+    training = adapted.training
+    try:
+        with torch.no_grad():
+            expected = adapted.eval()(**on_device).logits.float()
+            found = merged(**on_device).logits.float()
+    except Exception as problem:
+        if probe is not None:
+            raise ConfigError(
+                f"the probe batch does not fit {type(merged).__name__}: {problem}"
+            ) from problem
+        why = "no probe batch was given, and the model asks for more than random tokens"
+        return {"largest_logit_difference": None, "why": why}
+    finally:
+        adapted.train(training)
+    return {
+        "largest_logit_difference": float((expected - found).abs().max()),
+        "largest_logit": float(expected.abs().max()),
+    }

@@ -1,0 +1,1 @@
+"""What is minimised, each loss a sum over supervised items."""

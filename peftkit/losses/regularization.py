@@ -1,0 +1,332 @@
+"""Regularisers that wrap an objective: R-Drop, and adversarial training on the input embeddings."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from peftkit.config.task_sections import LossSettings
+from peftkit.errors import ConfigError
+from peftkit.losses.base import Batch, Objective
+
+
+@runtime_checkable
+class LogitObjective(Objective, Protocol):
+    """An objective that compares distributions over classes or tokens: `loss` is
+    `loss_of(logits(model, batch), batch)`.
+    """
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of the supervised items alone, (items, classes)."""
+
+    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the sum of the losses of the supervised items, a scalar, from their logits."""
+
+
+def regularized(objective: Objective, settings: LossSettings) -> Objective:
+    """Return an objective in the regularisers that the settings ask for.
+
+    Raises:
+        ConfigError: R-Drop is asked for and the objective has no distributions.
+    """
+    if settings.r_drop:
+        objective = RDrop(objective, settings.r_drop)
+    if settings.adversarial is not None:
+        objective = Adversarial(
+            objective, settings.adversarial, settings.adversarial_radius, settings.adversarial_steps
+        )
+    return objective
+
+
+class _Regularizer:
+    """What an objective in a regulariser keeps of itself."""
+
+    objective: Objective
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether exp(loss) is a perplexity."""
+        return getattr(self.objective, "is_language_model", False)
+
+    @property
+    def unit(self) -> str:
+        """What the supervised items are called."""
+        return getattr(self.objective, "unit", "examples")
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of supervised items of a batch."""
+        return self.objective.count(batch)
+
+
+class RDrop(_Regularizer):
+    """R-Drop (arXiv:2106.14448, eq. 2-4): two passes with different dropout, whose distributions P,
+    Q are drawn together.
+
+        loss = (loss(P) + loss(Q)) / 2 + weight x sum over supervised items of (KL(P || Q) + KL(Q ||
+        P)) / 2
+
+    The paper adds the two losses up: its alpha is 2 x `weight`, and learning rates keep their scale
+    here. Outside training (eval mode, or no gradients) there is one pass and the plain loss.
+
+    The batch passes the model twice rather than doubled once: dropout that a batch shares (a
+    prefix's, or a skipped layer) would be the same in both halves, statistics over a batch would
+    mix them, and not every input has the batch in its first dimension. DDP allows two forwards
+    before one backward. Both passes' activations are held at once, as many as those of a doubled
+    batch.
+
+    Args:
+        objective: A loss over distributions, such as ClassificationLoss.
+        weight: Greater than 0.
+
+    Raises:
+        ConfigError: the objective has no distributions, the weight is not positive, or (at the
+            first loss in training) no dropout is at work in the model.
+    """
+
+    objective: LogitObjective
+
+    def __init__(self, objective: Objective, weight: float) -> None:
+        if not isinstance(objective, LogitObjective):
+            name = type(objective).__name__
+            raise ConfigError(
+                f"R-Drop compares distributions, and {name} does not give their logits: set loss.r_drop 0"
+            )
+        if weight <= 0:
+            raise ConfigError(f"R-Drop's weight is {weight}; it must be greater than 0")
+        self.objective = objective
+        self.weight = weight
+        self._is_checked = False
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the regularised loss in training, the plain loss otherwise."""
+        if not _is_training(model):
+            return self.objective.loss(model, batch)
+        first = self._checked_logits(model, batch)
+        second = self.objective.logits(model, batch)
+        mean = (self.objective.loss_of(first, batch) + self.objective.loss_of(second, batch)) / 2
+        return mean + self.weight * symmetric_divergence(first, second)
+
+    def _checked_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self._is_checked:
+            return self.objective.logits(model, batch)
+        device = next(model.parameters()).device
+        before = _random_state(device)
+        logits = self.objective.logits(model, batch)
+        if torch.equal(before, _random_state(device)):
+            raise ConfigError(
+                "R-Drop needs dropout and the model has none: set the adapter's (adapter.lora_dropout, adapter.dropout, or "
+                "adapter.options.prefix_dropout), e.g. to 0.1"
+            )
+        self._is_checked = True
+        return logits
+
+
+def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum over rows of (KL(P || Q) + KL(Q || P)) / 2, in nats, P and Q the softmaxes of
+    logits (items, classes).
+    """
+    log_p, log_q = (
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        for logits in (first, second)
+    )
+    forward = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    backward = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    return (forward + backward) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversarial(_Regularizer):
+    """Adversarial training on the input embeddings: loss = (clean loss + loss at the worst
+    perturbation found) / 2.
+
+    With g the gradient of the loss with respect to one example's embedded sequence, "fgm" perturbs
+    that by r = radius g / ||g||_2 (arXiv:1605.07725, eq. 5, on embeddings as they are, not
+    normalised). "pgd" takes `steps` such steps of length `step_size` from r = 0, each from a new
+    gradient and projected onto the ball ||r||_2 <= radius (arXiv:1706.06083, eq. 1, in L2). Norms
+    are over all positions of the sequence, one for each example; an example without a gradient is
+    not perturbed.
+
+    The first paper adds the two losses up (sec. 4; eq. 6 is the adversarial one). Their mean has
+    the same direction and keeps the scale of losses, learning rates and `clip_norm`. Outside
+    training (eval mode, or no gradients) there is one pass and the plain loss.
+
+    Every pass draws its own dropout. "fgm" makes two passes and holds the activations of both;
+    "pgd" makes steps + 1. No parameter and no ``.grad`` is touched on the way. In an
+    encoder-decoder the encoder's input is perturbed; in a vision model what the patch embedding
+    gives; in a speech model what the first layer of the encoder gives.
+
+    Args:
+        objective: The loss; with R-Drop in it, each of its passes is perturbed by itself.
+        kind: "fgm" or "pgd".
+        radius: L2 norm of a perturbation (pgd: the largest), greater than 0, in the units of the
+            embeddings.
+        steps: Gradients that pgd takes, at least 1; fgm takes one.
+        step_size: Length of pgd's steps; None is 2.5 radius / steps, as the paper's evaluations.
+
+    Raises:
+        ConfigError: a value is out of bounds; or, from `loss`, the model has no input embeddings
+            that can be perturbed.
+    """
+
+    objective: Objective
+    kind: Literal["fgm", "pgd"] = "fgm"
+    radius: float = 0.1
+    steps: int = 3
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fgm", "pgd"):
+            raise ConfigError(f"Adversarial: kind is {self.kind!r}; it must be 'fgm' or 'pgd'")
+        if (
+            self.radius <= 0
+            or self.steps < 1
+            or (self.step_size is not None and self.step_size <= 0)
+        ):
+            raise ConfigError(
+                "Adversarial: radius and step_size must be greater than 0, and steps at least 1"
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean of the clean and the adversarial loss in training, the plain loss
+        otherwise.
+        """
+        if not _is_training(model):
+            return self.objective.loss(model, batch)
+        inner = extract_model_from_parallel(
+            model
+        )  # what is not followed by a backward pass is no business of DDP's
+        is_fgm = self.kind == "fgm"
+        steps = 1 if is_fgm else self.steps
+        length = self.radius if is_fgm else self.step_size or 2.5 * self.radius / steps
+        with _Shifted(inner, batch) as shifted:
+            clean = self.objective.loss(model, batch)
+        gradients = torch.autograd.grad(clean, shifted.shifts, retain_graph=True)
+        shifts = shifted.moved(gradients, length, self.radius)
+        for _ in range(steps - 1):
+            with _Shifted(inner, batch, shifts) as shifted:
+                loss = self.objective.loss(inner, batch)
+            shifts = shifted.moved(torch.autograd.grad(loss, shifted.shifts), length, self.radius)
+        with _Shifted(inner, batch, shifts):
+            adversarial = self.objective.loss(model, batch)
+        return (clean + adversarial) / 2
+
+
+class _Shifted:
+    """While it is entered, the input embeddings give their output plus a shift: zeros at first, or
+    what is given.
+
+    `shifts` holds those of all calls in their order, float32 leaves with a gradient of their own.
+    """
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, given: Sequence[Tensor] | None = None
+    ) -> None:
+        self._embeddings = _input_embeddings(model)
+        name = getattr(model, "main_input_name", "input_ids")
+        if name not in batch:
+            raise ConfigError(
+                f"adversarial training perturbs the embedded {name}, which the batch does not have"
+            )
+        self._rows = batch[name]
+        self._given = given
+        self._handle: RemovableHandle | None = None
+        self._axes: list[int] = []
+        self.shifts: list[Tensor] = []
+
+    def __enter__(self) -> "_Shifted":
+        self._handle = self._embeddings.register_forward_hook(self._shift)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._handle is not None
+        self._handle.remove()
+        if kind is None and not self.shifts:
+            raise ConfigError(
+                f"adversarial training perturbs what {type(self._embeddings).__name__} gives, and the model's forward does "
+                "not call it: set loss.adversarial null"
+            )
+
+    def _shift(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        axis = _batch_axis(arguments[0], self._rows)
+        if first.shape[axis] != len(self._rows):
+            raise ConfigError(
+                f"{type(module).__name__} gives {tuple(first.shape)} for {len(self._rows)} examples: adversarial training "
+                "cannot tell whose is what; set loss.adversarial null"
+            )
+        if self._given is None:
+            shift = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
+        else:
+            shift = self._given[len(self.shifts)]
+        self.shifts.append(shift.detach().requires_grad_())
+        self._axes.append(axis)
+        shifted = (first + self.shifts[-1]).to(first.dtype)
+        return (shifted, *rest) if isinstance(output, tuple) else shifted
+
+    def moved(self, gradients: Sequence[Tensor], length: float, radius: float) -> list[Tensor]:
+        """Return the shifts after a step of a length along the gradients, no longer than the
+        radius.
+        """
+        moved = []
+        for shift, gradient, axis in zip(self.shifts, gradients, self._axes, strict=True):
+            others = [dimension for dimension in range(shift.ndim) if dimension != axis]
+            stepped = shift.detach() + length * _normalized(gradient, others)
+            norm = torch.linalg.vector_norm(stepped, dim=others, keepdim=True)
+            moved.append(stepped * (radius / norm.clamp(min=radius)))
+        return moved
+
+
+def _normalized(gradient: Tensor, dimensions: list[int]) -> Tensor:
+    """Return g / ||g||_2 over some dimensions, zero where g is; the squares of a tiny g would be
+    lost in float32.
+    """
+    largest = gradient.abs().amax(dimensions, keepdim=True)
+    scaled = gradient / largest.where(largest > 0, 1.0)
+    norm: Tensor = torch.linalg.vector_norm(scaled, dim=dimensions, keepdim=True)
+    return scaled / norm.clamp(min=1.0)
+
+
+def _batch_axis(given: Tensor, rows: Tensor) -> int:
+    """Return the dimension of the examples in what the embeddings are given; XLNet transposes its
+    input first.
+    """
+    is_transposed = rows.ndim == 2 and not torch.equal(given, rows) and torch.equal(given, rows.T)
+    return int(is_transposed)
+
+
+def _input_embeddings(model: Any) -> nn.Module:
+    """Return the first module that meets the model's main input; in an encoder-decoder that is the
+    encoder's.
+
+    Raises:
+        ConfigError: the model does not name one.
+    """
+    try:
+        is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
+        embeddings: nn.Module = (
+            model.get_encoder() if is_encoder_decoder else model
+        ).get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        raise ConfigError(
+            "adversarial training perturbs the input embeddings, and this model names none: set loss.adversarial null"
+        ) from None
+    return embeddings
+
+
+def _is_training(model: nn.Module) -> bool:
+    return model.training and torch.is_grad_enabled()
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Return the state of a device's random numbers, which any dropout that is at work changes."""
+    state: Tensor = (
+        torch.get_rng_state()
+        if device.type == "cpu"
+        else torch.get_device_module(device).get_rng_state()
+    )
+    return state

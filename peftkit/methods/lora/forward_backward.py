@@ -1,0 +1,169 @@
+"""The low-rank update x -> s B A dropout(x) (arXiv:2106.09685, Eq. 3), which keeps no copy of
+anything for the backward pass.
+
+Of x (tokens, in) it keeps x itself, in the dtype that the backbone gives it: layers that read the
+same x share it, and where x can be computed again cheaply, not even that (`recomputation`). Beside
+it: A x (tokens, r), and the two matrices. Dropout is drawn again from the generator's state, so
+that no masked copy and no mask is kept, and the masks are those of PEFT.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from peftkit.lean.recomputation import Kept, recomputed
+
+
+class Update:
+    """The update s B A x of one layer's output, begun before W x, and added to it after.
+
+    Two nodes of the graph stand for it. The first reads x, keeps all that is kept, and hands x on
+    to the frozen layer; the second adds the update to W x, in the product with B. In the backward
+    pass the first gets the gradient of the output from the second and that of x from the frozen
+    layer, to which it adds its own in the product with A. So neither the update nor its gradient is
+    ever a tensor of its own that is written, and read again to be added.
+
+    Args:
+        x: (..., in).
+        a: (r, in).
+        b: (out, r).
+        scale: s.
+        dtype: Dtype of the matrix products.
+        exact: Round where PEFT rounds: multiply B A x with s, and not A x.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.scale, self.dtype, self.exact, self.kept = scale, dtype, exact, Kept.of(x)
+        self.inner: Tensor
+        """A x, (tokens, r)."""
+        self.b: Tensor
+        self.x: Tensor
+        """x, as the frozen layer is to read it."""
+        self._stand_in, self.x = _Begin.apply(self, x, a, b)  # type: ignore[no-untyped-call]
+
+    def added_to(self, result: Tensor) -> Tensor:
+        """Return W x with the update, (..., out), in the dtype of W x."""
+        output: Tensor = _End.apply(result, self._stand_in, self)  # type: ignore[no-untyped-call]
+        return output
+
+    def alone(self) -> Tensor:
+        """Return the update, (..., out), in the dtype of the matrix products."""
+        output: Tensor = _End.apply(None, self._stand_in, self)  # type: ignore[no-untyped-call]
+        return output
+
+
+class _Begin(Function):
+    """Computes A x; returns a stand-in for the update, without memory, that gets its gradient; and
+    x, if that needs one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, update: Update, x: Tensor, a: Tensor, b: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.scale, ctx.exact, ctx.dtypes = update.scale, update.exact, (x.dtype, a.dtype, b.dtype)
+        a, b = a.to(update.dtype), b.to(update.dtype)
+        inner = _rows(x).to(update.dtype).mm(a.T)
+        if not update.exact:
+            inner *= update.scale
+        ctx.kept, tensors = update.kept or (None, (x,))
+        ctx.save_for_backward(a, b, inner, *tensors)
+        update.inner, update.b = inner, b
+        if not ctx.needs_input_grad[1]:
+            ctx.mark_non_differentiable(x)
+        return inner.new_empty(()).expand(*x.shape[:-1], len(b)), x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None, of_rest: Tensor | None = None) -> Any:
+        if gradient is None:
+            return None, of_rest, None, None
+        a, b, inner, *saved = ctx.saved_tensors
+        x = saved[0] if ctx.kept is None else ctx.kept.value(saved)
+        (x_dtype, a_dtype, b_dtype), (_, needs_x, needs_a, needs_b) = (
+            ctx.dtypes,
+            ctx.needs_input_grad,
+        )
+        rows = _rows(gradient).to(b.dtype)
+        if ctx.exact:
+            rows = rows * ctx.scale
+        of_b = rows.T.mm(inner).to(b_dtype) if needs_b else None
+        inner = rows.mm(b)
+        if not ctx.exact:
+            inner *= ctx.scale
+        of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype) if needs_a else None
+        shape = x.shape
+        del x, saved  # computed again, it is as large as its gradient
+        of_x = _sum_with_product(of_rest, inner, a, shape, x_dtype) if needs_x else None
+        return None, of_x, of_a, of_b
+
+
+class _End(Function):
+    """Computes B A x, and its sum with W x."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor | None, stand_in: Tensor, update: Update) -> Tensor:
+        dtype = update.inner.dtype if result is None else result.dtype
+        output = _sum_with_product(result, update.inner, update.b.T, stand_in.shape, dtype)
+        return output * update.scale if update.exact else output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient if ctx.needs_input_grad[0] else None, gradient, None
+
+
+def _sum_with_product(
+    addend: Tensor | None, left: Tensor, right: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """Return addend + left @ right in a shape, that of the addend, whose rows are those of `left`,
+    and in a dtype.
+    """
+    output = left.new_empty(shape)
+    if addend is not None and addend.dtype == left.dtype:
+        torch.addmm(_rows(addend), left, right, out=_rows(output))
+        return output
+    torch.mm(left, right, out=_rows(output))
+    return (output if addend is None else output.add_(addend)).to(dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return x (..., features) as a matrix; features may be 0, where AdaLoRA has left a layer no
+    rank.
+    """
+    width = x.shape[-1]
+    return x.reshape(-1 if width else math.prod(x.shape[:-1]), width)
+
+
+def dropped(x: Tensor, p: float, dtype: torch.dtype) -> Tensor:
+    """Return dropout(x), drawn in a dtype, of which nothing is kept: it is drawn again."""
+    generator = (
+        torch.cuda.default_generators[x.device.index]
+        if x.device.type == "cuda"
+        else torch.default_generator
+    )
+    state = generator.get_state()
+
+    def drop(x: Tensor) -> Tensor:
+        return F.dropout(x.to(dtype), p)
+
+    def drop_again(x: Tensor) -> Tensor:
+        present = generator.get_state()
+        generator.set_state(state)
+        output = drop(x)
+        generator.set_state(present)
+        return output
+
+    return recomputed(drop, x, again=drop_again)

@@ -1,0 +1,77 @@
+"""What every recipe's config has, and how a recipe starts. Imports nothing heavy, so that `--help`
+is quick.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import NonNegativeInt
+
+from peftkit.config.reading import parse, section
+from peftkit.errors import PeftkitError
+from peftkit.config.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
+from peftkit.training.launch_checks import check_launch
+from peftkit.config.train import TrainSettings
+
+if TYPE_CHECKING:
+    from peftkit.tasks.base import Task
+
+
+@section
+class RecipeSettings:
+    """What every recipe's config has."""
+
+    model: ModelSettings
+    data: RowSettings
+    adapter: Adapter = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    lean: LeanSettings = field(default_factory=LeanSettings)
+    run_dir: str
+    """Takes the adapter, the report, the metrics and the checkpoints."""
+    start: str | None = None
+    """A run whose adapter to train on, on other rows; null starts a new adapter."""
+    seed: NonNegativeInt = 0
+    """Seed of the adapter's start, of dropout, of random rows and of the order of the examples."""
+    samples: NonNegativeInt = 12
+    """Predictions to show in the report."""
+    merge: bool = False
+    """Also write the backbone with the adapter merged in, unquantised, in model.dtype; for LoRA and
+    AdaLoRA.
+    """
+
+    def __post_init__(self) -> None:
+        needs = [
+            ("train.evaluate_every", self.train.evaluate_every is not None, self.data.evaluation is None),
+            ("merge", self.merge, self.adapter.method not in ("lora", "adalora")),
+            ("data.packing", bool(getattr(self.data, "packing", False)), self.adapter.method == "prefix"),
+        ]
+        what = {
+            "train.evaluate_every": "held-out rows: set data.evaluation",
+            "merge": "adapter.method lora or adalora",
+            "data.packing": "another adapter.method than prefix: a pack has one prefix, not one a text",
+        }
+        for key, is_asked, cannot in needs:
+            if is_asked and cannot:
+                raise ValueError(f"{key} needs {what[key]}")
+        check_launch(self.train, self.model.quantization, self.adapter.method)
+
+
+def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
+    """Train what the command line asks for; a user's mistake ends the program with one sentence and
+    exit code 2.
+
+    Args:
+        task: Makes the task of a config.
+        kind: The recipe's config, a `RecipeSettings`.
+    """
+    config = parse(kind)
+    from peftkit.runs.finetune import finetune
+
+    try:
+        finetune(task, config, Path(sys.argv[0]).resolve())
+    except PeftkitError as problem:
+        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        raise SystemExit(2) from problem

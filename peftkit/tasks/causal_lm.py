@@ -1,0 +1,161 @@
+"""Tasks for decoders that write on: dialogues, completions, texts."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from peftkit.data.formats import Row
+from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
+from peftkit.data.padding import PadRight
+from peftkit.data.preview import preview
+from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, question
+from peftkit.data.supervised_tokens import Example, Rendered, prompt_text, render_rows
+from peftkit.data.table_rows import paths
+from peftkit.data.text_rows import load_rows
+from peftkit.losses.base import Batch, CausalLMLoss, Objective
+from peftkit.metrics.measured import Measured
+from peftkit.tasks.base import Task
+from peftkit.tasks.generation import answer
+from peftkit.tasks.inference import evaluating, in_shares
+
+_PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker in large batches
+
+
+class CausalLMTask(Task):
+    """Learns to write what follows, by cross-entropy; its outputs are answers, completions or
+    continuations.
+
+    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.formats`. Of a text, a
+    model is asked for what follows its first tokens.
+
+    Args:
+        config: A recipe's config; has `data` (a `DataSettings`), `generation` and `samples`.
+        tokenizer: With a chat template, if rows are dialogues.
+    """
+
+    head = "causal-lm"
+    is_quick_to_measure = False
+    averages = False
+
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config, self.processor = config, tokenizer
+        self.packing = config.data.packing
+        pads = {False: PadRight, True: PadPacks, "batch": PackBatch}
+        self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](tokenizer.pad_token_id)
+        self.rendered = Rendered()
+        self._formats: dict[str, None] = {}
+        self._packs = 0
+
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
+        """Return rows of any of the formats, each with its ``format``."""
+        found = []
+        for each in paths(path):
+            rows, kind = load_rows(self.config.data, each, labelled=labelled)
+            found += [row | {"format": kind} for row in rows]
+        return found
+
+    def fit(self, rows: Sequence[Row]) -> None:
+        """Remember the formats of the training rows: a trained model is asked in the same form."""
+        self.learned["formats"] = list(dict.fromkeys(row["format"] for row in rows))
+
+    @property
+    def objective(self) -> Objective:
+        """Cross-entropy of each supervised token."""
+        return CausalLMLoss()
+
+    def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
+        """Return the rendered rows: long texts in blocks, and texts in packs where the config asks
+        for it.
+        """
+        data = self.config.data
+        self.rendered, self._formats = Rendered(), {}
+        for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
+            self._formats[kind] = None
+            cuts = blocks if kind == "text" else None
+            self.rendered += render_rows(
+                list(group), kind, self.processor, max_length=data.max_length, loss_on=data.loss_on or "assistant",
+                system=data.system, cut=cuts,
+            )  # fmt: skip
+        if self.packing is not True:
+            return self.rendered.examples
+        packs = packed(self.rendered.examples, data.max_length)
+        self._packs = len(packs)
+        return packs
+
+    def remarks(self) -> str:
+        """Return what became of the rows."""
+        packs = f", in {self._packs} packs" if self._packs else ""
+        return f"{' and '.join(self._formats)}, {self.rendered}{packs}"
+
+    def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
+        """Return the first examples with the supervised tokens marked, and the lengths of all."""
+        self.examples(rows)
+        return f"{' and '.join(self._formats)}\n{preview(self.rendered, self.processor, count=count, color=color)}"
+
+    def check(self, model: nn.Module) -> None:
+        """Compare packed with unpacked texts, where the config asks for packs."""
+        if self.packing:
+            check_packing(model, PadPacks(self.processor.pad_token_id), self.rendered.examples)
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Return the padded batch."""
+        return self.pad(examples)
+
+    def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with an ``expect`` list; where no row has one, `samples` of all."""
+        checked = [row for row in rows if row.get("expect")]
+        count = self.config.samples
+        return checked or (list(rows[:: max(1, len(rows) // count)][:count]) if count else [])
+
+    def question(self, row: Row) -> Question:
+        """Return what a row asks."""
+        return question(row, row["format"], self.processor, system=self.config.data.system)
+
+    def outputs(
+        self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
+    ) -> list[Any]:
+        """Return the answer to each row's last question, the completion of its prompt, or how its
+        text goes on.
+        """
+        options = self.config.generation.options()
+
+        def answers(prompts: Sequence[str]) -> list[str]:
+            return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
+
+        prompts = [self.question(row).prompt for row in rows]
+        with evaluating(model), torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return in_shares(
+                answers, prompts, accelerator, batch_size=max(batch_size, _PROMPTS_AT_A_TIME)
+            )
+
+    def prompt(self, turns: Sequence[dict[str, str]], text: str) -> str:
+        """Return the rendered prompt for a question after `turns` of a dialogue, if the run learned
+        from dialogues; otherwise the text, as texts and prompts begin in training.
+        """
+        if "chat" in self.learned.get("formats", ["chat"]):
+            return prompt_text(
+                [*turns, {"role": "user", "content": text}], self.processor, self.config.data.system
+            )
+        return beginning_of_text(self.processor) + text
+
+    def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
+        """Return ``prediction``, a text."""
+        return [{"prediction": text} for text in outputs]
+
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+        """Return the share of answers that state what their rows expect, where rows expect
+        something.
+        """
+        return Measured(fact_accuracy([self.question(row) for row in rows], outputs), list(outputs))
+
+    def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
+        """Return each row's question, and what it expects or its own answer."""
+        asked = [self.question(row) for row in rows]
+        return [(each.shown, ", ".join(each.expect) or each.reference) for each in asked]

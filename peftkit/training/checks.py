@@ -1,0 +1,68 @@
+"""What a run would do wrong on these processes, or in this precision, is refused before it starts."""
+
+import torch
+from accelerate import Accelerator
+from peft.tuners.adalora import AdaLoraLayer
+from torch import nn
+
+from peftkit.backbones.quantization import model_quantization
+from peftkit.config.train import TrainSettings
+from peftkit.errors import ConfigError
+from peftkit.training.launch_checks import check_launch, uses_fsdp
+
+_OVERFLOWS_IN_FP16 = (
+    "t5",
+    "mt5",
+    "umt5",
+    "byt5",
+    "longt5",
+    "switch_transformers",
+    "udop",
+    "pop2piano",
+)
+
+
+def check_precision(precision: str, model: nn.Module) -> None:
+    """Refuse what the device or the model cannot compute in.
+
+    Raises:
+        ConfigError: bf16 on a GPU that only emulates it; fp16 on a model of the T5 family.
+    """
+    device = next(model.parameters()).device
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; set train.precision=fp16, and load the "
+            "backbone in float16"
+        )
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    half = precision == "fp16" or any(
+        parameter.dtype == torch.float16 for parameter in model.parameters()
+    )
+    if half and kind in _OVERFLOWS_IN_FP16:
+        raise ConfigError(
+            f"{kind} overflows in float16 and gives NaN; load it in bfloat16 with train.precision=bf16, or in float32 with "
+            "train.precision=no"
+        )
+
+
+def check_processes(settings: TrainSettings, model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse what cannot be right on these processes: what
+    `peftkit.training.launch_checks.check_launch` refuses, and under FSDP trained parameters of
+    several dtypes.
+
+    Raises:
+        ConfigError: says which, and what to do instead.
+    """
+    method = (
+        "adalora" if any(isinstance(module, AdaLoraLayer) for module in model.modules()) else ""
+    )
+    check_launch(settings, model_quantization(model), method, accelerator.num_processes)
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    if uses_fsdp() and len(dtypes) > 1:
+        raise ConfigError(
+            f"FSDP wants all trained parameters in one dtype, these are {', '.join(sorted(dtypes))}; cast them to float32"
+        )

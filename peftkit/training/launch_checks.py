@@ -1,0 +1,95 @@
+"""What cannot be trained as it was launched is refused by settings and environment alone, before
+anything is loaded.
+"""
+
+import os
+
+from peftkit.config.train import TrainSettings
+from peftkit.errors import ConfigError
+
+_FSDP_OPTIONS = {
+    "OFFLOAD_PARAMS": "nobody has tried it with quantised weights",
+    "CPU_RAM_EFFICIENT_LOADING": "each process loads the backbone by itself",
+    "ACTIVATION_CHECKPOINTING": "train.gradient_checkpointing does that",
+}
+
+
+def uses_fsdp() -> bool:
+    """Tell whether `accelerate launch` was told to use FSDP."""
+    return _is_true("ACCELERATE_USE_FSDP")
+
+
+def check_launch(
+    train: TrainSettings, quantization: str | None, method: str, processes: int | None = None
+) -> None:
+    """Refuse settings that cannot be right on the processes that `accelerate launch` has started.
+
+    Args:
+        train: The section `train`.
+        quantization: How the backbone is stored.
+        method: The adapter's method.
+        processes: How many there are; None is what the environment says.
+
+    Raises:
+        ConfigError: the step is not ``global_batch_size``; ``auto_batch`` or
+            ``gradient_checkpointing: auto`` on several processes; DeepSpeed; or what FSDP cannot
+            do.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    step = train.batch_size * train.accumulate * count
+    if train.global_batch_size not in (None, step) and (
+        processes is not None or "WORLD_SIZE" in os.environ
+    ):
+        raise ConfigError(
+            f"train.global_batch_size is {train.global_batch_size}, but batch_size {train.batch_size} x accumulate "
+            f"{train.accumulate} x {count} process(es) is {step}"
+        )
+    if train.auto_batch and count > 1:
+        raise ConfigError(
+            "train.auto_batch works on one process only; set train.batch_size to what fits"
+        )
+    if train.gradient_checkpointing == "auto" and count > 1:
+        raise ConfigError(
+            "train.gradient_checkpointing: auto measures one process; set a share of the blocks, such as 0.5"
+        )
+    if _is_true("ACCELERATE_USE_DEEPSPEED"):
+        _refuse_deepspeed(quantization)
+    if uses_fsdp():
+        _check_fsdp(quantization, method)
+
+
+def _refuse_deepspeed(quantization: str | None) -> None:
+    if quantization is not None:
+        raise ConfigError(
+            "DeepSpeed ZeRO-3 does not partition bitsandbytes weights: every process would hold the whole backbone; use "
+            "recipes/accelerate/fsdp2_qlora.yaml"
+        )
+    raise ConfigError(
+        "this loop does not train under DeepSpeed, which steps and partitions the weights by itself; use "
+        "recipes/accelerate/fsdp2_qlora.yaml, or transformers.Trainer"
+    )
+
+
+def _check_fsdp(quantization: str | None, method: str) -> None:
+    for name, remark in _FSDP_OPTIONS.items():
+        if _is_true(f"FSDP_{name}"):
+            raise ConfigError(
+                f"fsdp_{name.lower()}: true is not supported, {remark}; set it to false"
+            )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError(
+            "FSDP 1 cannot shard a frozen backbone beside a trained adapter; set fsdp_version: 2"
+        )
+    if quantization == "int8":
+        raise ConfigError(
+            "FSDP cannot shard int8 weights, which carry their scales beside them; load the model in nf4"
+        )
+    if method == "adalora":
+        raise ConfigError(
+            "AdaLoRA ranks whole triplets and cannot see them in the shards of FSDP; use "
+            "recipes/accelerate/ddp.yaml, or one process"
+        )
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"

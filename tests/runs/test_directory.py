@@ -1,0 +1,92 @@
+from dataclasses import field
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from peftkit.config.reading import section
+from peftkit.errors import ConfigError
+from peftkit.metrics.measured import Measured
+from peftkit.training.log import MetricsLog, ProgressLine, read_metrics
+from peftkit.runs.report import write_report
+from peftkit.runs.directory import Run
+from peftkit.config.train import TrainSettings
+
+
+@section
+class Config:
+    """A recipe's config."""
+
+    run_dir: str
+    seed: int = 0
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def test_a_run_freezes_its_config_and_says_what_it_runs_on(tmp_path):
+    run = Run(Config(run_dir=str(tmp_path)))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["learning_rate"] == 2e-4
+    assert {"packages", "threads", "gpu"} <= run.remembered("environment").keys()
+
+
+def test_an_attempt_that_failed_before_its_first_checkpoint_does_not_hold_the_directory(tmp_path):
+    Run(Config(run_dir=str(tmp_path))).remember("before", {"loss": 1.5})
+    assert Run(Config(run_dir=str(tmp_path), seed=1)).remembered("before") is None
+
+
+def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
+    Run(Config(run_dir=str(tmp_path))).remember("after", {"metrics": {}})
+    Run(Config(run_dir=str(tmp_path), train=TrainSettings(trackers=["tensorboard"])))
+    with pytest.raises(ConfigError, match=r"differs in seed, train\.batch_size; choose another run_dir"):
+        Run(Config(run_dir=str(tmp_path), seed=1, train=TrainSettings(batch_size=2)))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        Run(Config(run_dir=str(tmp_path), train=TrainSettings(resume="never")))
+
+
+def test_what_is_remembered_survives(tmp_path):
+    run = Run(Config(run_dir=str(tmp_path)))
+    run.remember("after", {"metrics": {}})
+    assert run.remembered("before") is None
+    assert run.remember("before", {"loss": 1.5}) == {"loss": 1.5}
+    assert Run(Config(run_dir=str(tmp_path))).remembered("before") == {"loss": 1.5}
+
+
+def test_lines_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert len(read_metrics(path)) == 3
+    MetricsLog(path, SimpleNamespace(is_main_process=True, trackers=[])).start(2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_the_progress_line_names_what_matters(capsys):
+    line = ProgressLine(10, True)
+    for step in range(1, 11):
+        line.show(step, {"loss": 2.0, "learning_rate": 1e-3, "items": 50}, seconds=0.5 * step)
+    last = capsys.readouterr().err.splitlines()[-1]
+    for part in ("step 10/10", "left 00:00:00", "loss 2.0000", "lr 1.00e-03", "100 tokens/s", "GiB"):
+        assert part in last
+
+
+def test_the_report_shows_before_and_after(tmp_path):
+    Run(Config(run_dir=str(tmp_path)))
+    log = MetricsLog(tmp_path / "metrics.jsonl", SimpleNamespace(is_main_process=True, trackers=[]))
+    log.start(0)
+    for step in range(1, 5):
+        log.write(step, "train", {"loss": 4.0 / step, "items": 10, "seconds": 15.0 * step})
+    log.write(4, "evaluation", {"loss": 1.2})
+    measured = {
+        "before": Measured({"loss": 3.0}, ["no <idea>"]),
+        "after": Measured({"loss": 1.25, "right": 1}, ["£3.95"]),
+    }
+    asked = [("how | much?", "£3.95")]
+    text = write_report(tmp_path, "Title", measured, asked, remarks=["A remark."]).read_text()
+    for part in (
+        "# Title",
+        "| loss | 3 | 1.25 |",
+        "4 steps over 40 supervised items in 1.0 minutes",
+        "A remark.",
+        "Python 3",
+    ):
+        assert part in text
+    assert "| how \\| much? | no &lt;idea> | £3.95 | £3.95 |" in text
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
