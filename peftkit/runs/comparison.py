@@ -50,7 +50,11 @@ def read_run(directory: str | Path) -> RunSummary:
     train = [line for line in lines if line["kind"] == "train"]
     evaluations = [_numbers(line) for line in lines if line["kind"] == "evaluation"]
     before, after = (_metrics(path / f"{name}.json") for name in ("before", "after"))
-    last = {key: value for key, value in evaluations[-1].items() if key != "step"} if evaluations else {}
+    last = (
+        {key: value for key, value in evaluations[-1].items() if key != "step"}
+        if evaluations
+        else {}
+    )
     model = read_json(path / "model.json", ConfigError) if (path / "model.json").exists() else {}
     attach = model.get("attach", {})
     settings = _flat(load_yaml(path / "config.yaml"))
@@ -66,14 +70,19 @@ def read_run(directory: str | Path) -> RunSummary:
         trained_parameters=attach.get("trained_parameters"),
         steps=steps,
         minutes=train[-1]["seconds"] / 60 if train else None,
-        peak_gib=max((line["memory_gib"] for line in train if line.get("memory_gib") is not None), default=None),
+        peak_gib=max(
+            (line["memory_gib"] for line in train if line.get("memory_gib") is not None),
+            default=None,
+        ),
         metrics=after or last,
         curve=curve,
         settings=settings,
     )
 
 
-def compare(directories: Sequence[str | Path], output: str | Path | None = None, *, metric: str = "loss") -> str:
+def compare(
+    directories: Sequence[str | Path], output: str | Path | None = None, *, metric: str = "loss"
+) -> str:
     """Return a Markdown report on several runs: a table with the best metrics in bold, and the
     settings that differ.
 
@@ -101,7 +110,10 @@ def summaries(directories: Sequence[str | Path]) -> list[RunSummary]:
     """Return the runs of several directories, with names that tell them apart."""
     runs = [read_run(directory) for directory in directories]
     names = [run.name for run in runs]
-    return [RunSummary(**(asdict(run) | {"name": run.directory})) if names.count(run.name) > 1 else run for run in runs]
+    return [
+        RunSummary(**(asdict(run) | {"name": run.directory})) if names.count(run.name) > 1 else run
+        for run in runs
+    ]
 
 
 def _table_of_runs(runs: Sequence[RunSummary]) -> str:
@@ -120,7 +132,9 @@ def _table_of_runs(runs: Sequence[RunSummary]) -> str:
         ]
         for run in runs
     ]  # fmt: skip
-    return markdown(["run", "method", "trained parameters", *metrics, "steps", "minutes", "peak GiB"], rows)
+    return markdown(
+        ["run", "method", "trained parameters", *metrics, "steps", "minutes", "peak GiB"], rows
+    )
 
 
 def _best(runs: Sequence[RunSummary], metric: str) -> float | None:
@@ -138,7 +152,9 @@ def _number(value: float | None, *, is_best: bool) -> str:
 
 def _table_of_settings(runs: Sequence[RunSummary]) -> list[str]:
     keys = list(dict.fromkeys(key for run in runs for key in run.settings if key != "run_dir"))
-    texts = {key: [str(run.settings[key]) if key in run.settings else "" for run in runs] for key in keys}
+    texts = {
+        key: [str(run.settings[key]) if key in run.settings else "" for run in runs] for key in keys
+    }
     rows = [[key, *values] for key, values in texts.items() if len(set(values)) > 1]
     if not rows:
         return []
@@ -151,11 +167,19 @@ def _draw_curves(runs: Sequence[RunSummary], metric: str, path: Path) -> None:
     for number, run in enumerate(runs):
         curve = [(point["step"], point[metric]) for point in run.curve if metric in point]
         if curve:
-            style = {"color": COLORS[number % 7], "linestyle": _STYLES[number // 7 % 4], "marker": _MARKERS[number % 8]}
+            style = {
+                "color": COLORS[number % 7],
+                "linestyle": _STYLES[number // 7 % 4],
+                "marker": _MARKERS[number % 8],
+            }
             axes.plot(*zip(*curve, strict=True), **style, markersize=4, label=run.name)
     if not axes.lines:
-        known = dict.fromkeys(name for run in runs for point in run.curve for name in point if name != "step")
-        raise ConfigError(f"no run has {metric!r} to draw; there is {', '.join(known) or 'nothing measured yet'}")
+        known = dict.fromkeys(
+            name for run in runs for point in run.curve for name in point if name != "step"
+        )
+        raise ConfigError(
+            f"no run has {metric!r} to draw; there is {', '.join(known) or 'nothing measured yet'}"
+        )
     finish(axes, "step", f"{metric} on held-out rows")
     figure.legend(loc="outside lower center", ncols=2 if len(runs) > 3 else 1, fontsize="small")
     save(figure, path)
@@ -172,5 +196,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat

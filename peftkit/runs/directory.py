@@ -1,5 +1,4 @@
-"""A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it.
-"""
+"""A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it."""
 
 import shlex
 import sys
@@ -16,7 +15,14 @@ from peftkit.files import read_json, write_file, write_json
 from peftkit.runs.process import environment, launch_flags, prepare_process
 from peftkit.training.progress import Outcome
 
-_OF_AN_ATTEMPT = ("before.json", "model.json", "task.json", "metrics.jsonl", "evaluation.jsonl", "training_rows.jsonl")
+_OF_AN_ATTEMPT = (
+    "before.json",
+    "model.json",
+    "task.json",
+    "metrics.jsonl",
+    "evaluation.jsonl",
+    "training_rows.jsonl",
+)
 _MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
 
 
@@ -53,7 +59,9 @@ class Run:
         """Tell whether there is anything to go on from: an attempt that ended before its first
         checkpoint left nothing.
         """
-        return (self.directory / "after.json").exists() or any(self.directory.glob("checkpoints/*/manifest.json"))
+        return (self.directory / "after.json").exists() or any(
+            self.directory.glob("checkpoints/*/manifest.json")
+        )
 
     def _clear(self) -> None:
         for name in _OF_AN_ATTEMPT:
@@ -61,10 +69,14 @@ class Run:
 
     def _check_same(self, before: dict[str, Any]) -> None:
         if self.config.train.resume == "never":
-            raise ConfigError(f"run_dir {self.directory} holds a run already; choose another, or set train.resume=auto")
+            raise ConfigError(
+                f"run_dir {self.directory} holds a run already; choose another, or set train.resume=auto"
+            )
         old, new = _flat(before), _flat(safe_load(to_yaml(self.config)))
         changed = [
-            ".".join(k) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in _MAY_CHANGE
+            ".".join(k)
+            for k in sorted(old.keys() | new.keys())
+            if old.get(k) != new.get(k) and k not in _MAY_CHANGE
         ]
         if changed:
             raise ConfigError(
@@ -80,12 +92,19 @@ class Run:
     def start_trackers(self, accelerator: Accelerator) -> None:
         """Open the trackers that the settings name, with the config's numbers and names."""
         if self.config.train.trackers:
-            flat = {".".join(key): value for key, value in _flat(load_yaml(self.directory / "config.yaml")).items()}
+            flat = {
+                ".".join(key): value
+                for key, value in _flat(load_yaml(self.directory / "config.yaml")).items()
+            }
             plain = {
-                key: value if isinstance(value, int | float | str | bool) else str(value) for key, value in flat.items()
+                key: value if isinstance(value, int | float | str | bool) else str(value)
+                for key, value in flat.items()
             }
             name = self.directory.name
-            options = {"wandb": {"dir": str(self.directory), "name": name}, "trackio": {"name": name}}
+            options = {
+                "wandb": {"dir": str(self.directory), "name": name},
+                "trackio": {"name": name},
+            }
             accelerator.init_trackers("peftkit", plain, init_kwargs=options)
 
     def remembered(self, name: str) -> dict[str, Any] | None:
@@ -116,12 +135,22 @@ class Run:
 
     def resume_command(self) -> str:
         """Return the command line that goes on with this run."""
-        words = [sys.argv[0], "--config", str(self.directory / "config.yaml"), "--train.resume", "auto"]
+        words = [
+            sys.argv[0],
+            "--config",
+            str(self.directory / "config.yaml"),
+            "--train.resume",
+            "auto",
+        ]
         return f"accelerate launch {shlex.join([*launch_flags(), *words])}"
 
 
 def _flat(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     flat: dict[tuple[str, ...], Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, (*prefix, key)) if isinstance(value, dict) and value else {(*prefix, key): value}
+        flat |= (
+            _flat(value, (*prefix, key))
+            if isinstance(value, dict) and value
+            else {(*prefix, key): value}
+        )
     return flat

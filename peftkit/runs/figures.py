@@ -77,9 +77,17 @@ def draw_losses(lines: Sequence[Line], path: Path) -> None:
     held_out = points(lines, "evaluation", "loss")
     if train:
         axes.plot(*zip(*train, strict=True), color=BLUE, alpha=0.3, linewidth=1)
-        axes.plot(*zip(*_smoothed(train), strict=True), color=BLUE, label="training (thick: smoothed)")
+        axes.plot(
+            *zip(*_smoothed(train), strict=True), color=BLUE, label="training (thick: smoothed)"
+        )
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color=VERMILLION, marker="o", markersize=5, label="held out")
+        axes.plot(
+            *zip(*held_out, strict=True),
+            color=VERMILLION,
+            marker="o",
+            markersize=5,
+            label="held out",
+        )
     finish(axes, "step", "loss (nats per supervised item)")
     if all(value >= 0 for _, value in (*train, *held_out)):
         axes.set_ylim(bottom=0)
@@ -162,7 +170,9 @@ def draw_confusion(labels: Sequence[str], counts: Sequence[Sequence[int]], path:
     save(figure, path)
 
 
-def _write_counts(axes: Any, counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], digits: int) -> None:
+def _write_counts(
+    axes: Any, counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]], digits: int
+) -> None:
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             text = str(count) if count < 10**digits else f"{count / 1000:.0f}k"
@@ -196,7 +206,9 @@ def _name_layers(axes: Any, layers: Sequence[str]) -> None:
     many; part the blocks.
     """
     numbers = [next((part for part in layer.split(".") if part.isdigit()), "") for layer in layers]
-    starts = [place for place in range(len(layers)) if place == 0 or numbers[place] != numbers[place - 1]]
+    starts = [
+        place for place in range(len(layers)) if place == 0 or numbers[place] != numbers[place - 1]
+    ]
     for place in starts[1:]:
         axes.axhline(place - 0.5, color="white", linewidth=1)
     if len(layers) <= _NAMED_LAYERS:
@@ -212,7 +224,9 @@ def short_names(layers: Sequence[str]) -> list[str]:
     common start.
     """
     parts = [layer.split(".") for layer in layers]
-    short = [" ".join([*(part for part in each[:-1] if part.isdigit()), each[-1]]) for each in parts]
+    short = [
+        " ".join([*(part for part in each[:-1] if part.isdigit()), each[-1]]) for each in parts
+    ]
     if len(set(short)) == len(short):
         return short
     common = 0
@@ -226,7 +240,11 @@ def points(lines: Sequence[Line], kind: str, name: str) -> list[tuple[int, float
     finite.
     """
     found = [(line["step"], line.get(name)) for line in lines if line["kind"] == kind]
-    return [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
+    return [
+        (step, value)
+        for step, value in found
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
 
 
 def new_figure(width: float, height: float) -> Any:

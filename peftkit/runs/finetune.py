@@ -16,27 +16,27 @@ from transformers import PreTrainedModel
 
 import peftkit
 from peftkit.adapters.attaching import attach
+from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
-from peftkit.data.table_rows import held_out_share, with_replay
+from peftkit.config.sections import LoraSettings
 from peftkit.data.formats import Row
+from peftkit.data.table_rows import held_out_share, with_replay
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
-from peftkit.adapters.merging import save_merged
-from peftkit.runs.recipes import recipes
+from peftkit.metrics.measured import Measured
 from peftkit.recording import summary
-from peftkit.config.sections import LoraSettings
+from peftkit.runs.directory import Run
+from peftkit.runs.opening import Opened, open_run
+from peftkit.runs.recipes import recipes
+from peftkit.runs.report import write_report
+from peftkit.runs.teacher import taught
+from peftkit.tasks.base import Task
 from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Hooks, Training
-from peftkit.metrics.measured import Measured
-from peftkit.runs.opening import Opened, open_run
-from peftkit.training.out_of_memory import explained
 from peftkit.training.optimizer import accelerator_for
-from peftkit.runs.report import write_report
-from peftkit.runs.directory import Run
-from peftkit.tasks.base import Task
-from peftkit.runs.teacher import taught
+from peftkit.training.out_of_memory import explained
 
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
@@ -78,7 +78,9 @@ class Finetuning:
         self._remember_task()
         quantization = config.model.quantization
         with explained("load", config.train, quantization=quantization):
-            backbone = peftkit.load_backbone(**config.model.arguments(), task=task.head, overrides=task.overrides())
+            backbone = peftkit.load_backbone(
+                **config.model.arguments(), task=task.head, overrides=task.overrides()
+            )
         with explained("attach", config.train, quantization=quantization):
             self.model = self._adapted(backbone, start)
         run.say(summary(self.model))
@@ -86,7 +88,9 @@ class Finetuning:
         self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
         run.start_trackers(self.accelerator)
         self.examples = self._examples(self._rows_to_learn(), config.data.train)
-        self.held_out_examples = self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
+        self.held_out_examples = (
+            self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
+        )
         _check_tokens(self.model, [*self.examples, *self.held_out_examples])
 
     def _adapted(self, backbone: PreTrainedModel, start: Opened | None) -> PeftModel:
@@ -127,7 +131,9 @@ class Finetuning:
         if not is_kept:
             rows = self.task.training_rows(self.rows)
             if teacher is not None:
-                rows = taught(self.task, rows, teacher, self.accelerator, batch_size=self._batch_size)
+                rows = taught(
+                    self.task, rows, teacher, self.accelerator, batch_size=self._batch_size
+                )
                 self.run.say(f"with the teacher, {len(rows)} rows")
             if self.run.is_main:
                 write_rows(path, rows)
@@ -146,19 +152,28 @@ class Finetuning:
     def _recipe_name(self) -> str:
         """Return the name of one of peftkit's recipes, the path of any other."""
         own = recipes().get(self.recipe.stem)
-        return self.recipe.stem if own is not None and own.resolve() == self.recipe else str(self.recipe)
+        return (
+            self.recipe.stem
+            if own is not None and own.resolve() == self.recipe
+            else str(self.recipe)
+        )
 
     def train(self) -> None:
         """Measure the model, and train it to the end or to a signal."""
         self.task.check(self.model)
         self.before = Measured(
-            **(self.run.remembered("before") or self.run.remember("before", vars(self._measured(self.model))))
+            **(
+                self.run.remembered("before")
+                or self.run.remember("before", vars(self._measured(self.model)))
+            )
         )
         self.run.say(f"before: {_spelled(self.before)}")
         best = self.config.train.best
         if self.held_out and best not in self.before.metrics:
             known = self.before.metrics
-            raise ConfigError(f"train.best is {best!r}, but this task gives {', '.join(known)}{nearest(best, known)}")
+            raise ConfigError(
+                f"train.best is {best!r}, but this task gives {', '.join(known)}{nearest(best, known)}"
+            )
         training = Training(
             self.model, self.examples, self.task.collate, self.config.train, self.run.directory, self.accelerator,
             evaluation=self.held_out_examples, objective=self.task.objective, seed=self.config.seed,
@@ -212,13 +227,19 @@ class Finetuning:
         """Return loss and metrics on the held-out rows (the training rows if there are none), and
         on those of the old task.
         """
-        with explained("evaluation", self.config.train, quantization=self.config.model.quantization):
+        with explained(
+            "evaluation", self.config.train, quantization=self.config.model.quantization
+        ):
             rows = self.held_out or self.rows
             found = self._found(model, rows, settling=settling)
-            metrics = self._loss(model, self.held_out_examples or self.task.examples(rows)) | found.metrics
+            metrics = (
+                self._loss(model, self.held_out_examples or self.task.examples(rows))
+                | found.metrics
+            )
             if self.retained:
                 retained = (
-                    self._loss(model, self.task.examples(self.retained)) | self._found(model, self.retained).metrics
+                    self._loss(model, self.task.examples(self.retained))
+                    | self._found(model, self.retained).metrics
                 )
                 metrics |= {f"retained {name}": value for name, value in retained.items()}
         return dataclasses.replace(found, metrics=metrics)
@@ -242,7 +263,10 @@ class Finetuning:
         if self.config.merge:
             dtype = self.config.model.dtype
             merged = peftkit.merge(
-                model, default_dtype(self.accelerator.device) if dtype == "auto" else getattr(torch, dtype)
+                model,
+                default_dtype(self.accelerator.device)
+                if dtype == "auto"
+                else getattr(torch, dtype),
             )
             measured["merged"] = self._measured(merged)
             remarks.append(f"{summary(merged)}.")
@@ -272,7 +296,9 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
         ConfigError: says which.
     """
     if type(start.task) is not type(task) or start.task.head != task.head:
-        raise ConfigError(f"start: {config.start} was made by another recipe, for {start.task.head}")
+        raise ConfigError(
+            f"start: {config.start} was made by another recipe, for {start.task.head}"
+        )
     if config.merge and start.config.adapter.method not in ("lora", "adalora"):
         raise ConfigError(
             f"merge needs LoRA or AdaLoRA; the adapter of {config.start} is {start.config.adapter.method}"
@@ -291,12 +317,16 @@ def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
     """
     embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     rows = getattr(embeddings, "num_embeddings", None)
-    found = (getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids") for each in examples)
+    found = (
+        getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids")
+        for each in examples
+    )
     texts = [ids for ids in found if ids]
     positions = [
         module.num_embeddings
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[2] in ("position_embeddings", "wpe")
     ]
     longest = max(map(len, texts), default=0)
     if positions and longest > min(positions):

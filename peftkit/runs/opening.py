@@ -37,7 +37,9 @@ class Opened:
         evaluation = self.config.data.evaluation
         if evaluation is None:
             raise ConfigError(f"{self.directory} held out no rows: name a file with --data")
-        return evaluation if isinstance(evaluation, str) else str(self.directory / "evaluation.jsonl")
+        return (
+            evaluation if isinstance(evaluation, str) else str(self.directory / "evaluation.jsonl")
+        )
 
     def held_out_rows(self) -> list[Row]:
         """Return the rows that the run held out; a share that it split off is kept as the task had
@@ -96,5 +98,7 @@ def recipe_named(name: str) -> Path:
     known = recipes()
     found = Path(name) if name.endswith(".py") else known.get(name)
     if found is None or not found.is_file():
-        raise ConfigError(f"there is no recipe {name!r}; recipes are {', '.join(sorted(known))}{nearest(name, known)}")
+        raise ConfigError(
+            f"there is no recipe {name!r}; recipes are {', '.join(sorted(known))}{nearest(name, known)}"
+        )
     return found

@@ -11,9 +11,9 @@ from torch import nn
 import peftkit
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError
-from peftkit.training.evaluation import evaluate
 from peftkit.metrics.measured import Measured
 from peftkit.runs.opening import Opened
+from peftkit.training.evaluation import evaluate
 from peftkit.training.optimizer import accelerator_for
 
 
@@ -31,7 +31,8 @@ def outputs_of(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) 
         ConfigError: the runs' labels differ, or their task's outputs have no mean.
     """
     outputs = [
-        run.task.outputs(model, rows, accelerator, batch_size=batch_size) for run, model, accelerator in _models(runs)
+        run.task.outputs(model, rows, accelerator, batch_size=batch_size)
+        for run, model, accelerator in _models(runs)
     ]
     return outputs[0] if len(runs) == 1 else runs[0].task.averaged(outputs)
 
@@ -49,7 +50,9 @@ def measured(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) ->
         return task.measure(chosen, outputs_of(runs, chosen, batch_size=batch_size))
     _, model, accelerator = next(_models(runs))
     examples = task.examples(rows)
-    loss = evaluate(model, examples, task.collate, accelerator, batch_size=batch_size, objective=task.objective)
+    loss = evaluate(
+        model, examples, task.collate, accelerator, batch_size=batch_size, objective=task.objective
+    )
     found = task.measure(chosen, task.outputs(model, chosen, accelerator, batch_size=batch_size))
     return dataclasses.replace(found, metrics=loss | found.metrics)
 
@@ -59,7 +62,9 @@ def _models(runs: Sequence[Opened]) -> Iterator[tuple[Opened, nn.Module, Acceler
     first, backbone, of = runs[0], None, None
     for run in runs:
         if run.task.learned.get("labels") != first.task.learned.get("labels"):
-            raise ConfigError(f"{run.directory} and {first.directory} have other labels: they cannot predict together")
+            raise ConfigError(
+                f"{run.directory} and {first.directory} have other labels: they cannot predict together"
+            )
     if len(runs) > 1 and not first.task.averages:
         raise ConfigError(f"{first.directory} writes texts, which have no mean: name one run")
     for run in runs:

@@ -19,17 +19,29 @@ from accelerate import PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from transformers.utils.logging import disable_progress_bar
 
-_PACKAGES = ("peftkit", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors")
+_PACKAGES = (
+    "peftkit",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+)
 
 
 def prepare_process() -> None:
     """Start the processes that were asked for, and set this one up to train."""
     start_asked_processes()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # under `peftkit train` it was inherited as ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # under `peftkit train` it was inherited as ignored
     _use_all_cores()
     if not torch.cuda.is_available():
         _keep_freed_memory()
-    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"  # only Accelerator itself looks for it
+    uses_cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    )  # only Accelerator itself looks for it
     if not (PartialState(cpu=uses_cpu).is_main_process and sys.stderr.isatty()):
         disable_progress_bar()
 
@@ -47,7 +59,10 @@ def start_asked_processes() -> None:
     count = _asked_processes(psutil.Process().parent().cmdline())
     if count > 1:
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-        os.execv(sys.executable, [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv])
+        os.execv(
+            sys.executable,
+            [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv],
+        )
 
 
 def _asked_processes(command: list[str]) -> int:
@@ -58,7 +73,9 @@ def _asked_processes(command: list[str]) -> int:
     launcher.add_argument("--config_file", "--config-file")
     launcher.add_argument("--cpu", action="store_true")
     asked, _ = launcher.parse_known_args(command)
-    reads_config = asked.config_file is not None or (Path(default_config_file).is_file() and not asked.cpu)
+    reads_config = asked.config_file is not None or (
+        Path(default_config_file).is_file() and not asked.cpu
+    )
     if asked.num_processes is None and reads_config:
         asked.num_processes = load_config_from_file(asked.config_file).num_processes
     return int(asked.num_processes or 1)
@@ -80,10 +97,16 @@ def _flags_before(script: str, command: list[str]) -> list[str] | None:
     """Return the words between `accelerate launch` and the script in a command line, or None where
     it is another one's.
     """
-    starts = [i for i, word in enumerate(command[:4]) if word in ("launch", "accelerate.commands.launch")]
+    starts = [
+        i for i, word in enumerate(command[:4]) if word in ("launch", "accelerate.commands.launch")
+    ]
     if not starts or script not in command:
         return None
-    return [word for word in command[starts[0] + 1 : command.index(script)] if word not in ("--quiet", "-q")]
+    return [
+        word
+        for word in command[starts[0] + 1 : command.index(script)]
+        if word not in ("--quiet", "-q")
+    ]
 
 
 def environment() -> dict[str, Any]:
@@ -106,7 +129,9 @@ def _use_all_cores() -> None:
     """Share this machine's cores among its processes: `accelerate launch` leaves each process one
     thread on a CPU.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import NonNegativeInt
 
 from peftkit.config.reading import parse, section
-from peftkit.errors import PeftkitError
 from peftkit.config.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
-from peftkit.training.launch_checks import check_launch
 from peftkit.config.train import TrainSettings
+from peftkit.errors import PeftkitError
+from peftkit.training.launch_checks import check_launch
 
 if TYPE_CHECKING:
     from peftkit.tasks.base import Task
@@ -44,9 +44,17 @@ class RecipeSettings:
 
     def __post_init__(self) -> None:
         needs = [
-            ("train.evaluate_every", self.train.evaluate_every is not None, self.data.evaluation is None),
+            (
+                "train.evaluate_every",
+                self.train.evaluate_every is not None,
+                self.data.evaluation is None,
+            ),
             ("merge", self.merge, self.adapter.method not in ("lora", "adalora")),
-            ("data.packing", bool(getattr(self.data, "packing", False)), self.adapter.method == "prefix"),
+            (
+                "data.packing",
+                bool(getattr(self.data, "packing", False)),
+                self.adapter.method == "prefix",
+            ),
         ]
         what = {
             "train.evaluate_every": "held-out rows: set data.evaluation",

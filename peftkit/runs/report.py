@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peftkit.files import read_json, write_file
+from peftkit.metrics.measured import Measured
 from peftkit.metrics.tables import markdown
 from peftkit.runs.figures import draw_all
-from peftkit.metrics.measured import Measured
 from peftkit.training.log import memory_bytes, read_metrics
 
 _PICTURES = {
@@ -40,11 +40,15 @@ def write_report(
     pictures = draw_all(directory)
     environment = read_json(directory / "environment.json")
     names = dict.fromkeys(name for each in measured.values() for name in each.metrics)
-    rows = [[name, *(_number(each.metrics.get(name)) for each in measured.values())] for name in names]
+    rows = [
+        [name, *(_number(each.metrics.get(name)) for each in measured.values())] for name in names
+    ]
     steps = [entry for entry in metrics if entry["kind"] == "train"]
     seconds = steps[-1]["seconds"] if steps else 0.0
     items = sum(entry["items"] for entry in steps)
-    where = environment["gpu"] or f"{environment['threads']} CPU threads ({environment['processor']})"
+    where = (
+        environment["gpu"] or f"{environment['threads']} CPU threads ({environment['processor']})"
+    )
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     details = measured["after"].details if "after" in measured else ""
     lines = [

@@ -4,27 +4,40 @@ import pytest
 import yaml
 
 from peftkit.cli import main
-from peftkit.runs.comparison import compare, read_run
 from peftkit.errors import ConfigError
 from peftkit.metrics import lower_is_better
+from peftkit.runs.comparison import compare, read_run
 
 
 def make_run(path, *, finished=True, loss=1.0, accuracy=0.5, method="LORA", **changes):
     path.mkdir(parents=True)
-    config = {"model": {"source": "m"}, "adapter": {"method": method.lower(), "r": 8}, "run_dir": str(path), **changes}
+    config = {
+        "model": {"source": "m"},
+        "adapter": {"method": method.lower(), "r": 8},
+        "run_dir": str(path),
+        **changes,
+    }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    (path / "model.json").write_text(json.dumps({"attach": {"method": method, "trained_parameters": 12345}}))
-    (path / "before.json").write_text(json.dumps({"metrics": {"loss": 4.0, "accuracy": 0.1}, "predictions": []}))
+    (path / "model.json").write_text(
+        json.dumps({"attach": {"method": method, "trained_parameters": 12345}})
+    )
+    (path / "before.json").write_text(
+        json.dumps({"metrics": {"loss": 4.0, "accuracy": 0.1}, "predictions": []})
+    )
     train = [
         {"step": n, "kind": "train", "loss": 2.0, "seconds": 30.0 * n, "memory_gib": 1.0 + n / 100}
         for n in range(1, 11)
     ]
-    held_out = [{"step": n, "kind": "evaluation", "loss": 3.0 - n / 10, "accuracy": 0.3} for n in (5, 10)]
+    held_out = [
+        {"step": n, "kind": "evaluation", "loss": 3.0 - n / 10, "accuracy": 0.3} for n in (5, 10)
+    ]
     lines = sorted([*train, *held_out], key=lambda line: line["step"])
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
         metrics = {"loss": loss, "accuracy": accuracy}
-        (path / "after.json").write_text(json.dumps({"metrics": metrics, "predictions": [], "confusion": None}))
+        (path / "after.json").write_text(
+            json.dumps({"metrics": metrics, "predictions": [], "confusion": None})
+        )
     return path
 
 
@@ -52,7 +65,16 @@ def test_the_table_marks_the_best_and_says_in_what_the_runs_differ(tmp_path):
     two = make_run(tmp_path / "two", loss=2.0, accuracy=0.75, method="BOTTLENECK", seed=1)
     text = compare([one, two])
     assert cells(text, "one") == ["one", "lora", "12,345", "**1**", "0.5", "10", "5.0", "1.10"]
-    assert cells(text, "two") == ["two", "bottleneck", "12,345", "2", "**0.75**", "10", "5.0", "1.10"]
+    assert cells(text, "two") == [
+        "two",
+        "bottleneck",
+        "12,345",
+        "2",
+        "**0.75**",
+        "10",
+        "5.0",
+        "1.10",
+    ]
     settings = text.split("## Settings that differ")[1]
     assert cells(settings, "adapter.method") == ["adapter.method", "lora", "bottleneck"]
     assert cells(settings, "seed") == ["seed", "", "1"]

@@ -5,12 +5,12 @@ import pytest
 import yaml
 
 from peftkit.config.reading import section
+from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.metrics.measured import Measured
-from peftkit.training.log import MetricsLog, ProgressLine, read_metrics
-from peftkit.runs.report import write_report
 from peftkit.runs.directory import Run
-from peftkit.config.train import TrainSettings
+from peftkit.runs.report import write_report
+from peftkit.training.log import MetricsLog, ProgressLine, read_metrics
 
 
 @section
@@ -36,7 +36,9 @@ def test_an_attempt_that_failed_before_its_first_checkpoint_does_not_hold_the_di
 def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
     Run(Config(run_dir=str(tmp_path))).remember("after", {"metrics": {}})
     Run(Config(run_dir=str(tmp_path), train=TrainSettings(trackers=["tensorboard"])))
-    with pytest.raises(ConfigError, match=r"differs in seed, train\.batch_size; choose another run_dir"):
+    with pytest.raises(
+        ConfigError, match=r"differs in seed, train\.batch_size; choose another run_dir"
+    ):
         Run(Config(run_dir=str(tmp_path), seed=1, train=TrainSettings(batch_size=2)))
     with pytest.raises(ConfigError, match="holds a run already"):
         Run(Config(run_dir=str(tmp_path), train=TrainSettings(resume="never")))
@@ -63,7 +65,14 @@ def test_the_progress_line_names_what_matters(capsys):
     for step in range(1, 11):
         line.show(step, {"loss": 2.0, "learning_rate": 1e-3, "items": 50}, seconds=0.5 * step)
     last = capsys.readouterr().err.splitlines()[-1]
-    for part in ("step 10/10", "left 00:00:00", "loss 2.0000", "lr 1.00e-03", "100 tokens/s", "GiB"):
+    for part in (
+        "step 10/10",
+        "left 00:00:00",
+        "loss 2.0000",
+        "lr 1.00e-03",
+        "100 tokens/s",
+        "GiB",
+    ):
         assert part in last
 
 

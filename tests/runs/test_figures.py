@@ -8,12 +8,22 @@ from peftkit.runs.figures import draw_all, draw_confusion, draw_losses, draw_ran
 
 
 def train_lines(**changes):
-    values = {"loss": 2.0, "learning_rate": 1e-4, "gradient_norm": 0.5, "seconds": 1.0, "items": 10.0, **changes}
+    values = {
+        "loss": 2.0,
+        "learning_rate": 1e-4,
+        "gradient_norm": 0.5,
+        "seconds": 1.0,
+        "items": 10.0,
+        **changes,
+    }
     return [{"step": step, "kind": "train", **values} for step in range(1, 6)]
 
 
 EVALUATIONS = [{"step": 5, "kind": "evaluation", "loss": 2.5}]
-RANKS = [{"step": step, "kind": "ranks", "ranks": {"layers.0.q": 8, "layers.1.q": 8 - step}} for step in (1, 2)]
+RANKS = [
+    {"step": step, "kind": "ranks", "ranks": {"layers.0.q": 8, "layers.1.q": 8 - step}}
+    for step in (1, 2)
+]
 
 
 def size(path):
@@ -24,7 +34,9 @@ def size(path):
 
 def write_run(directory, lines, confusion=None):
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (directory / "after.json").write_text(json.dumps({"metrics": {}, "predictions": [], "confusion": confusion}))
+    (directory / "after.json").write_text(
+        json.dumps({"metrics": {}, "predictions": [], "confusion": confusion})
+    )
 
 
 def test_all_is_drawn_that_there_is_data_for(tmp_path):
@@ -60,7 +72,13 @@ def test_an_empty_directory_has_no_pictures(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     lines = [
         *train_lines(),
-        {"step": 6, "kind": "train", "loss": float("nan"), "gradient_norm": float("inf"), "learning_rate": 0.0},
+        {
+            "step": 6,
+            "kind": "train",
+            "loss": float("nan"),
+            "gradient_norm": float("inf"),
+            "learning_rate": 0.0,
+        },
     ]
     write_run(tmp_path, lines)
     assert list(draw_all(tmp_path)) == ["loss", "schedule"]
@@ -80,14 +98,19 @@ def test_confusion_matrices_of_all_sizes(tmp_path, many):
 
 
 def test_names_of_classes_in_any_script_and_with_dollars_are_drawn(tmp_path):
-    draw_confusion(["卡片", "$x$ _{", "अच्छा"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], tmp_path / "confusion.png")
+    draw_confusion(
+        ["卡片", "$x$ _{", "अच्छा"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], tmp_path / "confusion.png"
+    )
     assert size(tmp_path / "confusion.png")[0] > 300
 
 
 @pytest.mark.parametrize("layers", [1, 72, 300])
 def test_ranks_of_many_layers(tmp_path, layers):
     names = [f"model.layers.{n // 6}.mlp.{n % 6}_proj" for n in range(layers)]
-    lines = [{"step": 10 * step, "kind": "ranks", "ranks": dict.fromkeys(names, 12 - step % 12)} for step in range(30)]
+    lines = [
+        {"step": 10 * step, "kind": "ranks", "ranks": dict.fromkeys(names, 12 - step % 12)}
+        for step in range(30)
+    ]
     draw_ranks(lines, tmp_path / "ranks.png")
     assert size(tmp_path / "ranks.png")[1] <= 14 * 120
 

@@ -12,10 +12,10 @@ import yaml
 from peftkit.cli import main
 from peftkit.config.reading import build, load_yaml
 from peftkit.errors import ConfigError, PeftkitError
+from peftkit.runs.recipe import RecipeSettings
 from peftkit.runs.sweep.process import last_error
 from peftkit.runs.sweep.search import SweepSettings, sweep
 from peftkit.runs.sweep.space import read_space
-from peftkit.runs.recipe import RecipeSettings
 
 # A recipe in little: it writes what a run leaves behind, and goes on where it was stopped.
 FAKE = """
@@ -88,7 +88,9 @@ def trials(at, metric="loss"):
 
 
 def test_a_grid_runs_every_point_and_finds_the_best(at):
-    report = at({"adapter.r": [4, 8, 16], "train.schedule": ["linear", "cosine"]}, sampler="grid").read_text()
+    report = at(
+        {"adapter.r": [4, 8, 16], "train.schedule": ["linear", "cosine"]}, sampler="grid"
+    ).read_text()
     assert len(set(started(at))) == len(started(at)) == 6
     best = load_yaml(at.path / "best.yaml")
     assert best["adapter"]["r"] == 8
@@ -134,12 +136,16 @@ def test_a_failing_trial_is_recorded_and_the_others_go_on(at, capsys):
 def test_a_run_that_fails_after_it_was_measured_counts_and_is_remarked(at, capsys):
     report = at({"adapter.r": [77, 8]}, sampler="grid").read_text()
     assert "| finished: OSError: no space for the report |" in report
-    assert "its run ended after that with OSError: no space for the report" in capsys.readouterr().err
+    assert (
+        "its run ended after that with OSError: no space for the report" in capsys.readouterr().err
+    )
     assert [trial.state.name for trial in trials(at)] == ["COMPLETE", "COMPLETE"]
 
 
 def test_that_every_trial_fails_is_an_error(at):
-    with pytest.raises(PeftkitError, match="every trial failed, the last with: ValueError: an unlucky rank"):
+    with pytest.raises(
+        PeftkitError, match="every trial failed, the last with: ValueError: an unlucky rank"
+    ):
         at({"adapter.r": [13]}, sampler="grid")
 
 
@@ -148,7 +154,9 @@ def test_another_metric_is_maximised_and_reads_the_runs_that_are_there(at):
     at({"adapter.r": [4, 8]}, sampler="grid", metric="accuracy")
     assert len(started(at)) == 2
     assert load_yaml(at.path / "best.yaml")["adapter"]["r"] == 8
-    with pytest.raises(ConfigError, match=r"no metric 'acuracy'; it has loss, accuracy; did you mean 'accuracy'"):
+    with pytest.raises(
+        ConfigError, match=r"no metric 'acuracy'; it has loss, accuracy; did you mean 'accuracy'"
+    ):
         at({"adapter.r": [4, 8]}, sampler="grid", metric="acuracy")
     with pytest.raises(ConfigError, match="holds a search that is to minimize loss"):
         at({"adapter.r": [4, 8]}, sampler="grid", direction="maximize")
@@ -166,7 +174,9 @@ def test_a_trial_that_falls_behind_is_stopped_early(at, monkeypatch):
 
 def test_pruning_needs_the_metric_in_the_evaluations(at, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.4")
-    with pytest.raises(ConfigError, match=r"--pruner median needs rouge in the evaluations, which hold"):
+    with pytest.raises(
+        ConfigError, match=r"--pruner median needs rouge in the evaluations, which hold"
+    ):
         at({"adapter.r": [8, 9]}, sampler="grid", pruner="median", metric="rouge")
     values = load_yaml(at.base)
     del values["train"]
@@ -210,7 +220,9 @@ def test_a_trial_that_a_crash_left_running_is_run_again_unless_it_still_runs(at)
     trial = study.ask()
     trial.suggest_categorical("adapter.r", ["4", "8", "16"])
     trial.set_user_attr("directory", "some-name")
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "trials/some-name"])
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "trials/some-name"]
+    )
     trial.set_user_attr("process", other.pid)
     try:
         with pytest.raises(ConfigError, match=rf"trial 1 of .* still runs, as process {other.pid}"):
@@ -224,7 +236,9 @@ def test_a_trial_that_a_crash_left_running_is_run_again_unless_it_still_runs(at)
 
 def test_a_directory_holds_one_search(at):
     at({"adapter.r": [4, 8]}, trials=1)
-    with pytest.raises(ConfigError, match="holds a sweep whose space differ; choose another --output"):
+    with pytest.raises(
+        ConfigError, match="holds a sweep whose space differ; choose another --output"
+    ):
         at({"adapter.r": [4, 16]}, trials=1)
 
 
@@ -237,8 +251,14 @@ def test_a_directory_holds_one_search(at):
             {"adapter.method": ["lora", "bottleneck"], "adapter.r": [4]},
             r"adapter\.r: unknown key.*bottleneck, adapter\.r=4",
         ),
-        ({"train.schedule": ["cosine", "cosin"]}, r"input should be 'linear', 'cosine' or 'constant'"),
-        ({"adapter.lora_dropout": {"low": 0.0, "high": 1.0}}, r"adapter\.lora_dropout: input should be less than 1"),
+        (
+            {"train.schedule": ["cosine", "cosin"]},
+            r"input should be 'linear', 'cosine' or 'constant'",
+        ),
+        (
+            {"adapter.lora_dropout": {"low": 0.0, "high": 1.0}},
+            r"adapter\.lora_dropout: input should be less than 1",
+        ),
         ({"adapter.r": {"low": 4, "hihg": 8}}, r"hihg: unknown key; did you mean 'high'"),
         ({"adapter.r": {"low": 8, "high": 4}}, "must be less than high, 4"),
         ({"adapter.r": {"low": 0, "high": 4, "log": True}}, "log needs a low above 0"),
@@ -292,7 +312,9 @@ def test_the_time_limit_begins_no_new_trial(at):
 def test_the_last_error_of_a_log(tmp_path):
     path = tmp_path / "log"
     assert last_error(path) == "it said nothing"
-    path.write_text("step 1\nTraceback\ntorch.OutOfMemoryError: 8 GiB\nsubprocess.CalledProcessError: Command\n")
+    path.write_text(
+        "step 1\nTraceback\ntorch.OutOfMemoryError: 8 GiB\nsubprocess.CalledProcessError: Command\n"
+    )
     assert last_error(path) == "torch.OutOfMemoryError: 8 GiB"
     path.write_text("x.yaml: 1 error(s)\n  adapter.rr: unknown key\n\n")
     assert last_error(path) == "adapter.rr: unknown key"
@@ -306,9 +328,27 @@ def test_the_command_line_starts_recipes_with_accelerate(at, tmp_path, monkeypat
         return output / "report.md"
 
     monkeypatch.setattr("peftkit.runs.sweep.search.sweep", fake)
-    words = ["sweep", "chat", "--config", "a.yaml", "--space", "b.yaml", "--output", "c", "--metric", "accuracy"]
+    words = [
+        "sweep",
+        "chat",
+        "--config",
+        "a.yaml",
+        "--space",
+        "b.yaml",
+        "--output",
+        "c",
+        "--metric",
+        "accuracy",
+    ]
     assert main([*words, "--", "--cpu", "--num_processes", "2"]) == 0
-    assert seen["command"][1:7] == ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2"]
+    assert seen["command"][1:7] == [
+        "-m",
+        "accelerate.commands.launch",
+        "--quiet",
+        "--cpu",
+        "--num_processes",
+        "2",
+    ]
     assert seen["command"][7].endswith("recipes/chat.py")
     assert seen["kind"].__name__ == "Config"
     assert seen["settings"].metric == "accuracy"

@@ -45,7 +45,11 @@ def run(
         started(child.pid)
         while child.poll() is None:
             if is_hopeless(
-                [line for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"]
+                [
+                    line
+                    for line in read_metrics(directory / "metrics.jsonl")
+                    if line["kind"] == "evaluation"
+                ]
             ):
                 _stop(child, directory, since)
                 return None
@@ -58,7 +62,9 @@ def run(
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:
     """Return the evaluations so far of a run."""
-    return [line for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"]
+    return [
+        line for line in read_metrics(directory / "metrics.jsonl") if line["kind"] == "evaluation"
+    ]
 
 
 def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
@@ -67,7 +73,9 @@ def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -98,7 +106,11 @@ def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def last_error(log: Path) -> str:
     """Return the last line of a log that names an error, or else its last line."""
-    lines = [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text("utf-8", errors="replace").splitlines()]
+        if log.exists()
+        else []
+    )
     lines = [line for line in lines if line and not line.startswith(_OF_THE_LAUNCHER)]
     errors = [line for line in lines if _ERROR.match(line)]
     return (errors or lines or ["it said nothing"])[-1]

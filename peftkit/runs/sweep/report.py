@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from peftkit.config.reading import read, to_yaml
 from peftkit.files import write_file
 from peftkit.metrics.tables import markdown
-from peftkit.runs.sweep.space import Range, Space, shown, spelled, words
 from peftkit.runs.figures import BLUE, VERMILLION, finish, new_figure, save, shortened
+from peftkit.runs.sweep.space import Range, Space, shown, spelled, words
 from peftkit.training.log import read_metrics
 
 if TYPE_CHECKING:
@@ -79,8 +79,15 @@ def _sorted(study: "Study") -> "list[FrozenTrial]":
 
 def _row(trial: "FrozenTrial", space: Space, output: Path) -> list[str]:
     name = trial.user_attrs.get("directory", "")
-    steps = [line for line in read_metrics(output / "trials" / name / "metrics.jsonl") if line["kind"] == "train"]
-    state, error = _STATES[trial.state.name], trial.user_attrs.get("error") or trial.user_attrs.get("remark")
+    steps = [
+        line
+        for line in read_metrics(output / "trials" / name / "metrics.jsonl")
+        if line["kind"] == "train"
+    ]
+    state, error = (
+        _STATES[trial.state.name],
+        trial.user_attrs.get("error") or trial.user_attrs.get("remark"),
+    )
     values = space.values(trial.params) if trial.params.keys() == space.dimensions.keys() else {}
     return [
         str(trial.number + 1),
@@ -106,7 +113,9 @@ def _draw(study: "Study", space: Space, path: Path) -> None:
     for axes, (key, dimension) in zip(grid[1:], space.dimensions.items(), strict=False):
         places = _places(axes, key, dimension, done)
         axes.scatter(places, values, color=BLUE, alpha=0.7, s=28, linewidth=0)
-        axes.scatter(_places(axes, key, dimension, [best]), [best.value], color=VERMILLION, marker="*", s=130)
+        axes.scatter(
+            _places(axes, key, dimension, [best]), [best.value], color=VERMILLION, marker="*", s=130
+        )
         finish(axes, key, "")
     for axes in grid[panels:]:
         axes.set_visible(False)
@@ -130,18 +139,25 @@ def _draw_progress(axes: Any, trials: "Sequence[FrozenTrial]", minimizes: bool) 
     axes.step(numbers, so_far, where="post", color=VERMILLION, label="best so far")
     if cut:
         below = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
-        axes.scatter(cut, [0.0] * len(cut), color="0.4", marker="x", s=28, label="stopped early", **below)
+        axes.scatter(
+            cut, [0.0] * len(cut), color="0.4", marker="x", s=28, label="stopped early", **below
+        )
     axes.xaxis.get_major_locator().set_params(integer=True)
     finish(axes, "trial", "")
     axes.legend(fontsize="small")
 
 
-def _places(axes: Any, key: str, dimension: Range | list[Any], trials: "Sequence[FrozenTrial]") -> list[Any]:
+def _places(
+    axes: Any, key: str, dimension: Range | list[Any], trials: "Sequence[FrozenTrial]"
+) -> list[Any]:
     """Return where the trials are on the axis of a setting, which is set up for it."""
     if isinstance(dimension, Range):
         if dimension.log:
             axes.set_xscale("log")
-            ends = math.ceil(math.log10(dimension.low) - 1e-9), math.floor(math.log10(dimension.last) + 1e-9)
+            ends = (
+                math.ceil(math.log10(dimension.low) - 1e-9),
+                math.floor(math.log10(dimension.last) + 1e-9),
+            )
             decades = [10.0**power for power in range(ends[0], ends[1] + 1)]
             few = [dimension.low, math.sqrt(dimension.low * dimension.last), dimension.last]
             ticks = decades if len(decades) > 1 else few
@@ -154,7 +170,11 @@ def _places(axes: Any, key: str, dimension: Range | list[Any], trials: "Sequence
             axes.set_xlim(dimension.low - edge, dimension.last + edge)
         return [trial.params[key] for trial in trials]
     names = [shortened(shown(value)) for value in dimension]
-    tilt = {"rotation": 25, "ha": "right", "fontsize": "small"} if sum(map(len, names)) > _LABEL_LENGTHS else {}
+    tilt = (
+        {"rotation": 25, "ha": "right", "fontsize": "small"}
+        if sum(map(len, names)) > _LABEL_LENGTHS
+        else {}
+    )
     axes.set_xticks(range(len(dimension)), names, parse_math=False, **tilt)
     axes.set_xlim(-0.5, len(dimension) - 0.5)
     drawn = [json.dumps(value) for value in dimension]

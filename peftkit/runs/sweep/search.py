@@ -47,7 +47,12 @@ class SweepSettings:
 
 
 def sweep(
-    command: Sequence[str], kind: type, base: Path, space: Path, output: Path, settings: SweepSettings | None = None
+    command: Sequence[str],
+    kind: type,
+    base: Path,
+    space: Path,
+    output: Path,
+    settings: SweepSettings | None = None,
 ) -> Path:
     """Search for the settings that give a recipe the best metric on held-out rows, and return the
     report.
@@ -74,7 +79,10 @@ def sweep(
     points = read_space(space)
     grid = points.grid() if settings.sampler == "grid" else None
     points.check(kind, base, output / "trials" / "name")
-    first = {key: each[0] if isinstance(each, list) else each.low for key, each in points.dimensions.items()}
+    first = {
+        key: each[0] if isinstance(each, list) else each.low
+        for key, each in points.dimensions.items()
+    }
     _check_config(read(kind, words(base, first, output)), settings)
     search = _Search(command, kind, base, points, output, settings)
     search.check_same()
@@ -88,8 +96,14 @@ def sweep(
     finally:
         report = write_sweep_report(search.study, points, kind, base, output)
     if not any(trial.value is not None for trial in search.study.trials):
-        errors = [trial.user_attrs["error"] for trial in search.study.trials if "error" in trial.user_attrs]
-        raise PeftkitError(f"every trial failed, the last with: {errors[-1] if errors else 'no trial was run'}")
+        errors = [
+            trial.user_attrs["error"]
+            for trial in search.study.trials
+            if "error" in trial.user_attrs
+        ]
+        raise PeftkitError(
+            f"every trial failed, the last with: {errors[-1] if errors else 'no trial was run'}"
+        )
     return report
 
 
@@ -101,14 +115,22 @@ def _check_config(config: Any, settings: SweepSettings) -> None:
             f"--pruner {settings.pruner} stops trials by their evaluations: set train.evaluate_every in the base config"
         )
     if config.data.evaluation is None:
-        raise ConfigError("settings are chosen on held-out rows: set data.evaluation in the base config")
+        raise ConfigError(
+            "settings are chosen on held-out rows: set data.evaluation in the base config"
+        )
 
 
 class _Search:
     """A study with what is needed to run its trials."""
 
     def __init__(
-        self, command: Sequence[str], kind: type, base: Path, space: Space, output: Path, settings: SweepSettings
+        self,
+        command: Sequence[str],
+        kind: type,
+        base: Path,
+        space: Space,
+        output: Path,
+        settings: SweepSettings,
     ) -> None:
         self.command, self.kind, self.base, self.space = list(command), kind, base, space
         self.output, self.settings = output, settings
@@ -123,7 +145,10 @@ class _Search:
             ConfigError: command, base config or space differ.
         """
         path = self.output / "sweep.json"
-        spaces = {key: each if isinstance(each, list) else vars(each) for key, each in self.space.dimensions.items()}
+        spaces = {
+            key: each if isinstance(each, list) else vars(each)
+            for key, each in self.space.dimensions.items()
+        }
         described = {"command": self.command[1:], "config": load_yaml(self.base), "space": spaces}
         here = json.loads(json.dumps(described, default=str))
         if path.exists():
@@ -171,7 +196,10 @@ class _Search:
         """Run trials until so many have ended, or the time is up."""
         began = time.monotonic()
         while (ended := sum(trial.state.is_finished() for trial in self.study.trials)) < wanted:
-            if self.settings.timeout is not None and time.monotonic() - began > 60 * self.settings.timeout:
+            if (
+                self.settings.timeout is not None
+                and time.monotonic() - began > 60 * self.settings.timeout
+            ):
                 _say(f"the time is up after {ended} of {wanted} trials")
                 return
             trial = self.study.ask(self.space.distributions())
@@ -214,7 +242,9 @@ class _Search:
              if other.params == trial.params and "error" in other.user_attrs), None
         )  # fmt: skip
 
-    def _train(self, trial: "Trial", values: Mapping[str, Any], directory: Path) -> tuple[str | None, bool]:
+    def _train(
+        self, trial: "Trial", values: Mapping[str, Any], directory: Path
+    ) -> tuple[str | None, bool]:
         """Run the recipe; return its last error, if it failed, and whether it was stopped early."""
         log = directory.with_suffix(".log")
         code = process.run(
@@ -282,13 +312,23 @@ def _open_study(path: Path, settings: SweepSettings) -> "tuple[RDBStorage, Study
         raise ConfigError("a sweep needs Optuna: pip install 'peftkit[sweep]'") from problem
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    direction = settings.direction or ("minimize" if lower_is_better(settings.metric) else "maximize")
-    study = optuna.create_study(storage=storage, study_name=settings.metric, direction=direction, load_if_exists=True)
+    direction = settings.direction or (
+        "minimize" if lower_is_better(settings.metric) else "maximize"
+    )
+    study = optuna.create_study(
+        storage=storage, study_name=settings.metric, direction=direction, load_if_exists=True
+    )
     if study.direction.name.lower() != direction:
-        raise ConfigError(f"{path} holds a search that is to {study.direction.name.lower()} {settings.metric}")
-    seed = settings.seed + len(study.trials)  # a search that goes on is not to draw the same values again
+        raise ConfigError(
+            f"{path} holds a search that is to {study.direction.name.lower()} {settings.metric}"
+        )
+    seed = settings.seed + len(
+        study.trials
+    )  # a search that goes on is not to draw the same values again
     study.sampler = (
-        optuna.samplers.TPESampler(seed=seed) if settings.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
+        optuna.samplers.TPESampler(seed=seed)
+        if settings.sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=seed)
     )
     pruners = {
         "none": optuna.pruners.NopPruner,

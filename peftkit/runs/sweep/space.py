@@ -56,7 +56,11 @@ class Range:
         """Return it for Optuna."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None):
+        if (
+            isinstance(self.low, int)
+            and isinstance(self.high, int)
+            and isinstance(self.step, int | None)
+        ):
             return IntDistribution(self.low, int(self.last), log=self.log, step=self.step or 1)
         return FloatDistribution(self.low, self.last, log=self.log, step=self.step)
 
@@ -74,7 +78,9 @@ class Space:
         from optuna.distributions import CategoricalDistribution
 
         return {
-            key: each.distribution() if isinstance(each, Range) else CategoricalDistribution([*map(json.dumps, each)])
+            key: each.distribution()
+            if isinstance(each, Range)
+            else CategoricalDistribution([*map(json.dumps, each)])
             for key, each in self.dimensions.items()
         }
 
@@ -95,7 +101,9 @@ class Space:
                 f"a grid is made of lists of values; {', '.join(ranges)} has a range: write the values out"
             )
         texts = [list(map(json.dumps, each)) for each in self.dimensions.values()]  # type: ignore[arg-type]
-        return [dict(zip(self.dimensions, point, strict=True)) for point in itertools.product(*texts)]
+        return [
+            dict(zip(self.dimensions, point, strict=True)) for point in itertools.product(*texts)
+        ]
 
     def check(self, kind: type, base: Path, output: Path) -> None:
         """Build the config at every corner of the space, or where these are too many at those of
@@ -115,18 +123,25 @@ class Space:
                     problems.setdefault(line.strip(), spelled(values))
         if problems:
             lines = [f"  {line} (with {where})" for line, where in problems.items()]
-            raise ConfigError("\n".join(["the recipe does not take every point of the space:", *lines]))
+            raise ConfigError(
+                "\n".join(["the recipe does not take every point of the space:", *lines])
+            )
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         ends = {
-            key: [each.low, each.last] if isinstance(each, Range) else each for key, each in self.dimensions.items()
+            key: [each.low, each.last] if isinstance(each, Range) else each
+            for key, each in self.dimensions.items()
         }
         if math.prod(map(len, ends.values())) <= _MOST_CORNERS:
-            yield from (dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values()))
+            yield from (
+                dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values())
+            )
             return
         for one, other in itertools.combinations(ends, 2):
             rest = {key: values[0] for key, values in ends.items()}
-            yield from (rest | {one: a, other: b} for a, b in itertools.product(ends[one], ends[other]))
+            yield from (
+                rest | {one: a, other: b} for a, b in itertools.product(ends[one], ends[other])
+            )
 
 
 def read_space(path: Path) -> Space:
@@ -137,7 +152,9 @@ def read_space(path: Path) -> Space:
         ConfigError: the file cannot be read, or a key has neither a range nor a list of different
             values.
     """
-    dimensions = {str(key): _dimension(str(key), given, path) for key, given in load_yaml(path).items()}
+    dimensions = {
+        str(key): _dimension(str(key), given, path) for key, given in load_yaml(path).items()
+    }
     if not dimensions:
         raise ConfigError(f"{path} names no key to try")
     return Space(dimensions)
@@ -164,7 +181,13 @@ def _dimension(key: str, given: Any, path: Path) -> Range | list[Any]:
 def words(base: Path, values: Mapping[str, Any], run_dir: Path) -> list[str]:
     """Return the arguments of a recipe for the base config with other values."""
     pairs = [(f"--{key}", json.dumps(value, ensure_ascii=False)) for key, value in values.items()]
-    return ["--config", str(base), *itertools.chain(*pairs), "--run_dir", json.dumps(str(run_dir), ensure_ascii=False)]
+    return [
+        "--config",
+        str(base),
+        *itertools.chain(*pairs),
+        "--run_dir",
+        json.dumps(str(run_dir), ensure_ascii=False),
+    ]
 
 
 def spelled(values: Mapping[str, Any]) -> str:
@@ -174,7 +197,13 @@ def spelled(values: Mapping[str, Any]) -> str:
 
 def shown(value: Any) -> str:
     """Return one value for people."""
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+    )
 
 
 def name_of(values: Mapping[str, Any]) -> str:
