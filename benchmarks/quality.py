@@ -152,7 +152,7 @@ def run(method, learning_rate, seed, settings):
             train_settings,
             Path(folder),
             accelerator,
-            objective=ModelLoss(),
+            loss=ModelLoss(),
             seed=seed,
         )
         outcome = training.run()

@@ -14,7 +14,7 @@ IGNORED = -100
 Batch = dict[str, Tensor]
 
 
-class Objective(Protocol):
+class Loss(Protocol):
     """A loss as a sum, and how many items it sums over.
 
     Two attributes may stand beside the methods: `is_language_model` (False), which adds a
@@ -24,7 +24,7 @@ class Objective(Protocol):
     def count(self, batch: Batch) -> int:
         """Return the number of supervised items of a batch."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the sum of the losses of the supervised items, a scalar."""
 
 
@@ -44,7 +44,7 @@ class CausalLMLoss:
         """
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed cross-entropy. `batch`: ``input_ids``, ``attention_mask``, ``labels``,
         each (batch, tokens).
         """
@@ -72,7 +72,7 @@ class ModelLoss:
         """Return the number of labels that are not -100."""
         return int((batch["labels"] != IGNORED).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return mean loss x items; a batch without a supervised item gives a zero that has a
         gradient.
         """

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.errors import ConfigError, DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Objective
+from peftkit.losses.base import IGNORED, Batch, Loss
 from peftkit.losses.regularization import regularized
 
 _TARGETS = ("labels", "teacher")
@@ -89,11 +89,11 @@ class ClassificationLoss:
         """Return the number of items that have a label or a teacher."""
         return int(_has_target(batch).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed loss; a batch without a supervised item gives a zero that has a
         gradient.
         """
-        return self.loss_of(self.logits(model, batch), batch)
+        return self.sum_from(self.logits(model, batch), batch)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of the supervised items alone, (items, classes)."""
@@ -106,7 +106,7 @@ class ClassificationLoss:
             )
         return _at_least_float32(logits[has_target])
 
-    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+    def sum_from(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the summed loss of the supervised items' logits, (items, classes)."""
         has_target = _has_target(batch)
         labels = batch["labels"][has_target]
@@ -153,7 +153,7 @@ class RegressionLoss:
         """Return the number of labels that are not -100."""
         return int((batch["labels"] != IGNORED).sum())
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed squared error of the model's logits, (batch, 1).
 
         Raises:
@@ -193,13 +193,13 @@ def balanced_weights(counts: Sequence[int]) -> Tensor:
     return weights.where(numbers > 0, 1.0).float()
 
 
-def classification_objective(
+def classification_loss(
     settings: LossSettings,
     labels: Sequence[str],
     counts: Sequence[int],
     teacher: TeacherSettings | None = None,
-) -> Objective:
-    """Return the objective that a recipe asks for: the loss, in R-Drop, in adversarial training.
+) -> Loss:
+    """Return the classification loss in the regularisers that a recipe asks for.
 
     Args:
         settings: The section `loss`.
@@ -225,7 +225,7 @@ def classification_objective(
     return regularized(loss, settings)
 
 
-def regression_objective(settings: LossSettings) -> Objective:
+def regression_loss(settings: LossSettings) -> Loss:
     """Return the squared error, in adversarial training where the section `loss` asks for it.
 
     Raises:

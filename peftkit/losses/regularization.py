@@ -1,4 +1,4 @@
-"""Regularisers that wrap an objective: R-Drop, and adversarial training on the input embeddings."""
+"""Regularisers that wrap a loss: R-Drop, and adversarial training on the input embeddings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,55 +12,55 @@ from torch.utils.hooks import RemovableHandle
 
 from peftkit.config.task_sections import LossSettings
 from peftkit.errors import ConfigError
-from peftkit.losses.base import Batch, Objective
+from peftkit.losses.base import Batch, Loss
 
 
 @runtime_checkable
-class LogitObjective(Objective, Protocol):
-    """An objective that compares distributions over classes or tokens: `loss` is
+class LogitLoss(Loss, Protocol):
+    """A loss that compares distributions over classes or tokens: `loss` is
     `loss_of(logits(model, batch), batch)`.
     """
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of the supervised items alone, (items, classes)."""
 
-    def loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+    def sum_from(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the losses of the supervised items, a scalar, from their logits."""
 
 
-def regularized(objective: Objective, settings: LossSettings) -> Objective:
-    """Return an objective in the regularisers that the settings ask for.
+def regularized(loss: Loss, settings: LossSettings) -> Loss:
+    """Return the loss in the regularisers that the settings ask for.
 
     Raises:
-        ConfigError: R-Drop is asked for and the objective has no distributions.
+        ConfigError: R-Drop is asked for and the loss has no distributions.
     """
     if settings.r_drop:
-        objective = RDrop(objective, settings.r_drop)
+        loss = RDrop(loss, settings.r_drop)
     if settings.adversarial is not None:
-        objective = Adversarial(
-            objective, settings.adversarial, settings.adversarial_radius, settings.adversarial_steps
+        loss = Adversarial(
+            loss, settings.adversarial, settings.adversarial_radius, settings.adversarial_steps
         )
-    return objective
+    return loss
 
 
 class _Regularizer:
-    """What an objective in a regulariser keeps of itself."""
+    """The parts of a loss that a regulariser passes on."""
 
-    objective: Objective
+    loss: Loss
 
     @property
     def is_language_model(self) -> bool:
         """Whether exp(loss) is a perplexity."""
-        return getattr(self.objective, "is_language_model", False)
+        return getattr(self.loss, "is_language_model", False)
 
     @property
     def unit(self) -> str:
         """What the supervised items are called."""
-        return getattr(self.objective, "unit", "examples")
+        return getattr(self.loss, "unit", "examples")
 
     def count(self, batch: Batch) -> int:
         """Return the number of supervised items of a batch."""
-        return self.objective.count(batch)
+        return self.loss.count(batch)
 
 
 class RDrop(_Regularizer):
@@ -80,43 +80,43 @@ class RDrop(_Regularizer):
     batch.
 
     Args:
-        objective: A loss over distributions, such as ClassificationLoss.
+        loss: A loss over distributions, such as ClassificationLoss.
         weight: Greater than 0.
 
     Raises:
-        ConfigError: the objective has no distributions, the weight is not positive, or (at the
+        ConfigError: the loss has no distributions, the weight is not positive, or (at the
             first loss in training) no dropout is at work in the model.
     """
 
-    objective: LogitObjective
+    loss: LogitLoss
 
-    def __init__(self, objective: Objective, weight: float) -> None:
-        if not isinstance(objective, LogitObjective):
-            name = type(objective).__name__
+    def __init__(self, loss: Loss, weight: float) -> None:
+        if not isinstance(loss, LogitLoss):
+            name = type(loss).__name__
             raise ConfigError(
                 f"R-Drop compares distributions, and {name} does not give their logits: set loss.r_drop 0"
             )
         if weight <= 0:
             raise ConfigError(f"R-Drop's weight is {weight}; it must be greater than 0")
-        self.objective = objective
+        self.loss = loss
         self.weight = weight
         self._is_checked = False
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the regularised loss in training, the plain loss otherwise."""
         if not _is_training(model):
-            return self.objective.loss(model, batch)
+            return self.loss.sum(model, batch)
         first = self._checked_logits(model, batch)
-        second = self.objective.logits(model, batch)
-        mean = (self.objective.loss_of(first, batch) + self.objective.loss_of(second, batch)) / 2
+        second = self.loss.logits(model, batch)
+        mean = (self.loss.sum_from(first, batch) + self.loss.sum_from(second, batch)) / 2
         return mean + self.weight * symmetric_divergence(first, second)
 
     def _checked_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         if self._is_checked:
-            return self.objective.logits(model, batch)
+            return self.loss.logits(model, batch)
         device = next(model.parameters()).device
         before = _random_state(device)
-        logits = self.objective.logits(model, batch)
+        logits = self.loss.logits(model, batch)
         if torch.equal(before, _random_state(device)):
             raise ConfigError(
                 "R-Drop needs dropout and the model has none: set the adapter's (adapter.lora_dropout, adapter.dropout, or "
@@ -161,7 +161,7 @@ class Adversarial(_Regularizer):
     gives; in a speech model what the first layer of the encoder gives.
 
     Args:
-        objective: The loss; with R-Drop in it, each of its passes is perturbed by itself.
+        loss: The loss; with R-Drop in it, each of its passes is perturbed by itself.
         kind: "fgm" or "pgd".
         radius: L2 norm of a perturbation (pgd: the largest), greater than 0, in the units of the
             embeddings.
@@ -173,7 +173,7 @@ class Adversarial(_Regularizer):
             that can be perturbed.
     """
 
-    objective: Objective
+    loss: Loss
     kind: Literal["fgm", "pgd"] = "fgm"
     radius: float = 0.1
     steps: int = 3
@@ -191,12 +191,12 @@ class Adversarial(_Regularizer):
                 "Adversarial: radius and step_size must be greater than 0, and steps at least 1"
             )
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean of the clean and the adversarial loss in training, the plain loss
         otherwise.
         """
         if not _is_training(model):
-            return self.objective.loss(model, batch)
+            return self.loss.sum(model, batch)
         inner = extract_model_from_parallel(
             model
         )  # what is not followed by a backward pass is no business of DDP's
@@ -204,15 +204,17 @@ class Adversarial(_Regularizer):
         steps = 1 if is_fgm else self.steps
         length = self.radius if is_fgm else self.step_size or 2.5 * self.radius / steps
         with _Shifted(inner, batch) as shifted:
-            clean = self.objective.loss(model, batch)
+            clean = self.loss.sum(model, batch)
         gradients = torch.autograd.grad(clean, shifted.shifts, retain_graph=True)
         shifts = shifted.moved(gradients, length, self.radius)
         for _ in range(steps - 1):
             with _Shifted(inner, batch, shifts) as shifted:
-                loss = self.objective.loss(inner, batch)
-            shifts = shifted.moved(torch.autograd.grad(loss, shifted.shifts), length, self.radius)
+                perturbed = self.loss.sum(inner, batch)
+            shifts = shifted.moved(
+                torch.autograd.grad(perturbed, shifted.shifts), length, self.radius
+            )
         with _Shifted(inner, batch, shifts):
-            adversarial = self.objective.loss(model, batch)
+            adversarial = self.loss.sum(model, batch)
         return (clean + adversarial) / 2
 
 

@@ -176,7 +176,7 @@ class Finetuning:
             )
         training = Training(
             self.model, self.examples, self.task.collate, self.config.train, self.run.directory, self.accelerator,
-            evaluation=self.held_out_examples, objective=self.task.objective, seed=self.config.seed,
+            evaluation=self.held_out_examples, loss=self.task.loss, seed=self.config.seed,
             hooks=Hooks(evaluate=self._metrics if self._measures_often() else None),
         )  # fmt: skip
         self.run.exit_if_interrupted(training.run())
@@ -215,7 +215,7 @@ class Finetuning:
             self.task.collate,
             self.accelerator,
             batch_size=self._batch_size,
-            objective=self.task.objective,
+            loss=self.task.loss,
         )
 
     @property

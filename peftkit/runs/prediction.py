@@ -51,7 +51,7 @@ def measured(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) ->
     _, model, accelerator = next(_models(runs))
     examples = task.examples(rows)
     loss = evaluate(
-        model, examples, task.collate, accelerator, batch_size=batch_size, objective=task.objective
+        model, examples, task.collate, accelerator, batch_size=batch_size, loss=task.loss
     )
     found = task.measure(chosen, task.outputs(model, chosen, accelerator, batch_size=batch_size))
     return dataclasses.replace(found, metrics=loss | found.metrics)

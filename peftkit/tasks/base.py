@@ -12,7 +12,7 @@ from torch import nn
 from peftkit.backbones.loading import Task as Head
 from peftkit.data.formats import Row
 from peftkit.errors import ConfigError
-from peftkit.losses.base import Batch, Objective
+from peftkit.losses.base import Batch, Loss
 from peftkit.metrics.measured import Measured
 
 
@@ -72,7 +72,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """The loss."""
 
     @abstractmethod

@@ -17,7 +17,7 @@ from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, q
 from peftkit.data.supervised_tokens import Example, Rendered, prompt_text, render_rows
 from peftkit.data.table_rows import paths
 from peftkit.data.text_rows import load_rows
-from peftkit.losses.base import Batch, CausalLMLoss, Objective
+from peftkit.losses.base import Batch, CausalLMLoss, Loss
 from peftkit.metrics.measured import Measured
 from peftkit.tasks.base import Task
 from peftkit.tasks.generation import answer
@@ -65,7 +65,7 @@ class CausalLMTask(Task):
         self.learned["formats"] = list(dict.fromkeys(row["format"] for row in rows))
 
     @property
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """Cross-entropy of each supervised token."""
         return CausalLMLoss()
 

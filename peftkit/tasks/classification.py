@@ -13,8 +13,8 @@ from peftkit.data.augmentation import augmented
 from peftkit.data.formats import Row
 from peftkit.data.table_rows import Read, distinct, paths, read_columns
 from peftkit.errors import ConfigError, DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Objective, on_device
-from peftkit.losses.classification import classification_objective, regression_objective
+from peftkit.losses.base import IGNORED, Batch, Loss, on_device
+from peftkit.losses.classification import classification_loss, regression_loss
 from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
 from peftkit.metrics.measured import Measured
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
@@ -144,9 +144,9 @@ class ClassificationTask(Task):
         }
 
     @property
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """Cross-entropy, as the config's `loss` and `teacher` ask for it."""
-        return classification_objective(
+        return classification_loss(
             self.config.loss,
             self.learned["labels"],
             self.learned["counts"],
@@ -288,9 +288,9 @@ class ScoringTask(ClassificationTask):
         self.learned.setdefault("deviation", float(scores.std(correction=0)))
 
     @property
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """Squared error of the standardised score."""
-        return regression_objective(self.config.loss)
+        return regression_loss(self.config.loss)
 
     def _number(self, row: Row, place: int) -> float:
         return (

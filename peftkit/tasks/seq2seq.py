@@ -12,7 +12,7 @@ from torch import nn
 from peftkit.backbones.loading import Task as Head
 from peftkit.data.formats import Row
 from peftkit.data.table_rows import Read, paths, read_columns
-from peftkit.losses.base import IGNORED, Batch, ModelLoss, Objective, on_device
+from peftkit.losses.base import IGNORED, Batch, Loss, ModelLoss, on_device
 from peftkit.metrics.measured import Measured
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
@@ -95,7 +95,7 @@ class Seq2SeqTask(Task):
         ]
 
     @property
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """Cross-entropy of each token of the target."""
         return Seq2SeqLanguageModel()
 

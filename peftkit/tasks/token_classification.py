@@ -14,8 +14,8 @@ from peftkit.data.padding import pad_with
 from peftkit.data.table_rows import paths
 from peftkit.data.tagging import place_words, read_tagged, spans, tags
 from peftkit.errors import DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Objective, on_device
-from peftkit.losses.classification import classification_objective
+from peftkit.losses.base import IGNORED, Batch, Loss, on_device
+from peftkit.losses.classification import classification_loss
 from peftkit.metrics.entities import are_entities, entity_metrics, entity_report, tag_metrics
 from peftkit.metrics.measured import Measured
 from peftkit.tasks.base import Task
@@ -90,9 +90,9 @@ class TokenClassificationTask(Task):
         }
 
     @property
-    def objective(self) -> Objective:
+    def loss(self) -> Loss:
         """Cross-entropy, as the config's `loss` asks for it."""
-        return classification_objective(
+        return classification_loss(
             self.config.loss, self.learned["labels"], self.learned["counts"], None
         )
 

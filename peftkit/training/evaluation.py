@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.errors import DataError
-from peftkit.losses.base import Batch, CausalLMLoss, Objective, on_device
+from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
 
 
 def evaluate(
@@ -19,7 +19,7 @@ def evaluate(
     accelerator: Accelerator,
     *,
     batch_size: int = 8,
-    objective: Objective | None = None,
+    loss: Loss | None = None,
 ) -> dict[str, float]:
     """Return the loss per supervised item (nats) over all examples, exact whatever the batch size;
     of a language model, the perplexity too.
@@ -27,7 +27,7 @@ def evaluate(
     Memory does not grow with the number of examples. The model is left in the mode in which it
     came.
     """
-    objective = objective or CausalLMLoss()
+    loss = loss or CausalLMLoss()
     by_length = sorted(
         range(len(examples)), key=lambda i: -len(examples[i])
     )  # what does not fit shows at once
@@ -39,16 +39,16 @@ def evaluate(
         with torch.no_grad():
             for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
                 batch = on_device(accelerator.device, collate([examples[i] for i in numbers]))
-                count = torch.tensor(float(objective.count(batch))).to(totals)
+                count = torch.tensor(float(loss.count(batch))).to(totals)
                 with accelerator.autocast():
-                    loss = objective.loss(model, batch)
-                totals += torch.stack([loss.double(), count])
+                    summed = loss.sum(model, batch)
+                totals += torch.stack([summed.double(), count])
     finally:
         model.train(training)
-    summed, items = accelerator.reduce(totals).tolist()
+    total, items = accelerator.reduce(totals).tolist()
     if not items:
         raise DataError("there is nothing to evaluate: no item of these rows has a label")
-    metrics = {"loss": summed / items}
-    if getattr(objective, "is_language_model", False):
-        metrics["perplexity"] = math.exp(min(summed / items, 700.0))
+    metrics = {"loss": total / items}
+    if getattr(loss, "is_language_model", False):
+        metrics["perplexity"] = math.exp(min(total / items, 700.0))
     return metrics

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from peftkit.backbones.quantization import model_quantization
 from peftkit.config.train import TrainSettings
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
-from peftkit.losses.base import Batch, CausalLMLoss, Objective, on_device
+from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
 from peftkit.methods.adalora.allocation import Allocation
 from peftkit.random_state import random_state, set_random_state
 from peftkit.training import checks as refusals
@@ -71,7 +71,7 @@ class Training:
         run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
         accelerator: From `accelerator_for`, or one's own.
         evaluation: Held-out examples.
-        objective: The loss.
+        loss: The loss.
         hooks: Where a method or a task joins.
         seed: Seed of the order of the examples.
 
@@ -87,7 +87,7 @@ class Training:
     run_dir: Path
     accelerator: Accelerator
     evaluation: Sequence[Sized] = ()
-    objective: Objective = dataclasses.field(default_factory=CausalLMLoss)
+    loss: Loss = dataclasses.field(default_factory=CausalLMLoss)
     hooks: Hooks = dataclasses.field(default_factory=Hooks)
     seed: int = 0
 
@@ -122,7 +122,7 @@ class Training:
         )
         self.passes = Passes(
             self.prepared,
-            self.objective,
+            self.loss,
             self.examples,
             self.collate,
             self.order,
@@ -135,7 +135,7 @@ class Training:
         self.line = ProgressLine(
             self.total_steps,
             accelerator.is_main_process,
-            getattr(self.objective, "unit", "examples"),
+            getattr(self.loss, "unit", "examples"),
         )
         if decided is not None:
             self.line.message(decided)
@@ -150,7 +150,7 @@ class Training:
             self.accelerator.device, self.collate(by_length[: self.settings.batch_size])
         )
         with self.explained("forward"), self.accelerator.autocast():
-            return self.objective.loss(self.model.train(), batch)
+            return self.loss.sum(self.model.train(), batch)
 
     def _prepare(self) -> tuple[sharding.Shards | None, torch.optim.Optimizer]:
         """Make model and optimiser ready for the processes that there are."""
@@ -328,7 +328,7 @@ class Training:
         def attempt(size: int) -> dict[str, float]:
             with self.explained("evaluation"):
                 given = (self.model, self.evaluation, self.collate, self.accelerator)
-                return evaluate(*given, batch_size=size, objective=self.objective)
+                return evaluate(*given, batch_size=size, loss=self.loss)
 
         def tell(size: int) -> None:
             progress.evaluation_batch_size = size

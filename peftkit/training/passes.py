@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from peftkit.losses.base import IGNORED, Batch, Objective, on_device
+from peftkit.losses.base import IGNORED, Batch, Loss, on_device
 from peftkit.training.order import Order
 
 
@@ -23,7 +23,7 @@ class Passes:
     """
 
     prepared: nn.Module
-    objective: Objective
+    loss: Loss
     examples: Sequence[Sized]
     collate: Callable[[Sequence[Sized]], Batch]
     order: Order
@@ -35,7 +35,7 @@ class Passes:
         parameters; return these items and the summed loss of this process.
         """
         accelerator, batches = self.accelerator, list(self._batches(step))
-        count = sum(map(self.objective.count, batches))
+        count = sum(map(self.loss.count, batches))
         items = float(accelerator.reduce(torch.tensor(float(count), device=accelerator.device)))
         loss = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
@@ -44,7 +44,7 @@ class Passes:
             reduces = number == len(batches) - 1 or isinstance(self.prepared, FSDPModule)
             with contextlib.nullcontext() if reduces else accelerator.no_sync(self.prepared):
                 with self.explained("forward"), accelerator.autocast():
-                    summed = self.objective.loss(self.prepared, batch)
+                    summed = self.loss.sum(self.prepared, batch)
                 with self.explained("backward"):
                     accelerator.backward(summed * (accelerator.num_processes / items))
             loss += summed.detach()

@@ -15,9 +15,9 @@ from peftkit.losses.classification import (
     ClassificationLoss,
     RegressionLoss,
     balanced_weights,
-    classification_objective,
+    classification_loss,
     named_weights,
-    regression_objective,
+    regression_loss,
 )
 from peftkit.losses.regularization import Adversarial, RDrop
 from tests.architectures import ARCHITECTURES
@@ -125,7 +125,7 @@ def test_the_loss_is_the_sum_that_is_written_out(make, options):
         options.get("temperature", 1.0),
     )  # fmt: skip
     expected = reference(batch, model(batch["features"]).logits, **options)
-    assert loss.loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
+    assert loss.sum(model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"class_weights": WEIGHTS}, {"label_smoothing": 0.3}, {}])
@@ -136,7 +136,7 @@ def test_it_is_torchs_cross_entropy_where_that_has_the_options(options):
     }
     logits = model(batch["features"]).logits
     expected = F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="sum", **theirs)
-    assert ClassificationLoss(**options).loss(model, batch).item() == pytest.approx(
+    assert ClassificationLoss(**options).sum(model, batch).item() == pytest.approx(
         expected.item(), rel=1e-6
     )
 
@@ -147,13 +147,13 @@ def test_the_gradient_is_that_of_the_formula():
     batch["labels"][0] = IGNORED
     batch["teacher"] = batch["teacher"].double()
     logits = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: loss.loss_of(z, batch), logits)
+    assert torch.autograd.gradcheck(lambda z: loss.sum_from(z, batch), logits)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 def test_focal_loss_has_a_gradient_where_an_item_is_certain(gamma):
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
-    loss = ClassificationLoss(focal_gamma=gamma).loss_of(logits, {"labels": torch.tensor([0, 0])})
+    loss = ClassificationLoss(focal_gamma=gamma).sum_from(logits, {"labels": torch.tensor([0, 0])})
     loss.backward()
     assert loss.item() == pytest.approx(200.0)
     assert torch.equal(logits.grad, torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
@@ -161,7 +161,7 @@ def test_focal_loss_has_a_gradient_where_an_item_is_certain(gamma):
 
 def test_focal_loss_is_exact_for_confident_items():
     logits = torch.tensor([[12.0, 0.0]])
-    loss = ClassificationLoss(focal_gamma=2.0).loss_of(logits, {"labels": torch.tensor([0])})
+    loss = ClassificationLoss(focal_gamma=2.0).sum_from(logits, {"labels": torch.tensor([0])})
     expected = reference({"labels": torch.tensor([0])}, logits, gamma=2.0)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -170,7 +170,7 @@ def test_a_teacher_that_agrees_costs_nothing_at_any_temperature():
     logits = torch.randn(8, 4)
     batch = texts() | {"teacher": logits.softmax(-1)}
     for temperature in (0.5, 1.0, 4.0):
-        loss = ClassificationLoss(teacher_weight=1.0, temperature=temperature).loss_of(
+        loss = ClassificationLoss(teacher_weight=1.0, temperature=temperature).sum_from(
             logits, batch
         )
         assert abs(float(loss)) < 1e-5
@@ -184,7 +184,7 @@ def test_without_a_label_only_the_teacher_is_learned_from_and_without_either_not
     assert loss.count(batch) == 5
     log_p = model(batch["features"]).logits.log_softmax(-1)
     expected = F.kl_div(log_p[:5], batch["teacher"][:5], reduction="sum")
-    assert loss.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.sum(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # how a step is cut, and batches that count for nothing
@@ -207,7 +207,7 @@ def test_the_mean_does_not_depend_on_how_a_step_is_cut(loss):
         count = sum(map(loss.count, parts))
         model.zero_grad()
         for part in parts:
-            (loss.loss(model, part) / count).backward()
+            (loss.sum(model, part) / count).backward()
         means.append(model.linear.weight.grad.clone())
     assert torch.allclose(means[0], means[1], atol=1e-6)
     assert torch.allclose(means[0], means[2], atol=1e-6)
@@ -224,7 +224,7 @@ def test_a_batch_without_an_item_gives_a_zero_with_a_gradient(loss, has_teacher)
     if has_teacher and isinstance(loss, ClassificationLoss):
         batch["teacher"] = torch.zeros(8, 4)
     assert loss.count(batch) == 0
-    result = loss.loss(model, batch)
+    result = loss.sum(model, batch)
     result.backward()
     assert result.item() == 0.0
     assert torch.equal(model.linear.weight.grad, torch.zeros_like(model.linear.weight))
@@ -233,7 +233,7 @@ def test_a_batch_without_an_item_gives_a_zero_with_a_gradient(loss, has_teacher)
 def test_sixteen_bit_logits_are_computed_in_float32():
     model, batch = Linear(dtype=torch.bfloat16), texts(dtype=torch.bfloat16)
     logits = model(batch["features"]).logits
-    loss = ClassificationLoss(WEIGHTS, 0.1, 2.0).loss(model, batch)
+    loss = ClassificationLoss(WEIGHTS, 0.1, 2.0).sum(model, batch)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(reference(batch, logits, WEIGHTS, 0.1, 2.0), rel=1e-5)
 
@@ -248,9 +248,9 @@ def test_models_of_transformers_are_not_shown_the_targets(name):
     batch = architecture.batch()
     plain = model(**batch).loss.item()
     loss = ClassificationLoss()
-    assert loss.loss(model, batch).item() / loss.count(batch) == pytest.approx(plain, rel=1e-5)
+    assert loss.sum(model, batch).item() / loss.count(batch) == pytest.approx(plain, rel=1e-5)
     taught = batch | {"teacher": torch.full((*batch["labels"].shape, 3), 1 / 3)}
-    ClassificationLoss(teacher_weight=0.5).loss(model, taught).backward()
+    ClassificationLoss(teacher_weight=0.5).sum(model, taught).backward()
 
 
 def test_regression_is_the_squared_error():
@@ -260,9 +260,9 @@ def test_regression_is_the_squared_error():
     assert loss.count(batch) == 6
     kept = batch["labels"] != IGNORED
     expected = (model(batch["features"]).logits[:, 0] - batch["labels"]).square()[kept].sum()
-    assert torch.allclose(loss.loss(model, batch), expected)
+    assert torch.allclose(loss.sum(model, batch), expected)
     with pytest.raises(ConfigError, match="num_labels=1"):
-        loss.loss(Linear(2), batch)
+        loss.sum(Linear(2), batch)
 
 
 # weights and settings
@@ -301,17 +301,17 @@ def test_values_out_of_bounds_are_refused(values, message):
 
 def test_shapes_that_do_not_go_together_are_refused():
     with pytest.raises(ConfigError, match="do not go together"):
-        ClassificationLoss().loss(Linear(), tagged() | {"labels": torch.zeros(3, dtype=torch.long)})
+        ClassificationLoss().sum(Linear(), tagged() | {"labels": torch.zeros(3, dtype=torch.long)})
     with pytest.raises(ConfigError, match="4 class weights for 3 classes"):
-        ClassificationLoss(WEIGHTS).loss(Linear(3), texts(classes=3))
+        ClassificationLoss(WEIGHTS).sum(Linear(3), texts(classes=3))
 
 
-def test_settings_make_the_objective():
+def test_settings_make_the_loss():
     labels, counts = ["a", "b"], [3, 1]
-    plain = classification_objective(LossSettings(), labels, counts)
+    plain = classification_loss(LossSettings(), labels, counts)
     assert isinstance(plain, ClassificationLoss)
     assert (plain.class_weights, plain.teacher_weight) == (None, 0.0)
-    weighted = classification_objective(
+    weighted = classification_loss(
         LossSettings(class_weights="balanced", focal_gamma=2.0),
         labels,
         counts,
@@ -322,16 +322,14 @@ def test_settings_make_the_objective():
     both = LossSettings(
         class_weights={"b": 5}, r_drop=0.5, adversarial="pgd", adversarial_radius=0.1
     )
-    outer = classification_objective(both, labels, counts)
+    outer = classification_loss(both, labels, counts)
     assert isinstance(outer, Adversarial)
     assert (outer.kind, outer.radius, outer.steps) == ("pgd", 0.1, 3)
-    assert isinstance(outer.objective, RDrop)
-    assert outer.objective.objective.class_weights.tolist() == [1.0, 5.0]
-    assert isinstance(
-        regression_objective(LossSettings(adversarial="fgm")).objective, RegressionLoss
-    )
+    assert isinstance(outer.loss, RDrop)
+    assert outer.loss.loss.class_weights.tolist() == [1.0, 5.0]
+    assert isinstance(regression_loss(LossSettings(adversarial="fgm")).loss, RegressionLoss)
     with pytest.raises(ConfigError, match=r"loss\.r_drop is for classes"):
-        regression_objective(LossSettings(r_drop=1.0))
+        regression_loss(LossSettings(r_drop=1.0))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class SplitLanguageModel(CausalLMLoss):
             .float()
         )
 
-    def loss_of(self, logits, batch):
+    def sum_from(self, logits, batch):
         targets = batch["labels"][:, 1:]
         return F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum")
 
@@ -130,24 +130,24 @@ def written_out(first, second, labels, weight):
 
 
 def test_r_drop_is_the_sum_that_is_written_out():
-    model, objective = Dropping(), RDrop(ClassificationLoss(), 0.7)
+    model, loss = Dropping(), RDrop(ClassificationLoss(), 0.7)
     batch = {"features": torch.randn(5, 6), "labels": torch.tensor([0, 2, IGNORED, 1, 1])}
     torch.manual_seed(3)
-    loss = objective.loss(model, batch)
+    value = loss.sum(model, batch)
     torch.manual_seed(3)
     first, second = (model(batch["features"]).logits for _ in range(2))
     assert not torch.equal(first, second)
     kept = batch["labels"] != IGNORED
     expected = written_out(first[kept], second[kept], batch["labels"][kept], 0.7)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert objective.count(batch) == 4
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.count(batch) == 4
 
 
 def test_r_drop_of_tags_and_of_a_language_model():
     model = model_of("llama", config=peftkit.LoraConfig(r=4, lora_dropout=0.3))
     batch = text_batch(labels="tokens")
     torch.manual_seed(3)
-    loss = RDrop(SplitLanguageModel(), 0.5).loss(model, batch)
+    loss = RDrop(SplitLanguageModel(), 0.5).sum(model, batch)
     torch.manual_seed(3)
     first, second = (SplitLanguageModel().logits(model, batch) for _ in range(2))
     targets = batch["labels"][:, 1:]
@@ -156,7 +156,7 @@ def test_r_drop_of_tags_and_of_a_language_model():
     tags = ARCHITECTURES["bert-token"].batch(padding="right")
     tagger = model_of("bert-token", config=peftkit.LoraConfig(r=4, lora_dropout=0.3))
     torch.manual_seed(3)
-    loss = RDrop(ClassificationLoss(), 0.5).loss(tagger, tags)
+    loss = RDrop(ClassificationLoss(), 0.5).sum(tagger, tags)
     torch.manual_seed(3)
     first, second = (ClassificationLoss().logits(tagger, tags) for _ in range(2))
     assert first.shape == (14, 3)
@@ -168,16 +168,16 @@ def test_r_drop_learns_from_a_teacher_and_keeps_class_weights():
     model, plain = Dropping(), ClassificationLoss(torch.tensor([1.0, 2.0, 3.0]), 0.1, 2.0, 0.5, 2.0)
     batch = {"features": torch.randn(3, 6), "labels": torch.tensor([0, 1, IGNORED])}
     batch["teacher"] = torch.randn(3, 3).softmax(-1)
-    objective = RDrop(plain, 1.0)
-    assert objective.count(batch) == 3
+    loss = RDrop(plain, 1.0)
+    assert loss.count(batch) == 3
     torch.manual_seed(3)
-    loss = objective.loss(model, batch)
+    value = loss.sum(model, batch)
     torch.manual_seed(3)
     first, second = (plain.logits(model, batch) for _ in range(2))
     expected = (
-        plain.loss_of(first, batch) + plain.loss_of(second, batch)
+        plain.sum_from(first, batch) + plain.sum_from(second, batch)
     ) / 2 + symmetric_divergence(first, second)
-    assert torch.equal(loss, expected)
+    assert torch.equal(value, expected)
 
 
 def test_outside_training_regularisers_make_one_pass_with_the_plain_loss():
@@ -185,11 +185,11 @@ def test_outside_training_regularisers_make_one_pass_with_the_plain_loss():
     plain = ClassificationLoss()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    for objective in (RDrop(plain, 1.0), Adversarial(plain), Adversarial(RDrop(plain, 1.0), "pgd")):
+    for loss in (RDrop(plain, 1.0), Adversarial(plain), Adversarial(RDrop(plain, 1.0), "pgd")):
         with torch.no_grad():
-            assert torch.equal(objective.loss(model, batch), plain.loss(model, batch))
+            assert torch.equal(loss.sum(model, batch), plain.sum(model, batch))
         model.eval()
-        assert torch.equal(objective.loss(model, batch), plain.loss(model, batch))
+        assert torch.equal(loss.sum(model, batch), plain.sum(model, batch))
         model.train()
     assert len(calls) == 12
 
@@ -228,21 +228,19 @@ def test_r_drop_finds_dropout_wherever_it_is_before_an_update_has_any_effect(whe
         "sequence-classification", "Bert", "BertForSequenceClassification", settings
     )
     model = peftkit.attach(architecture.model(), config).train()
-    assert torch.isfinite(RDrop(ClassificationLoss(), 1.0).loss(model, text_batch()))
+    assert torch.isfinite(RDrop(ClassificationLoss(), 1.0).sum(model, text_batch()))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_r_drop_without_dropout_is_refused(method):
     with pytest.raises(ConfigError, match=r"R-Drop needs dropout.*adapter\.lora_dropout"):
-        RDrop(ClassificationLoss(), 1.0).loss(bert(method), text_batch())
+        RDrop(ClassificationLoss(), 1.0).sum(bert(method), text_batch())
 
 
-def test_r_drop_of_an_objective_without_distributions_is_refused():
-    for objective in (ModelLoss(), RegressionLoss()):
-        with pytest.raises(
-            ConfigError, match=f"{type(objective).__name__} does not give their logits"
-        ):
-            RDrop(objective, 1.0)
+def test_r_drop_of_a_loss_without_distributions_is_refused():
+    for loss in (ModelLoss(), RegressionLoss()):
+        with pytest.raises(ConfigError, match=f"{type(loss).__name__} does not give their logits"):
+            RDrop(loss, 1.0)
     with pytest.raises(ConfigError, match="weight is 0"):
         RDrop(ClassificationLoss(), 0)
 
@@ -303,15 +301,15 @@ def test_loss_and_gradients_are_those_of_perturbed_embeddings(method, kind):
     """In float64, against embeddings that are passed explicitly, one row without a label."""
     model, batch = bert(method, torch.float64), text_batch()
     batch["labels"][2] = IGNORED
-    objective, options = KINDS[kind]
+    loss, options = KINDS[kind]
     expected, shift = reference_loss(model, batch, class_loss, **options)
     norms = shift.flatten(1).norm(dim=1)
     assert norms[2] == 0
     assert norms[0] == pytest.approx(0.5 if options["radius"] < 1 else 0.3, rel=0.2)
     wanted = gradients_of(model, expected)
-    loss = objective.loss(model, batch)
-    torch.testing.assert_close(loss, expected)
-    assert_same(gradients_of(model, loss), wanted)
+    value = loss.sum(model, batch)
+    torch.testing.assert_close(value, expected)
+    assert_same(gradients_of(model, value), wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -320,7 +318,7 @@ def test_a_language_model_learns_from_perturbed_embeddings(method):
     expected, _ = reference_loss(model, batch, token_loss, radius=0.5, steps=1, step_size=0.5)
     wanted = gradients_of(model, expected)
     for inner in (CausalLMLoss(), ModelLoss()):
-        loss = Adversarial(inner, radius=0.5).loss(model, batch)
+        loss = Adversarial(inner, radius=0.5).sum(model, batch)
         if isinstance(inner, CausalLMLoss):
             torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
             assert_same(gradients_of(model, loss), wanted, rtol=1e-4, atol=1e-6)
@@ -331,10 +329,10 @@ def test_nothing_is_left_behind():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = len(model.get_input_embeddings()._forward_hooks)
     for kind in ("fgm", "pgd"):
-        Adversarial(ClassificationLoss(), kind).loss(model, batch)
+        Adversarial(ClassificationLoss(), kind).sum(model, batch)
         assert gradients(model) == {}
         with pytest.raises(ConfigError, match="4 class weights"):
-            Adversarial(ClassificationLoss(torch.ones(4)), kind).loss(model, batch)
+            Adversarial(ClassificationLoss(torch.ones(4)), kind).sum(model, batch)
         assert len(model.get_input_embeddings()._forward_hooks) == hooks
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -348,22 +346,22 @@ def test_each_example_is_perturbed_by_itself(kind, name):
     model = bert() if name == "bert" else still(model_of("xlnet"))
     batch = text_batch(rows=8)
     batch["labels"][3] = IGNORED
-    objective = Adversarial(ClassificationLoss(), kind, 0.3)
-    whole = gradients_of(model, objective.loss(model, batch))
+    loss = Adversarial(ClassificationLoss(), kind, 0.3)
+    whole = gradients_of(model, loss.sum(model, batch))
     model.zero_grad(set_to_none=True)
     for row in range(8):
-        objective.loss(model, rows_of(batch, [row])).backward()
+        loss.sum(model, rows_of(batch, [row])).backward()
     assert_same(gradients(model), whole, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", [ClassificationLoss(), ModelLoss()])
+@pytest.mark.parametrize("loss", [ClassificationLoss(), ModelLoss()])
 @pytest.mark.parametrize("kind", ["fgm", "pgd"])
-def test_a_batch_that_counts_for_nothing_gives_a_zero_with_a_gradient(kind, objective):
+def test_a_batch_that_counts_for_nothing_gives_a_zero_with_a_gradient(kind, loss):
     model, batch = bert(), text_batch()
     batch["labels"] = torch.full_like(batch["labels"], IGNORED)
-    loss = Adversarial(objective, kind).loss(model, batch)
-    assert loss.item() == 0
-    found = gradients_of(model, loss)
+    total = Adversarial(loss, kind).sum(model, batch)
+    assert total.item() == 0
+    found = gradients_of(model, total)
     assert found
     assert all(torch.equal(value, torch.zeros_like(value)) for value in found.values())
 
@@ -379,7 +377,7 @@ def test_gradient_checkpointing_changes_nothing(kind, inner):
         torch.manual_seed(5)
         found.append(
             gradients_of(
-                model, Adversarial(inner, kind, 0.3).loss(model, text_batch(labels="tokens"))
+                model, Adversarial(inner, kind, 0.3).sum(model, text_batch(labels="tokens"))
             )
         )
     assert_same(found[1], found[0])
@@ -404,8 +402,8 @@ def test_sixteen_and_four_bit_backbones_under_autocast(llama_dir, method, quanti
     seen = []
     model.get_input_embeddings().register_forward_hook(lambda *hook: seen.append(hook[2].dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = Adversarial(CausalLMLoss(), kind, 1.0).loss(model, batch)
-        clean = CausalLMLoss().loss(model, batch)
+        loss = Adversarial(CausalLMLoss(), kind, 1.0).sum(model, batch)
+        clean = CausalLMLoss().sum(model, batch)
     assert loss.dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
     assert loss.item() > 1.002 * clean.item()
@@ -423,9 +421,9 @@ def test_a_small_perturbation_costs_what_its_gradient_says(name):
     """
     model, batch = model_of(name).eval(), ARCHITECTURES[name].batch(padding="right")
     model.training = True  # the parts stay in evaluation, without dropout
-    clean = ModelLoss().loss(model, batch).item()
+    clean = ModelLoss().sum(model, batch).item()
     first, second = (
-        Adversarial(ModelLoss(), radius=radius).loss(model, batch).item() - clean
+        Adversarial(ModelLoss(), radius=radius).sum(model, batch).item() - clean
         for radius in (2e-3, 4e-3)
     )
     assert first > 1e-6 * clean
@@ -436,7 +434,7 @@ def test_a_small_perturbation_costs_what_its_gradient_says(name):
 def test_models_without_input_embeddings_are_refused(name):
     model = model_of(name, "lora" if name != "resnet" else "pfeiffer")
     with pytest.raises(ConfigError, match="this model names none"):
-        Adversarial(ModelLoss()).loss(model, ARCHITECTURES[name].batch())
+        Adversarial(ModelLoss()).sum(model, ARCHITECTURES[name].batch())
 
 
 def test_embeddings_that_are_not_called_are_refused():
@@ -448,9 +446,9 @@ def test_embeddings_that_are_not_called_are_refused():
             return model(inputs_embeds=embedded, attention_mask=batch["attention_mask"]).logits
 
     with pytest.raises(ConfigError, match="does not call it"):
-        Adversarial(Embedded()).loss(model, batch)
+        Adversarial(Embedded()).sum(model, batch)
     with pytest.raises(ConfigError, match="the embedded input_ids, which the batch does not have"):
-        Adversarial(Embedded()).loss(model, {"labels": batch["labels"]})
+        Adversarial(Embedded()).sum(model, {"labels": batch["labels"]})
 
 
 @pytest.mark.parametrize(
@@ -463,12 +461,12 @@ def test_values_out_of_bounds_are_refused(values):
 
 def test_a_tiny_gradient_is_not_lost():
     class Tiny(ClassificationLoss):
-        def loss_of(self, logits, batch):
-            return super().loss_of(logits, batch) * 1e-25
+        def sum_from(self, logits, batch):
+            return super().sum_from(logits, batch) * 1e-25
 
     model, batch = bert(), text_batch()
-    loss = Adversarial(ClassificationLoss(), radius=0.5).loss(model, batch)
-    torch.testing.assert_close(Adversarial(Tiny(), radius=0.5).loss(model, batch) * 1e25, loss)
+    loss = Adversarial(ClassificationLoss(), radius=0.5).sum(model, batch)
+    torch.testing.assert_close(Adversarial(Tiny(), radius=0.5).sum(model, batch) * 1e25, loss)
 
 
 # in the loop, and on two processes
@@ -477,9 +475,9 @@ def test_a_tiny_gradient_is_not_lost():
 @pytest.mark.parametrize(
     ("precision", "make"),
     [
-        ("bf16", lambda objective: RDrop(objective, 0.5)),
+        ("bf16", lambda loss: RDrop(loss, 0.5)),
         ("no", Adversarial),
-        ("no", lambda objective: Adversarial(RDrop(objective, 0.5), "pgd", 0.5, 2)),
+        ("no", lambda loss: Adversarial(RDrop(loss, 0.5), "pgd", 0.5, 2)),
     ],
 )
 def test_the_loop_learns_with_regularisers(llama_dir, tmp_path, precision, make):
@@ -495,11 +493,11 @@ def test_the_loop_learns_with_regularisers(llama_dir, tmp_path, precision, make)
         max_steps=6,
         gradient_checkpointing=True,
     )
-    accelerator, objective = accelerator_for(settings, model, tmp_path), make(SplitLanguageModel())
+    accelerator, loss = accelerator_for(settings, model, tmp_path), make(SplitLanguageModel())
     examples, collate = ragged_examples(), PadRight(2)
-    before = evaluate(model, examples, collate, accelerator, objective=objective)
-    Training(model, examples, collate, settings, tmp_path, accelerator, objective=objective).run()
-    after = evaluate(model, examples, collate, accelerator, objective=objective)
+    before = evaluate(model, examples, collate, accelerator, loss=loss)
+    Training(model, examples, collate, settings, tmp_path, accelerator, loss=loss).run()
+    after = evaluate(model, examples, collate, accelerator, loss=loss)
     assert after["loss"] < before["loss"]
     assert "perplexity" in after
 
@@ -520,7 +518,7 @@ class Alternating:
         return (arguments[0] * mask,)
 
 
-def objectives():
+def losses():
     plain = ClassificationLoss(torch.tensor([1.0, 2.0, 3.0]), 0.1, 1.0)
     return {
         "plain": plain,
@@ -549,7 +547,7 @@ def one_of_two(rank, directory, method):
     init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     batch = text_batch(rows=8)
     found = {}
-    for name, objective in objectives().items():
+    for name, loss in losses().items():
         model, alternating = two_process_model(method)
         parallel = DistributedDataParallel(model)
         parts = [
@@ -561,7 +559,7 @@ def one_of_two(rank, directory, method):
         for number, part in enumerate(parts):
             alternating.calls = 0
             with contextlib.nullcontext() if number else parallel.no_sync():
-                (objective.loss(parallel, part) * 2 / 6).backward()
+                (loss.sum(parallel, part) * 2 / 6).backward()
         found[name] = gradients(model)
     torch.save(found, f"{directory}/{rank}.pt")
     destroy_process_group()
@@ -573,8 +571,8 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(tmp_path, 
     torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), method), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     batch = rows_of(text_batch(rows=8), [0, 1, 2, 3, 4, 5])
-    for name, objective in objectives().items():
+    for name, loss in losses().items():
         model, _ = two_process_model(method)
-        expected = gradients_of(model, objective.loss(model, batch) / 6)
+        expected = gradients_of(model, loss.sum(model, batch) / 6)
         assert_same(ranks[0][name], expected, rtol=1e-3, atol=1e-5)
         assert_same(ranks[1][name], ranks[0][name], rtol=0, atol=0)

@@ -330,12 +330,12 @@ def test_a_pack_has_the_loss_of_its_texts(llama_dir):
 
     model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     examples, loss = some_examples(), CausalLMLoss()
-    together = loss.loss(model, PadPacks(2)(packed(examples, 32)))
-    alone = sum(loss.loss(model, PadRight(2)([each])) for each in examples)
+    together = loss.sum(model, PadPacks(2)(packed(examples, 32)))
+    alone = sum(loss.sum(model, PadRight(2)([each])) for each in examples)
     assert float(together) == pytest.approx(float(alone), rel=1e-5)
     batch = PackBatch(2)(examples)
     assert batch["input_ids"].shape == (1, sum(map(len, examples)))
-    assert float(loss.loss(model, batch)) == pytest.approx(float(alone), rel=1e-5)
+    assert float(loss.sum(model, batch)) == pytest.approx(float(alone), rel=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -205,12 +205,12 @@ def test_a_plain_model_is_trained_too(tmp_path):
 
 def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
     curves = []
-    for objective in (CausalLMLoss(), ModelLoss()):
+    for loss in (CausalLMLoss(), ModelLoss()):
         torch.manual_seed(0)
         model = peftkit.attach(
             peftkit.load_backbone(llama_dir, dtype=torch.float32), peftkit.LoraConfig(r=4)
         )
-        run_dir = tmp_path / type(objective).__name__
+        run_dir = tmp_path / type(loss).__name__
         settings = TrainSettings(batch_size=1, epochs=0.3, precision="no")
         accelerator = accelerator_for(settings, model, run_dir)
         Training(
@@ -220,7 +220,7 @@ def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
             settings,
             run_dir,
             accelerator,
-            objective=objective,
+            loss=loss,
         ).run()
         curves.append(losses(run_dir))
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
@@ -306,7 +306,7 @@ def test_a_metric_that_the_evaluation_does_not_give_is_refused(llama_dir, tmp_pa
 
 def test_only_a_language_model_has_a_perplexity(backbone):
     given = (backbone.float(), ragged_examples(3), PadRight(2), Accelerator())
-    assert evaluate(*given, objective=ModelLoss()).keys() == {"loss"}
+    assert evaluate(*given, loss=ModelLoss()).keys() == {"loss"}
     assert evaluate(*given).keys() == {"loss", "perplexity"}
 
 
@@ -469,19 +469,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(
     train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 2})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     count = iter(range(100))
-    original = CausalLMLoss.loss
+    original = CausalLMLoss.sum
 
     def failing(self, model, batch):
         return original(self, model, batch) * (float("nan") if next(count) == 0 else 1.0)
 
-    monkeypatch.setattr(CausalLMLoss, "loss", failing)
+    monkeypatch.setattr(CausalLMLoss, "sum", failing)
     with pytest.raises(NonFiniteError, match="the loss is nan at step 3"):
         train(tmp_path, llama_dir, {"batch_size": 8, "save_every": 1, "max_steps": 5})
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(llama_dir, tmp_path, monkeypatch):
-    original = CausalLMLoss.loss
+    original = CausalLMLoss.sum
 
     class Poison(torch.autograd.Function):
         @staticmethod
@@ -492,7 +492,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(llama_dir, tmp_path, monkey
         def backward(ctx, gradient):
             return gradient * float("inf")
 
-    monkeypatch.setattr(CausalLMLoss, "loss", lambda self, m, b: Poison.apply(original(self, m, b)))
+    monkeypatch.setattr(CausalLMLoss, "sum", lambda self, m, b: Poison.apply(original(self, m, b)))
     with pytest.raises(NonFiniteError, match=r"gradient's norm is (nan|inf) at step 1"):
         train(tmp_path, llama_dir, {"batch_size": 8})
 

@@ -42,9 +42,9 @@ def limit(monkeypatch, examples, *, training=True, where="forward"):
     """Let no batch of more than so many examples through the loss, in training or in evaluation;
     return the sizes tried.
     """
-    sizes, original = [], CausalLMLoss.loss
+    sizes, original = [], CausalLMLoss.sum
 
-    def loss(self, model, batch):
+    def sum_of_losses(self, model, batch):
         summed = original(self, model, batch)
         if model.training == training:
             sizes.append(len(batch["labels"]))
@@ -52,7 +52,7 @@ def limit(monkeypatch, examples, *, training=True, where="forward"):
                 return _Full.apply(summed) if where == "backward" else full()
         return summed
 
-    monkeypatch.setattr(CausalLMLoss, "loss", loss)
+    monkeypatch.setattr(CausalLMLoss, "sum", sum_of_losses)
     return sizes
 
 
@@ -197,15 +197,15 @@ def test_evaluations_get_smaller_batches(llama_dir, tmp_path, monkeypatch):
 
 
 def test_what_an_attempt_held_is_free_before_the_next(llama_dir, tmp_path, monkeypatch):
-    alive, original = [], CausalLMLoss.loss
+    alive, original = [], CausalLMLoss.sum
 
-    def loss(self, model, batch):
+    def sum_of_losses(self, model, batch):
         gc.collect()
         alive.append(sum(each.numel() for each in gc.get_objects() if type(each) is torch.Tensor))
         summed = original(self, model, batch)
         return full() if len(alive) in (1, 2) else summed
 
-    monkeypatch.setattr(CausalLMLoss, "loss", loss)
+    monkeypatch.setattr(CausalLMLoss, "sum", sum_of_losses)
     train(tmp_path, llama_dir, {"batch_size": 8, "max_steps": 1, "auto_batch": True})
     assert alive[1] <= alive[0]
     assert alive[2] <= alive[0]
@@ -222,8 +222,8 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_its_examples(backbone):
         seen = []
 
         class Watching(CausalLMLoss):
-            def loss(self, model, batch):
-                summed = super().loss(model, batch)
+            def sum(self, model, batch):
+                summed = super().sum(model, batch)
                 seen.append(sum(1 for each in gc.get_objects() if type(each) is torch.Tensor))  # noqa: B023
                 return summed
 
@@ -233,7 +233,7 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_its_examples(backbone):
             PadRight(2),
             accelerator,
             batch_size=2,
-            objective=Watching(),
+            loss=Watching(),
         )
         assert len(seen) == count // 2
         most[count] = seen[-1] - seen[0]
