@@ -43,7 +43,7 @@ from effects_variants import (
 
 from peftkit.adapters.combining import combine
 from peftkit.config.reading import build
-from peftkit.data.formats import read_rows
+from peftkit.data.row_files import read_rows
 from peftkit.errors import PeftkitError
 from peftkit.files import write_rows
 from peftkit.runs.directory import Run

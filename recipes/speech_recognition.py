@@ -42,7 +42,7 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how sound becomes features and texts become tokens."""
     from peftkit.backbones.processors import SpeechProcessor
-    from peftkit.data.audio import read_sounds, spectrograms
+    from peftkit.data.audio import read_audio_rows, read_spectrograms
     from peftkit.metrics.texts import transcription_metrics
     from peftkit.tasks.seq2seq import Seq2SeqTask
 
@@ -56,9 +56,9 @@ def task(config: Config):
         target="text",
         encode=lambda row: {"audio": row["audio"]},
         label=partial(processor.label, max_length=config.data.max_length),
-        pad=partial(spectrograms, processor.extractor),
+        pad=partial(read_spectrograms, processor.extractor),
         metrics=transcription_metrics,
-        read=read_sounds,
+        read=read_audio_rows,
         options=processor.options,
     )
 

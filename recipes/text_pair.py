@@ -52,7 +52,8 @@ class Config(RecipeSettings):
 def task(config: Config):
     """Return how a pair becomes tokens."""
     import peftkit
-    from peftkit.data.padding import encode_pair, pad_with
+    from peftkit.data.padding import pad_with
+    from peftkit.data.text_pairs import encode_pair
     from peftkit.tasks.classification import ClassificationTask, ScoringTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "peftkit"
 FLOORS = [
     ["__init__", "errors"],
     ["config"],
-    ["files", "recording", "random_state"],
+    ["files", "labels", "recording", "random_state"],
     ["anatomy"],
     ["backbones"],
     ["lean"],

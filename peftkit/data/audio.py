@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.data.formats import Row
-from peftkit.data.table_rows import Kinds, read_columns, with_files
+from peftkit.data.row_files import Row
+from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
 from peftkit.errors import DataError
 
 
-def read_sounds(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[Row]:
+def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
     """Return rows with ``audio``, an absolute path, and ``text``.
 
     Raises:
         DataError: a row names a file that does not exist.
     """
-    return with_files(read_columns(path, columns, renamed), "audio", path)
+    return resolve_files(read_table_rows(path, columns, renamed), "audio", path)
 
 
-def waveform(path: str, rate: int) -> Any:
+def read_waveform(path: str, rate: int) -> Any:
     """Return a sound file as one channel of float32 samples from -1 to 1, at `rate` samples a
     second: an array (samples,).
 
@@ -40,10 +40,10 @@ def waveform(path: str, rate: int) -> Any:
     return resample_poly(samples.mean(1), ratio.numerator, ratio.denominator).astype("float32")
 
 
-def spectrograms(extractor: Any, sounds: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def read_spectrograms(extractor: Any, sounds: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return ``input_features`` (sounds, mel bins, frames) of the files at the rows' ``audio``."""
     rate = extractor.sampling_rate
-    waves = [waveform(sound["audio"], rate) for sound in sounds]
+    waves = [read_waveform(sound["audio"], rate) for sound in sounds]
     return {
         "input_features": extractor(waves, sampling_rate=rate, return_tensors="pt")[
             "input_features"

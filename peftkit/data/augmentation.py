@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from peftkit.config.task_sections import AugmentSettings
-from peftkit.data.formats import Row
+from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError, DataError
 
 # Scripts without spaces between words, each of whose characters is taken for a word: kana, Chinese,
@@ -23,7 +23,7 @@ _POSITIONS = ("spans", "tokens")
 Word = tuple[str, str]
 
 
-def augmented(
+def augment_rows(
     rows: Sequence[Row], columns: Sequence[str], settings: AugmentSettings, seed: int
 ) -> list[Row]:
     """Return the rows, and after them `copies` noisy copies of each, with all that is not a text

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.data.formats import Row
-from peftkit.data.table_rows import Kinds, read_columns, with_files
+from peftkit.data.row_files import Row
+from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
 from peftkit.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[Row]:
+def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
     """Return rows with ``image``, an absolute path, and ``label``: of a data file, or of a folder
     by its sub-folders' names.
 
@@ -26,7 +26,7 @@ def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[R
     """
     folder = Path(path)
     if not folder.is_dir():
-        return with_files(read_columns(path, columns, renamed), "image", path)
+        return resolve_files(read_table_rows(path, columns, renamed), "image", path)
     files = sorted(file.resolve() for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
         raise DataError(f"the folder {path} holds no images ({', '.join(_SUFFIXES)})")
@@ -42,7 +42,7 @@ def read_images(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[R
     ]
 
 
-def pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def read_pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return ``pixel_values`` (images, channels, height, width) of the rows' ``image`` files,
     turned as EXIF says.
 

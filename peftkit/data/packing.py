@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from peftkit.data.supervised_tokens import IGNORED, Example
+from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError
+from peftkit.labels import IGNORED
 
 _TOLERANCE = 0.05  # of the mean logit; in bfloat16, 30 layers of NF4 round to 0.012, and texts that see each other make 0.26
 
 
-def blocks(example: Example, max_length: int) -> list[Example]:
+def cut_into_blocks(example: Example, max_length: int) -> list[Example]:
     """Cut a long example into blocks of at most `max_length` tokens.
 
     Each block begins with the last token of the one before, so that every token but the text's
@@ -36,7 +37,7 @@ class Pack(Example):
     lengths: tuple[int, ...] = ()
 
 
-def packed(examples: Sequence[Example], max_length: int) -> list[Pack]:
+def pack_examples(examples: Sequence[Example], max_length: int) -> list[Pack]:
     """Put examples together into packs of at most `max_length` tokens, the longest first, each
     where it fits best.
 
@@ -98,7 +99,7 @@ class PackBatch:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        return PadPacks(self.pad_token_id)(packed(examples, sum(map(len, examples))))
+        return PadPacks(self.pad_token_id)(pack_examples(examples, sum(map(len, examples))))
 
 
 def check_packing(
@@ -117,7 +118,7 @@ def check_packing(
     short = [Example(text.input_ids[:48], text.labels[:48]) for text in texts[:3]]
 
     def logits(batch: Sequence[Example]) -> Tensor:
-        made = collate(packed(batch, sum(map(len, batch))))
+        made = collate(pack_examples(batch, sum(map(len, batch))))
         found: Tensor = model(
             input_ids=made["input_ids"].to(device),
             position_ids=made["position_ids"].to(device),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.supervised_tokens import IGNORED, Example
+from peftkit.data.supervised_tokens import Example
+from peftkit.labels import IGNORED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +57,3 @@ def pad_with(
         return dict(batch)
 
     return pad
-
-
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, text: str, other: str, *, max_length: int
-) -> Mapping[str, Any]:
-    """Return the encoding of a pair of texts; with a line break between them, where the tokenizer
-    puts nothing there.
-    """
-    separates = tokenizer.num_special_tokens_to_add(
-        pair=True
-    ) > tokenizer.num_special_tokens_to_add(pair=False)
-    texts = (text, other) if separates else (f"{text}\n{other}",)
-    encoding: Mapping[str, Any] = tokenizer(*texts, truncation=True, max_length=max_length)
-    return encoding

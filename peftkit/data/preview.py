@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.supervised_tokens import IGNORED, Example, Rendered
+from peftkit.data.supervised_tokens import Example, Rendered
+from peftkit.labels import IGNORED
 
 _BOLD_GREEN, _DIM, _PLAIN = "\033[1;32m", "\033[2m", "\033[0m"
 

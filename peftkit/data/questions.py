@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.formats import Format, Row
-from peftkit.data.supervised_tokens import prompt_text
+from peftkit.data.dialogue_formats import Format
+from peftkit.data.row_files import Row
+from peftkit.data.supervised_tokens import render_prompt
 
 _PROMPT_TOKENS = 32  # of a text that is to be continued
 _SHOWN_CHARACTERS = 300  # of how it went on
@@ -25,7 +26,7 @@ class Question:
     expect: tuple[str, ...] = ()
 
 
-def question(
+def read_question(
     row: Row, kind: Format, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None
 ) -> Question:
     """Return what a row asks: its last question, its prompt, or the beginning of its text to go on
@@ -38,7 +39,7 @@ def question(
         asked = messages[:-1] if messages[-1]["role"] == "assistant" and messages[1:] else messages
         reference = messages[-1]["content"] if len(asked) < len(messages) else ""
         return Question(
-            prompt_text(asked, tokenizer, system), asked[-1]["content"], reference, expect
+            render_prompt(asked, tokenizer, system), asked[-1]["content"], reference, expect
         )
     if kind == "prompt-completion":
         return Question(start + row["prompt"], row["prompt"], row["completion"], expect)
@@ -62,14 +63,14 @@ def fact_accuracy(asked: Sequence[Question], answers: Sequence[str]) -> dict[str
     nothing is expected.
     """
     right = [
-        states(text, question.expect)
+        has_all_facts(text, question.expect)
         for question, text in zip(asked, answers, strict=False)
         if question.expect
     ]
     return {"exact-fact accuracy": sum(right) / len(right)} if right else {}
 
 
-def states(text: str, expected: Sequence[str]) -> bool:
+def has_all_facts(text: str, expected: Sequence[str]) -> bool:
     """Tell whether a text contains every expected string as whole words, whatever its case; "9" is
     not in "9.50" or "19".
     """

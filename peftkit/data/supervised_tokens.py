@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.formats import Format, Row
+from peftkit.data.dialogue_formats import Format
+from peftkit.data.row_files import Row
 from peftkit.errors import DataError
+from peftkit.labels import IGNORED
 
-IGNORED = -100
 LossOn = Literal["assistant", "all"]
 Message = dict[str, Any]
 
@@ -105,7 +106,7 @@ def _truncated(example: Example, max_length: int) -> list[Example]:
     return [Example(example.input_ids[:max_length], example.labels[:max_length])]
 
 
-def prompt_text(
+def render_prompt(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, system: str | None = None
 ) -> str:
     """Render the messages before an answer, ready for the model to write it."""

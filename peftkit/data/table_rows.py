@@ -1,30 +1,27 @@
-"""The rows of tasks with columns of their own: one file or several, checked, and held-out rows
-split off.
-"""
+"""Rows with the columns that a task names, their types checked."""
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.formats import Row, read_rows, rename_columns
+from peftkit.data.row_files import Row, read_rows, rename_columns
 from peftkit.errors import DataError, nearest
 
 _KINDS = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
-Kinds = Mapping[str, tuple[type, ...]]
-Read = Callable[[str, Kinds, Mapping[str, str]], list[Row]]
+ColumnTypes = Mapping[str, tuple[type, ...]]
+RowReader = Callable[[str, ColumnTypes, Mapping[str, str]], list[Row]]
 
 
-def paths(path: str | Sequence[str]) -> list[str]:
+def list_paths(path: str | Sequence[str]) -> list[str]:
     """Return the paths of `data.train`, which may be one or several."""
     return [path] if isinstance(path, str) else list(path)
 
 
-def read_columns(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[Row]:
+def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
     """Return the rows of a file, each with the columns that a task needs.
 
     Args:
-        path: What `peftkit.data.formats.read_rows` reads.
+        path: What `peftkit.data.row_files.read_rows` reads.
         columns: The types of each column that every row must have.
         renamed: The file's names for columns.
 
@@ -54,36 +51,7 @@ def read_columns(path: str, columns: Kinds, renamed: Mapping[str, str]) -> list[
     return rows
 
 
-def held_out_share(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows at random into those to train on and those held out; rows of one ``group`` stay
-    together.
-
-    Raises:
-        DataError: one of the two would be empty.
-    """
-    groups = sorted({row.get("group", number) for number, row in enumerate(rows)}, key=str)
-    random.Random(seed).shuffle(groups)
-    chosen = set(groups[: round(len(groups) * share)])
-    if not chosen or len(chosen) == len(groups):
-        raise DataError(
-            f"data.evaluation: {share} of {len(groups)} rows leaves nothing to train on or to hold out"
-        )
-    is_held_out = [row.get("group", number) in chosen for number, row in enumerate(rows)]
-    return (
-        [row for row, held_out in zip(rows, is_held_out, strict=True) if not held_out],
-        [row for row, held_out in zip(rows, is_held_out, strict=True) if held_out],
-    )
-
-
-def with_replay(rows: Sequence[Row], old: Sequence[Row], share: float, seed: int) -> list[Row]:
-    """Return new rows and as many old ones, drawn at random, as make up `share` of all (or all old
-    ones, if fewer).
-    """
-    count = len(old) if share == 1 else min(len(old), round(len(rows) * share / (1 - share)))
-    return [*(rows if share < 1 else []), *random.Random(seed).sample(list(old), count)]
-
-
-def with_files(rows: Sequence[Row], column: str, data_file: str) -> list[Row]:
+def resolve_files(rows: Sequence[Row], column: str, data_file: str) -> list[Row]:
     """Return rows whose `column` names a file as an absolute path; a relative one is taken from the
     data file's directory.
 
@@ -99,7 +67,7 @@ def with_files(rows: Sequence[Row], column: str, data_file: str) -> list[Row]:
     return [row | {column: str(directory / row[column])} for row in rows]
 
 
-def distinct(values: Sequence[Any]) -> list[str]:
+def list_labels(values: Sequence[Any]) -> list[str]:
     """Return the different labels as texts: numbers in their order, texts in the alphabet's."""
     numeric = all(isinstance(value, int | float) for value in values)
     return [

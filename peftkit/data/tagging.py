@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.formats import Row, read_rows, rename_columns
+from peftkit.data.row_files import Row, read_rows, rename_columns
 from peftkit.errors import DataError
 
 LabelOn = Literal["first", "last"]
@@ -16,7 +16,7 @@ _CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
-def read_tagged(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
+def read_tagged_rows(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
     """Return rows with ``tokens`` (and ``tags``), or ``text`` (and ``spans``, a list of ``{"start",
     "end", "label"}``).
 
@@ -87,7 +87,7 @@ def _is_span(span: Any, length: int) -> bool:
     return 0 <= span["start"] < span["end"] <= length and "label" in span
 
 
-def words(row: Row) -> tuple[str, Offsets]:
+def split_words(row: Row) -> tuple[str, Offsets]:
     """Return a row's text and where its words are in it: its tokens, or runs of letters, single
     signs, Chinese characters.
     """
@@ -100,7 +100,7 @@ def words(row: Row) -> tuple[str, Offsets]:
     return " ".join(row["tokens"]), offsets
 
 
-def tags(row: Row) -> list[str]:
+def read_tags(row: Row) -> list[str]:
     """Return the tag of each of `words`: the row's own, or B-, I- and O by its spans; a word partly
     in a span is in it.
     """
@@ -108,7 +108,7 @@ def tags(row: Row) -> list[str]:
         return [str(tag) for tag in row["tags"]]
     spans = sorted(row["spans"], key=lambda span: span["start"])
     found, last = [], None
-    for start, end in words(row)[1]:
+    for start, end in split_words(row)[1]:
         span = next((each for each in spans if each["start"] < end and start < each["end"]), None)
         found.append("O" if span is None else f"{'I' if span is last else 'B'}-{span['label']}")
         last = span
@@ -132,7 +132,7 @@ def place_words(
         raise DataError(
             f"the tokenizer of {tokenizer.name_or_path} tells no character offsets, which tags need"
         )
-    text, offsets = words(row)
+    text, offsets = split_words(row)
     encoding = dict(
         tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
     )
@@ -154,13 +154,13 @@ def place_words(
     ]
 
 
-def spans(row: Row, predicted: Sequence[str]) -> list[dict[str, Any]]:
+def find_spans(row: Row, predicted: Sequence[str]) -> list[dict[str, Any]]:
     """Return the entities of B-, I- and O tags (and E- and S-) as spans of characters with their
     text.
     """
     from seqeval.metrics.sequence_labeling import get_entities
 
-    text, offsets = words(row)
+    text, offsets = split_words(row)
     return [
         {
             "start": offsets[first][0],

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftkit.anatomy import first_tensor, output_modules, with_first_tensor
+from peftkit.labels import IGNORED
 from peftkit.lean.cross_entropy import summed_cross_entropy
 from peftkit.recording import extend
 
-IGNORED = -100
 _ABOUT_LOSS = ("labels", "shift_labels", "num_items_in_batch")
 _STATE = "_peftkit_chunked_loss"
 _TOLERANCE = 1e-3  # of the loss; labels that are shifted by one give another loss altogether

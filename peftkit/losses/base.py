@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peftkit.labels import IGNORED
 from peftkit.lean import has_chunked_loss, summed
 
-IGNORED = -100
 Batch = dict[str, Tensor]
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.errors import ConfigError, DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Loss
+from peftkit.labels import IGNORED
+from peftkit.losses.base import Batch, Loss
 from peftkit.losses.regularization import regularized
 
 _TARGETS = ("labels", "teacher")

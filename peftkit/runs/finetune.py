@@ -20,8 +20,9 @@ from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
 from peftkit.config.sections import LoraSettings
-from peftkit.data.formats import Row
-from peftkit.data.table_rows import held_out_share, with_replay
+from peftkit.data.held_out_split import split_held_out
+from peftkit.data.replay import add_replay
+from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
@@ -106,13 +107,13 @@ class Finetuning:
         rows = self.task.read(data.train)
         held_out: list[Row] = []
         if isinstance(data.evaluation, float):
-            rows, held_out = held_out_share(rows, data.evaluation, seed)
+            rows, held_out = split_held_out(rows, data.evaluation, seed)
             if self.run.is_main:
                 write_rows(self.run.directory / "evaluation.jsonl", held_out)
         elif data.evaluation is not None:
             held_out = self.task.read(data.evaluation)
         if data.replay is not None:
-            rows = with_replay(rows, self.task.read(data.replay.train), data.replay.share, seed)
+            rows = add_replay(rows, self.task.read(data.replay.train), data.replay.share, seed)
         return rows, held_out
 
     def _rows_to_learn(self) -> list[Row]:

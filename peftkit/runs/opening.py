@@ -8,7 +8,7 @@ from typing import Any
 
 import peftkit
 from peftkit.config.reading import build, load_yaml
-from peftkit.data.formats import Row, read_rows
+from peftkit.data.row_files import Row, read_rows
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import read_json
 from peftkit.runs.recipes import recipes

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import peftkit
-from peftkit.data.formats import Row
+from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.metrics.measured import Measured
 from peftkit.runs.opening import Opened

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from peftkit.data.formats import Row
+from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.runs.opening import open_run
 from peftkit.tasks.base import Task

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.backbones.loading import Task as Head
-from peftkit.data.formats import Row
+from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
 from peftkit.metrics.measured import Measured

@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.formats import Row
-from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
+from peftkit.data.dialogue_formats import read_text_rows
+from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
-from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, question
-from peftkit.data.supervised_tokens import Example, Rendered, prompt_text, render_rows
-from peftkit.data.table_rows import paths
-from peftkit.data.text_rows import load_rows
+from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
+from peftkit.data.row_files import Row
+from peftkit.data.supervised_tokens import Example, Rendered, render_prompt, render_rows
+from peftkit.data.table_rows import list_paths
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
 from peftkit.metrics.measured import Measured
 from peftkit.tasks.base import Task
@@ -30,7 +30,7 @@ class CausalLMTask(Task):
     """Learns to write what follows, by cross-entropy; its outputs are answers, completions or
     continuations.
 
-    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.formats`. Of a text, a
+    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.dialogue_formats`. Of a text, a
     model is asked for what follows its first tokens.
 
     Args:
@@ -55,8 +55,8 @@ class CausalLMTask(Task):
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
         """Return rows of any of the formats, each with its ``format``."""
         found = []
-        for each in paths(path):
-            rows, kind = load_rows(self.config.data, each, labelled=labelled)
+        for each in list_paths(path):
+            rows, kind = read_text_rows(self.config.data, each, labelled=labelled)
             found += [row | {"format": kind} for row in rows]
         return found
 
@@ -77,14 +77,14 @@ class CausalLMTask(Task):
         self.rendered, self._formats = Rendered(), {}
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
             self._formats[kind] = None
-            cuts = blocks if kind == "text" else None
+            cuts = cut_into_blocks if kind == "text" else None
             self.rendered += render_rows(
                 list(group), kind, self.processor, max_length=data.max_length, loss_on=data.loss_on or "assistant",
                 system=data.system, cut=cuts,
             )  # fmt: skip
         if self.packing is not True:
             return self.rendered.examples
-        packs = packed(self.rendered.examples, data.max_length)
+        packs = pack_examples(self.rendered.examples, data.max_length)
         self._packs = len(packs)
         return packs
 
@@ -115,7 +115,7 @@ class CausalLMTask(Task):
 
     def question(self, row: Row) -> Question:
         """Return what a row asks."""
-        return question(row, row["format"], self.processor, system=self.config.data.system)
+        return read_question(row, row["format"], self.processor, system=self.config.data.system)
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
@@ -140,7 +140,7 @@ class CausalLMTask(Task):
         from dialogues; otherwise the text, as texts and prompts begin in training.
         """
         if "chat" in self.learned.get("formats", ["chat"]):
-            return prompt_text(
+            return render_prompt(
                 [*turns, {"role": "user", "content": text}], self.processor, self.config.data.system
             )
         return beginning_of_text(self.processor) + text

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from peftkit.backbones.loading import Task as Head
-from peftkit.data.augmentation import augmented
-from peftkit.data.formats import Row
-from peftkit.data.table_rows import Read, distinct, paths, read_columns
+from peftkit.data.augmentation import augment_rows
+from peftkit.data.row_files import Row
+from peftkit.data.table_rows import RowReader, list_labels, list_paths, read_table_rows
 from peftkit.errors import ConfigError, DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Loss, on_device
+from peftkit.labels import IGNORED
+from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss, regression_loss
 from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
 from peftkit.metrics.measured import Measured
@@ -66,7 +67,7 @@ class ClassificationTask(Task):
         columns: Sequence[str],
         encode: Callable[[Row], Features],
         pad: Callable[[Sequence[Features]], Batch],
-        read: Read = read_columns,
+        read: RowReader = read_table_rows,
     ) -> None:
         super().__init__()
         self.config, self.head, self.processor = config, head, processor
@@ -78,7 +79,7 @@ class ClassificationTask(Task):
         columns |= {self.target: self.kinds} if labelled else {}
         return [
             row
-            for each in paths(path)
+            for each in list_paths(path)
             for row in self.reader(each, columns, self.config.data.columns)
         ]
 
@@ -88,12 +89,12 @@ class ClassificationTask(Task):
         return (
             list(rows)
             if settings is None
-            else augmented(rows, self.columns, settings, self.config.seed)
+            else augment_rows(rows, self.columns, settings, self.config.seed)
         )
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which labels there are, and how often."""
-        labels = distinct([row["label"] for row in rows if "label" in row])
+        labels = list_labels([row["label"] for row in rows if "label" in row])
         labels.sort(
             key=lambda label: label == str(getattr(self.config, "positive", None))
         )  # the positive one is the last

@@ -31,7 +31,7 @@ def answer(
     Args:
         model: A causal language model, with or without an adapter.
         tokenizer: Its tokenizer; prompts are taken as rendered, no token is added.
-        prompts: Rendered prompts, e.g. from `peftkit.data.supervised_tokens.prompt_text`.
+        prompts: Rendered prompts, e.g. from `peftkit.data.supervised_tokens.render_prompt`.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts answered at a time.
         options: Fields of transformers' GenerationConfig, e.g. ``num_beams=4``.

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.backbones.loading import Task as Head
-from peftkit.data.formats import Row
-from peftkit.data.table_rows import Read, paths, read_columns
-from peftkit.losses.base import IGNORED, Batch, Loss, ModelLoss, on_device
+from peftkit.data.row_files import Row
+from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
+from peftkit.labels import IGNORED
+from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
 from peftkit.metrics.measured import Measured
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
@@ -75,7 +76,7 @@ class Seq2SeqTask(Task):
         label: Callable[[str], list[int]],
         pad: Callable[[Sequence[Features]], Batch],
         metrics: Callable[[Sequence[str], Sequence[str]], dict[str, float]],
-        read: Read = read_columns,
+        read: RowReader = read_table_rows,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Seq2SeqTask(Task):
         columns = dict.fromkeys([self.source, *([self.target] if labelled else [])], (str,))
         return [
             row
-            for each in paths(path)
+            for each in list_paths(path)
             for row in self.reader(each, columns, self.config.data.columns)
         ]
 

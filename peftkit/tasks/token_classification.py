@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.formats import Row
 from peftkit.data.padding import pad_with
-from peftkit.data.table_rows import paths
-from peftkit.data.tagging import place_words, read_tagged, spans, tags
+from peftkit.data.row_files import Row
+from peftkit.data.table_rows import list_paths
+from peftkit.data.tagging import find_spans, place_words, read_tagged_rows, read_tags
 from peftkit.errors import DataError, nearest
-from peftkit.losses.base import IGNORED, Batch, Loss, on_device
+from peftkit.labels import IGNORED
+from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss
 from peftkit.metrics.entities import are_entities, entity_metrics, entity_report, tag_metrics
 from peftkit.metrics.measured import Measured
@@ -60,13 +61,13 @@ class TokenClassificationTask(Task):
         """Return rows of words with tags, or of texts with spans."""
         return [
             row
-            for each in paths(path)
-            for row in read_tagged(each, self.config.data.columns, labelled=labelled)
+            for each in list_paths(path)
+            for row in read_tagged_rows(each, self.config.data.columns, labelled=labelled)
         ]
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which tags there are, and how often."""
-        found = [tag for row in rows for tag in tags(row)]
+        found = [tag for row in rows for tag in read_tags(row)]
         known = self.learned.setdefault(
             "labels", sorted(set(found), key=lambda tag: (tag != "O", tag[2:], tag))
         )
@@ -109,7 +110,7 @@ class TokenClassificationTask(Task):
         encoding, places = self._placed(row)
         labels = [IGNORED] * len(encoding["input_ids"])
         known: list[str] = self.learned["labels"]
-        for place, tag in zip(places, tags(row), strict=True):
+        for place, tag in zip(places, read_tags(row), strict=True):
             if tag not in known:
                 raise DataError(
                     f"the tag {tag!r} is none of {', '.join(known)}{nearest(tag, known)}"
@@ -207,7 +208,9 @@ class TokenClassificationTask(Task):
         for row, output in zip(rows, outputs, strict=True):
             ours = self._tags(output)
             places = (
-                {"predicted_spans": spans(row, ours)} if entities and "tokens" not in row else {}
+                {"predicted_spans": find_spans(row, ours)}
+                if entities and "tokens" not in row
+                else {}
             )
             found.append({"predicted_tags": ours} | places)
         return found
@@ -216,10 +219,13 @@ class TokenClassificationTask(Task):
         """Return F1 of whole entities and by type; for tags that mark no entities, the share of
         right tags.
         """
-        true, predicted = [tags(row) for row in rows], [self._tags(output) for output in outputs]
+        true, predicted = (
+            [read_tags(row) for row in rows],
+            [self._tags(output) for output in outputs],
+        )
         entities = are_entities(self.learned["labels"])
         found = [
-            ", ".join(f"{each['text']} ({each['label']})" for each in spans(row, ours))
+            ", ".join(f"{each['text']} ({each['label']})" for each in find_spans(row, ours))
             if entities
             else " ".join(ours)
             for row, ours in zip(rows, predicted, strict=True)
@@ -234,9 +240,11 @@ class TokenClassificationTask(Task):
         return [
             (
                 row.get("text") or " ".join(row["tokens"]),
-                ", ".join(f"{each['text']} ({each['label']})" for each in spans(row, tags(row)))
+                ", ".join(
+                    f"{each['text']} ({each['label']})" for each in find_spans(row, read_tags(row))
+                )
                 if entities
-                else " ".join(tags(row)),
+                else " ".join(read_tags(row)),
             )
             for row in rows
         ]

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from peftkit.losses.base import IGNORED, Batch, Loss, on_device
+from peftkit.labels import IGNORED
+from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.training.order import Order
 
 

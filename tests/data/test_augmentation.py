@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from peftkit.config.task_sections import AugmentSettings
-from peftkit.data.augmentation import augmented
+from peftkit.data.augmentation import augment_rows
 from peftkit.errors import ConfigError, DataError
 
 TEXT = "the quick brown fox jumps over the lazy dog while nobody looks"
@@ -31,16 +31,16 @@ def functions(monkeypatch):
 
 
 def copies(rows, settings, seed=0, columns=("text",)):
-    return augmented(rows, columns, settings, seed)[len(rows) :]
+    return augment_rows(rows, columns, settings, seed)[len(rows) :]
 
 
 def test_the_rows_come_first_as_they_were_and_copies_keep_all_but_the_text():
-    rows = augmented(ROWS, ["text"], DROPOUT, 0)
+    rows = augment_rows(ROWS, ["text"], DROPOUT, 0)
     assert rows[:3] == ROWS
     assert [(row["label"], row.get("id")) for row in rows[3:]] == [("a", None)] * 3 + [
         ("b", None)
     ] * 3 + [("c", 3)] * 3
-    assert augmented(ROWS, ["text"], AugmentSettings(), 0) == ROWS
+    assert augment_rows(ROWS, ["text"], AugmentSettings(), 0) == ROWS
 
 
 def test_word_dropout_leaves_out_words_at_its_rate_and_keeps_their_order():
@@ -165,7 +165,7 @@ def test_functions_that_are_none_get_one_clear_sentence(functions, function, err
 )
 def test_rows_that_noise_would_spoil_are_refused(row, message):
     with pytest.raises(DataError, match=message):
-        augmented([*ROWS[:1], row], ["text"], DROPOUT, 0)
+        augment_rows([*ROWS[:1], row], ["text"], DROPOUT, 0)
 
 
 @pytest.mark.parametrize(

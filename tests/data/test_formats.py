@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from peftkit.config.sections import DataSettings
-from peftkit.data.formats import check_rows, converted, detect_format, read_rows, rename_columns
-from peftkit.data.text_rows import load_rows
+from peftkit.data.dialogue_formats import check_rows, convert_rows, detect_format, read_text_rows
+from peftkit.data.row_files import read_rows, rename_columns
 from peftkit.errors import DataError
 from peftkit.files import write_rows
 
@@ -149,13 +149,13 @@ def test_bad_files_get_one_clear_sentence(tmp_path, text, name, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        load_rows(DataSettings(train=""), str(tmp_path / name))
+        read_text_rows(DataSettings(train=""), str(tmp_path / name))
 
 
 def test_a_missing_column_names_the_nearest(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
     with pytest.raises(DataError, match=r"no column 'conversation' .*did you mean 'conversations'"):
-        load_rows(
+        read_text_rows(
             DataSettings(train="", columns={"messages": "conversation"}),
             str(tmp_path / "rows.jsonl"),
         )
@@ -213,7 +213,7 @@ TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
 def test_alpaca_and_sharegpt_rows_become_chats(tmp_path, row, messages):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": 7}) + "\n")
-    rows, kind = load_rows(DataSettings(train=""), str(path))
+    rows, kind = read_text_rows(DataSettings(train=""), str(path))
     assert kind == "chat"
     assert [each["messages"] for each in rows] == [messages, messages]
     assert rows[1]["id"] == 7
@@ -226,25 +226,27 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
     row = {"instruction": "Add.", "input": "1 + 1", "id": 7} | answer
     path.write_text(json.dumps(row) + "\n")
     settings = DataSettings(train="", columns={"expect": "facts"})
-    assert load_rows(settings, str(path), labelled=False) == (
+    assert read_text_rows(settings, str(path), labelled=False) == (
         [row | {"messages": said(None, "Add.\n\n1 + 1")}],
         "chat",
     )
     path.write_text('{"prompt": "x", "completion": null}\n')
-    assert load_rows(settings, str(path), labelled=False)[0] == [{"prompt": "x", "completion": ""}]
+    assert read_text_rows(settings, str(path), labelled=False)[0] == [
+        {"prompt": "x", "completion": ""}
+    ]
     with pytest.raises(DataError, match="no column 'facts'"):
-        load_rows(settings, str(path))
+        read_text_rows(settings, str(path))
 
 
 def test_other_rows_are_not_converted():
-    assert converted(CHAT, "chat") == (CHAT, "chat")
-    assert converted(ROWS, "prompt-completion") == (ROWS, "prompt-completion")
+    assert convert_rows(CHAT, "chat") == (CHAT, "chat")
+    assert convert_rows(ROWS, "prompt-completion") == (ROWS, "prompt-completion")
 
 
 def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ALPACA) + "\n")
-    rows, kind = load_rows(DataSettings(train="", format="text"), str(path))
+    rows, kind = read_text_rows(DataSettings(train="", format="text"), str(path))
     assert (rows, kind) == ([ALPACA], "text")
 
 
@@ -273,4 +275,4 @@ def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
 def test_bad_dialogues_are_named_by_their_row(row, message):
     good = {"conversations": TURNS} if "conversations" in row else ALPACA
     with pytest.raises(DataError, match=message):
-        converted([good, row], "sharegpt" if "conversations" in row else "alpaca")
+        convert_rows([good, row], "sharegpt" if "conversations" in row else "alpaca")

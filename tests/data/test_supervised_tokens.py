@@ -2,8 +2,9 @@ import pytest
 
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
-from peftkit.data.supervised_tokens import IGNORED, prompt_text, render_dialogue, render_rows
+from peftkit.data.supervised_tokens import render_dialogue, render_prompt, render_rows
 from peftkit.errors import DataError
+from peftkit.labels import IGNORED
 
 DIALOGUE = [
     {"role": "system", "content": "S"},
@@ -89,12 +90,12 @@ def test_a_template_that_begins_with_bos_gives_one_bos(tokenizer):
     tokenizer.chat_template = "<s>" + tokenizer.chat_template
     (example,) = render_dialogue(DIALOGUE, tokenizer)
     assert example.input_ids.count(tokenizer.bos_token_id) == 1
-    assert prompt_text(DIALOGUE[:2], tokenizer).count("<s>") == 1
+    assert render_prompt(DIALOGUE[:2], tokenizer).count("<s>") == 1
 
 
 def test_a_system_message_is_added_only_where_there_is_none(tokenizer):
-    assert "system\nX" in prompt_text(DIALOGUE[1:2], tokenizer, "X")
-    assert "X" not in prompt_text(DIALOGUE[:2], tokenizer, "X")
+    assert "system\nX" in render_prompt(DIALOGUE[1:2], tokenizer, "X")
+    assert "X" not in render_prompt(DIALOGUE[:2], tokenizer, "X")
 
 
 def test_completions_and_texts_end_and_the_prompt_is_not_learned(tokenizer):

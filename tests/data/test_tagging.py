@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from peftkit.data.tagging import place_words, read_tagged, spans, tags, words
+from peftkit.data.tagging import find_spans, place_words, read_tagged_rows, read_tags, split_words
 from peftkit.errors import DataError
 from peftkit.tasks.token_classification import TokenClassificationTask
 from tests.recipes.jobs import MODELS, write_jsonl
@@ -20,7 +20,7 @@ ROW = {
 
 
 def test_a_text_becomes_words_with_tags_and_back():
-    text, offsets = words(ROW)
+    text, offsets = split_words(ROW)
     assert [text[a:b] for a, b in offsets] == [
         "Anna",
         "Müller",
@@ -31,9 +31,9 @@ def test_a_text_becomes_words_with_tags_and_back():
         "Fiumicino",
         ".",
     ]
-    found = tags(ROW)
+    found = read_tags(ROW)
     assert found == ["B-PER", "I-PER", "O", "O", "B-LOC", "O", "O", "O"]
-    assert spans(ROW, found) == [
+    assert find_spans(ROW, found) == [
         {"start": 0, "end": 11, "label": "PER", "text": "Anna Müller"},
         {"start": 20, "end": 24, "label": "LOC", "text": "Rome"},
     ]
@@ -44,17 +44,17 @@ def test_chinese_characters_are_words_and_neighbouring_entities_stay_apart():
         "text": "江泽民北京",
         "spans": [{"start": 0, "end": 3, "label": "PER"}, {"start": 3, "end": 5, "label": "LOC"}],
     }
-    assert tags(row) == ["B-PER", "I-PER", "I-PER", "B-LOC", "I-LOC"]
+    assert read_tags(row) == ["B-PER", "I-PER", "I-PER", "B-LOC", "I-LOC"]
     two = {
         "text": "ab cd",
         "spans": [{"start": 0, "end": 2, "label": "X"}, {"start": 3, "end": 5, "label": "X"}],
     }
-    assert tags(two) == ["B-X", "B-X"]
+    assert read_tags(two) == ["B-X", "B-X"]
 
 
 @pytest.mark.parametrize("label_on", ["first", "last"])
 def test_each_word_has_the_token_that_holds_its_first_or_last_letter(tokenizer, label_on):
-    text, offsets = words(ROW)
+    text, offsets = split_words(ROW)
     encoding, places = place_words(ROW, tokenizer, max_length=200, label_on=label_on)
     assert len(places) == len(offsets)
     whole = tokenizer(text, return_offsets_mapping=True)
@@ -128,17 +128,17 @@ def test_slow_tokenizers_are_refused():
 )
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=f"row 1: .*{message}"):
-        read_tagged(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
+        read_tagged_rows(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
 
 
 def test_spans_may_be_triples_and_answers_are_not_needed_where_they_are_predicted(tmp_path):
     triples = [list(span.values()) for span in ROW["spans"]]
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": ROW["text"], "entities": triples}])
-    assert read_tagged(path, {"spans": "entities"}) == [ROW]
+    assert read_tagged_rows(path, {"spans": "entities"}) == [ROW]
     path = write_jsonl(tmp_path / "new.jsonl", [{"text": "a"}])
-    assert read_tagged(path, {"spans": "entities"}, labelled=False) == [{"text": "a"}]
+    assert read_tagged_rows(path, {"spans": "entities"}, labelled=False) == [{"text": "a"}]
     with pytest.raises(DataError, match="no column 'entities'"):
-        read_tagged(path, {"spans": "entities"})
+        read_tagged_rows(path, {"spans": "entities"})
 
 
 def tagger_of_whole_words():
@@ -174,7 +174,7 @@ def test_words_that_share_a_token_share_its_entity(label_on):
     assert tagger.remarks() == "4 words"
     found = tagger.outputs(Chances(), [row], Accelerator(cpu=True), batch_size=1)
     assert tagger.predictions([row], found) == [
-        {"predicted_tags": tags(row), "predicted_spans": [row["spans"][0] | {"text": "北京"}]}
+        {"predicted_tags": read_tags(row), "predicted_spans": [row["spans"][0] | {"text": "北京"}]}
     ]
     words_alone = {"tokens": ["在"]}
     assert tagger.predictions([words_alone], [found[0][:1]]) == [{"predicted_tags": ["O"]}]

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 import peftkit
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.errors import ConfigError, DataError
-from peftkit.losses.base import IGNORED
+from peftkit.labels import IGNORED
 from peftkit.losses.classification import (
     ClassificationLoss,
     RegressionLoss,

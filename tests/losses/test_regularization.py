@@ -13,7 +13,8 @@ import peftkit
 from peftkit.config.train import TrainSettings
 from peftkit.data.padding import PadRight
 from peftkit.errors import ConfigError
-from peftkit.losses.base import IGNORED, CausalLMLoss, ModelLoss
+from peftkit.labels import IGNORED
+from peftkit.losses.base import CausalLMLoss, ModelLoss
 from peftkit.losses.classification import ClassificationLoss, RegressionLoss
 from peftkit.losses.regularization import Adversarial, RDrop, symmetric_divergence
 from peftkit.training.evaluation import evaluate

@@ -11,7 +11,7 @@ import torch
 
 import peftkit
 from peftkit.cli import main
-from peftkit.data.packing import PackBatch, PadPacks, blocks, check_packing, packed
+from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
@@ -309,15 +309,15 @@ def some_examples():
 
 def test_every_token_but_the_first_is_predicted_once_in_blocks():
     ids = list(range(10, 33))
-    parts = blocks(Example(ids, ids), 8)
+    parts = cut_into_blocks(Example(ids, ids), 8)
     assert [token for part in parts for token in part.input_ids[1:]] == ids[1:]
     assert all(len(part) <= 8 for part in parts)
-    assert blocks(Example([1], [1]), 8) == [Example([1], [1])]
+    assert cut_into_blocks(Example([1], [1]), 8) == [Example([1], [1])]
 
 
 def test_packs_hold_every_text_and_predict_no_first_token():
     examples = some_examples()
-    packs = packed(examples, 32)
+    packs = pack_examples(examples, 32)
     assert sorted(length for pack in packs for length in pack.lengths) == sorted(map(len, examples))
     assert all(len(pack) <= 32 for pack in packs)
     assert sum(pack.supervised for pack in packs) == sum(example.supervised for example in examples)
@@ -330,7 +330,7 @@ def test_a_pack_has_the_loss_of_its_texts(llama_dir):
 
     model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     examples, loss = some_examples(), CausalLMLoss()
-    together = loss.sum(model, PadPacks(2)(packed(examples, 32)))
+    together = loss.sum(model, PadPacks(2)(pack_examples(examples, 32)))
     alone = sum(loss.sum(model, PadRight(2)([each])) for each in examples)
     assert float(together) == pytest.approx(float(alone), rel=1e-5)
     batch = PackBatch(2)(examples)

@@ -13,7 +13,7 @@ from peftkit.backbones.processors import SpeechProcessor, set_languages
 from peftkit.cli import main
 from peftkit.config.reading import build
 from peftkit.config.sections import GenerationSettings
-from peftkit.data.padding import encode_pair
+from peftkit.data.text_pairs import encode_pair
 from peftkit.errors import BackboneError, ConfigError
 from peftkit.runs import prediction
 from peftkit.runs.opening import load_recipe, open_run, recipe_named

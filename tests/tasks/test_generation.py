@@ -1,8 +1,8 @@
 import pytest
 
 import peftkit
-from peftkit.data.questions import fact_accuracy, question, states
-from peftkit.data.supervised_tokens import prompt_text
+from peftkit.data.questions import fact_accuracy, has_all_facts, read_question
+from peftkit.data.supervised_tokens import render_prompt
 from peftkit.tasks.generation import answer, stream
 
 PROMPTS = [[{"role": "user", "content": "x" * n}] for n in (1, 9, 4)]
@@ -12,7 +12,7 @@ def test_batched_answers_are_those_given_one_at_a_time(llama_dir, tokenizer):
     import torch
 
     model = peftkit.load_backbone(llama_dir, dtype=torch.float32).train()
-    prompts = [prompt_text(messages, tokenizer) for messages in PROMPTS]
+    prompts = [render_prompt(messages, tokenizer) for messages in PROMPTS]
     alone = [answer(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
     assert answer(model, tokenizer, prompts, max_new_tokens=6) == alone
     assert answer(model, tokenizer, prompts, max_new_tokens=6, batch_size=2) == alone
@@ -33,25 +33,26 @@ def test_batched_answers_are_those_given_one_at_a_time(llama_dir, tokenizer):
     ],
 )
 def test_expected_strings_are_found_as_whole_words(text, expected, found):
-    assert states(text, expected) is found
+    assert has_all_facts(text, expected) is found
 
 
 def test_a_row_is_asked_its_last_question(tokenizer):
     messages = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}]
-    asked = question({"messages": messages, "expect": ["a1"]}, "chat", tokenizer)
+    asked = read_question({"messages": messages, "expect": ["a1"]}, "chat", tokenizer)
     assert (asked.shown, asked.reference, asked.expect) == ("q1", "a1", ("a1",))
     assert asked.prompt == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
-    assert question({"messages": messages[:1]}, "chat", tokenizer).prompt == asked.prompt
+    assert read_question({"messages": messages[:1]}, "chat", tokenizer).prompt == asked.prompt
     assert (
-        question({"prompt": "p", "completion": "c"}, "prompt-completion", tokenizer).prompt == "p"
+        read_question({"prompt": "p", "completion": "c"}, "prompt-completion", tokenizer).prompt
+        == "p"
     )
-    assert question({"text": "a tale"}, "text", tokenizer).prompt == "a t"
+    assert read_question({"text": "a tale"}, "text", tokenizer).prompt == "a t"
 
 
 def test_answers_that_state_what_is_expected_are_counted(tokenizer):
     def asked(n, expect=None):
         messages = [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
-        return question({"messages": messages, "expect": expect}, "chat", tokenizer)
+        return read_question({"messages": messages, "expect": expect}, "chat", tokenizer)
 
     assert fact_accuracy([asked(1, ["a1"]), asked(3, ["a3"])], ["it is a1", "a4"]) == {
         "exact-fact accuracy": 0.5
@@ -61,7 +62,7 @@ def test_answers_that_state_what_is_expected_are_counted(tokenizer):
 
 def test_a_stream_is_the_answer_in_pieces(llama_dir, tokenizer):
     model = peftkit.load_backbone(llama_dir)
-    prompt = prompt_text(PROMPTS[1], tokenizer)
+    prompt = render_prompt(PROMPTS[1], tokenizer)
     pieces = list(stream(model, tokenizer, prompt, max_new_tokens=6))
     assert "".join(pieces).strip() == answer(model, tokenizer, [prompt], max_new_tokens=6)[0]
 

@@ -16,7 +16,8 @@ from accelerate import PartialState
 import peftkit
 from peftkit.config.train import TrainSettings
 from peftkit.data.padding import PadRight
-from peftkit.data.supervised_tokens import IGNORED, Example
+from peftkit.data.supervised_tokens import Example
+from peftkit.labels import IGNORED
 from peftkit.runs.directory import Run
 from peftkit.runs.process import start_asked_processes
 from peftkit.training.loop import Hooks, Training

@@ -1,22 +1,18 @@
-"""Read JSONL, JSON, CSV and Parquet files, tell by the columns what the rows are, and make all
-dialogues `messages`.
+"""The formats of rows that a language model learns from: chat, prompt and completion, Alpaca,
+ShareGPT, plain text.
 """
 
-import codecs
 import functools
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from peftkit.data.samples import sample_file
-from peftkit.errors import DataError, nearest
+from peftkit.config.sections import DataSettings
+from peftkit.data.row_files import Row, read_rows, rename_columns
+from peftkit.errors import ConfigError, DataError, nearest
 
 Format = Literal["chat", "prompt-completion", "text"]
 FileFormat = Literal["chat", "prompt-completion", "alpaca", "sharegpt", "text"]
-Row = dict[str, Any]
 
-_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 _COLUMNS: dict[FileFormat, tuple[str, ...]] = {
     "chat": ("messages",),
     "prompt-completion": ("prompt", "completion"),
@@ -35,102 +31,33 @@ _CONSUMED = {
 }
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Read all rows of a file, or of one of peftkit's samples (``sample:NAME/SPLIT``).
-
-    All rows have the same columns: what a row lacks is None. JSON's values stay as they are written
-    (a date is a text); CSV and Parquet are read through the `datasets` library.
-
-    Raises:
-        DataError: the file does not exist, has another ending, cannot be parsed, or holds no row.
-    """
-    file = sample_file(str(path)) if str(path).startswith("sample:") else Path(path)
-    if not file.is_file():
-        raise DataError(f"there is no data file at {file}")
-    if file.suffix not in _ENDINGS:
-        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_ENDINGS)}")
-    rows = _json_rows(file) if file.suffix in (".jsonl", ".json") else _table_rows(file)
-    if not rows:
-        raise DataError(f"{file} holds no rows")
-    empty: Row = {key: None for row in rows for key in row}
-    return [empty | {key: _without_nulls(value) for key, value in row.items()} for row in rows]
-
-
-def _json_rows(file: Path) -> list[Row]:
-    """Return the objects of a file with one on each line, or with one list of them; empty lines
-    count for nothing.
-    """
-    line = 1
-    try:
-        data = file.read_bytes()
-        if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-            found = list(enumerate(json.loads(data), 1))
-        else:
-            found = []
-            for line, text in enumerate(data.split(b"\n"), 1):
-                if text.strip():
-                    found.append((line, json.loads(text)))
-    except (OSError, ValueError, RecursionError) as problem:
-        line += problem.lineno - 1 if isinstance(problem, json.JSONDecodeError) else 0
-        raise DataError(
-            f"cannot read {file}, line {line}: {getattr(problem, 'msg', problem)}"
-        ) from problem
-    for number, row in found:
-        if not isinstance(row, dict):
-            raise DataError(
-                f"cannot read {file}, row {number}: {row!r:.80} is not an object with the row's columns"
-            )
-    return [row for _, row in found]
-
-
-def _table_rows(file: Path) -> list[Row]:
-    try:
-        from datasets import Dataset, disable_progress_bars
-        from datasets.exceptions import DatasetGenerationError
-    except ModuleNotFoundError as problem:
-        raise DataError(
-            f"{file.suffix} files need the datasets library: pip install 'peftkit[recipes]'"
-        ) from problem
-
-    disable_progress_bars()
-    read = Dataset.from_csv if file.suffix == ".csv" else Dataset.from_parquet
-    try:
-        rows: list[Row] = read(str(file), keep_in_memory=True).to_list()
-    except (DatasetGenerationError, ValueError, OSError, StopIteration) as problem:
-        raise DataError(f"cannot read {file}: {problem.__cause__ or problem}") from problem
-    return rows
-
-
-def rename_columns(
-    rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()
-) -> list[Row]:
-    """Rename columns; a renamed column takes the place of one that has its new name in the file.
+def read_text_rows(
+    settings: DataSettings, path: str, *, labelled: bool = True
+) -> tuple[list[Row], Format]:
+    """Return the checked rows of a file, under peftkit's names for the columns, and their format.
 
     Args:
-        rows: As `read_rows` returns them.
-        columns: For each name that peftkit uses, the name that the file uses.
-        optional: Names that peftkit uses; those whose columns the file lacks are left out.
+        settings: Names of columns, and the format.
+        path: What `read_rows` reads.
+        labelled: Rows must have the texts that a model learns to write; else prompts and
+            instructions alone will do.
 
     Raises:
-        DataError: the file has no such column.
+        DataError: the file cannot be read, or a row is not what the format asks for.
     """
-    present = rows[0].keys()
-    columns = {
-        ours: theirs
-        for ours, theirs in columns.items()
-        if ours not in optional or theirs in present
-    }
-    for wanted in columns.values():
-        if wanted not in present:
-            raise DataError(
-                f"no column {wanted!r} among {', '.join(map(repr, present))}{nearest(wanted, present)}"
-            )
-    gone = {*columns, *columns.values()}
-    return [
-        {ours: row.get(theirs) for ours, theirs in columns.items()}
-        | {key: value for key, value in row.items() if key not in gone}
-        for row in rows
-    ]
+    rows = rename_columns(
+        read_rows(path), settings.columns, optional=() if labelled else (*_ANSWERS, "expect")
+    )
+    given = detect_format(rows, labelled=labelled) if settings.format == "auto" else settings.format
+    rows, kind = convert_rows(rows, given, labelled=labelled)
+    if kind == "prompt-completion" and not labelled:
+        rows = [row | {"completion": row.get("completion") or ""} for row in rows]
+    check_rows(rows, kind)
+    if kind == "text" and settings.loss_on == "assistant":
+        raise ConfigError(
+            f"data.loss_on: assistant needs rows with answers; {path} has texts: leave data.loss_on out"
+        )
+    return rows, kind
 
 
 def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
@@ -154,7 +81,7 @@ def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
     )
 
 
-def converted(
+def convert_rows(
     rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True
 ) -> tuple[list[Row], Format]:
     """Return rows in one of peftkit's own formats, and which: Alpaca and ShareGPT rows become chat
@@ -259,15 +186,6 @@ def _messages(turns: Sequence[tuple[str, Any]]) -> list[dict[str, str]]:
                 "an answer is empty: there is nothing to learn from it; leave the row out"
             )
     return [{"role": role, "content": text} for role, text in turns]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop the keys that Arrow has filled with null because a message of another row has them."""
-    if isinstance(value, list):
-        return [_without_nulls(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return value
 
 
 def _problems(rows: Sequence[Row], kind: Format) -> Iterator[tuple[int, str]]:
