@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub for something is wrong
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in the processes that a test starts
 
 import pytest
 import torch
