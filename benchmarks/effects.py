@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from accelerate.utils import set_seed
 from effects_report import write_report
 from effects_variants import (
     BOTH,
@@ -50,6 +51,7 @@ from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
 from peftkit.runs.opening import load_recipe, open_run, recipe_named
 from peftkit.runs.prediction import outputs_of
+from peftkit.runs.process import prepare_process
 
 
 def write_data(directory, sizes):
@@ -162,16 +164,26 @@ def trained(variant, seed, run_dir, about):
     module = load_recipe(recipe)
     config = build(module.Config, values, variant)
     with contextlib.redirect_stderr(io.StringIO()):
-        # What `finetune` does, step by step: `Run` gives PyTorch all cores, and the runs here share
-        # them.
+        # What `finetune` does, step by step, on one thread: the runs here share the cores.
         started = time.process_time()
-        run = Run(config)
+        prepare_process()
         torch.set_num_threads(1)
+        run = Run(config)
+        run.begin()
+        set_seed(seed)
         finetuning = Finetuning(module.task(config), config, recipe, run)
+        finetuning.open_start()
+        finetuning.read_rows()
+        finetuning.fit_task()
+        finetuning.load_model()
+        finetuning.encode_examples()
         training = time.process_time()
+        finetuning.measure_before()
         finetuning.train()
         trained_for = time.process_time() - training
-        finetuning.finish()
+        finetuning.save()
+        finetuning.measure_after()
+        finetuning.report()
         total = time.process_time() - started
         shutil.rmtree(directory / "checkpoints")
         after = json.loads((directory / "after.json").read_text())

@@ -14,11 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+from accelerate.utils import set_seed
+
 from peftkit.config.reading import build, load_yaml
 from peftkit.metrics.tables import markdown
 from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
 from peftkit.runs.opening import load_recipe, recipe_named
+from peftkit.runs.process import prepare_process
 from peftkit.training.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +43,8 @@ FULL = {  # learning rates of full fine-tuning: the first as searched in quality
 class FullFinetuning(Finetuning):
     """A run that trains every weight of the backbone and has no adapter."""
 
-    def _adapted(self, backbone, start):
+    def attach(self, backbone):
+        """Return the backbone, with every weight to be trained."""
         return backbone.requires_grad_(True)
 
 
@@ -109,12 +113,21 @@ def fully(name, run_dir):
     values = values_of(name, run_dir)
     values["train"] |= {"learning_rate": FULL[name], "restore_best": True}
     config = build(recipe.Config, values, name)
+    prepare_process()
+    run = Run(config)
+    run.begin()
+    set_seed(config.seed)
     training = FullFinetuning(
-        recipe.task(config), config, recipe_named(name.partition("/")[0]), Run(config)
+        recipe.task(config), config, recipe_named(name.partition("/")[0]), run
     )
+    training.read_rows()
+    training.fit_task()
+    training.load_model()
+    training.encode_examples()
+    training.measure_before()
     training.train()
     rows = training.task.read(TEST[name]) if name in TEST else training.held_out
-    metrics = training._found(training.model, rows).metrics
+    metrics = training.measure_outputs(training.model, rows).metrics
     return {
         "learning_rate": FULL[name],
         "test": metrics,

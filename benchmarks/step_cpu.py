@@ -28,7 +28,7 @@ from step_measures import (
     weights_of,
 )
 
-from peftkit.runs.process import _keep_freed_memory
+from peftkit.runs.process import keep_freed_memory
 
 ROWS = {
     f"{storage or 'bf16'} {rows}x{tokens}": (storage, rows, tokens)
@@ -97,7 +97,7 @@ def _live(connection, row, arm, first, keeps_freed_memory, steps):
     time that it is asked.
     """
     if keeps_freed_memory:
-        _keep_freed_memory()
+        keep_freed_memory()
     storage, rows, tokens = ROWS[row]
     batches = list(itertools.islice(text_batches(rows, tokens), steps))
     model = prepared(ARMS[arm], smollm2(storage), load_file(first))

@@ -26,6 +26,11 @@ _umask = os.umask(0)
 os.umask(_umask)
 
 
+def cache_directory() -> Path:
+    """Return where peftkit keeps what it has made: ``$PEFTKIT_CACHE``, or ``~/.cache/peftkit``."""
+    return Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser()
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and
     nothing between.

@@ -25,7 +25,7 @@ from peftkit.backbones.quantization import (
     quantization_of,
 )
 from peftkit.errors import BackboneError, nearest
-from peftkit.files import recover, staged_directory
+from peftkit.files import cache_directory, recover, staged_directory
 from peftkit.recording import note
 
 logger = logging.getLogger(__name__)
@@ -232,14 +232,15 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
     """
     text = str(source)
     path = _package_file(text) if text.startswith(_PACKAGE) else Path(text).expanduser()
+    cache = Path(cache_dir).expanduser() if cache_dir else cache_directory()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BackboneError(f"there is no GGUF file at {path}")
-        return str(_dequantized_gguf(path, _cache(cache_dir)))
+        return str(_dequantized_gguf(path, cache))
     if path.suffix == ".json":
         if not path.is_file():
             raise BackboneError(f"there is no config at {path}")
-        return str(_random_weights(path, _cache(cache_dir)))
+        return str(_random_weights(path, cache))
     if path.is_dir():
         return str(path)
     is_path = (
@@ -252,10 +253,6 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
             f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file"
         )
     return text
-
-
-def _cache(cache_dir: str | Path | None) -> Path:
-    return Path(cache_dir or os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser()
 
 
 def _package_file(source: str) -> Path:

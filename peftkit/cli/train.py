@@ -1,6 +1,7 @@
 """`peftkit train`: print and run `accelerate launch` for a recipe."""
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -38,4 +39,6 @@ def _run(options: argparse.Namespace) -> int:
     # A Ctrl-C is for the recipe alone, which saves and says how to go on: this process and
     # Accelerate's wait for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return subprocess.call([sys.executable, "-m", "accelerate.commands.launch", *words])
+    typed = {"PEFTKIT_COMMAND": shlex.join(["peftkit", "train", *options.words])}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    return subprocess.call([*launcher, *words], env=os.environ | typed)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from peftkit.config.flattening import flatten
 from peftkit.config.reading import load_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
@@ -57,7 +58,7 @@ def read_run(directory: str | Path) -> RunSummary:
     )
     model = read_json(path / "model.json", ConfigError) if (path / "model.json").exists() else {}
     attach = model.get("attach", {})
-    settings = _flat(load_yaml(path / "config.yaml"))
+    settings = flatten(load_yaml(path / "config.yaml"))
     method = attach.get("method") or settings.get("adapter.method")
     steps = max([int(line["step"]) for line in train], default=0)
     curve = [{"step": 0, **before}] if before else []
@@ -191,14 +192,3 @@ def _metrics(path: Path) -> dict[str, float]:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
-    return flat

@@ -1,21 +1,22 @@
-"""A run's directory: its frozen config, what it ran on, what it measured, and how to go on with it."""
+"""A run's directory: its frozen config, what it ran on, what it measured, and how to resume it."""
 
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
 from yaml import safe_load
 
+from peftkit.config.flattening import flatten
 from peftkit.config.reading import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
-from peftkit.runs.process import environment, launch_flags, prepare_process
+from peftkit.runs.launcher import typed_command
+from peftkit.runs.process import environment
 from peftkit.training.progress import Outcome
 
-_OF_AN_ATTEMPT = (
+_FILES_OF_AN_ATTEMPT = (
     "before.json",
     "model.json",
     "task.json",
@@ -23,65 +24,78 @@ _OF_AN_ATTEMPT = (
     "evaluation.jsonl",
     "training_rows.jsonl",
 )
-_MAY_CHANGE = {("train", "resume"), ("train", "trackers")}  # what a resumed run may set anew
+_MAY_CHANGE = {"train.resume", "train.trackers"}  # keys that a resumed run may set anew
 
 
 class Run:
-    """One training run: its directory holds everything that it leaves behind.
+    """One training run. Its directory holds everything that it leaves behind.
 
     Args:
-        config: The recipe's config; has `run_dir`, `seed` and `train`.
-
-    Raises:
-        ConfigError: the directory holds a run with another config, or any run where
-            ``train.resume`` is "never".
+        config: The recipe's config, with `run_dir` and `train`.
     """
 
     def __init__(self, config: Any) -> None:
-        prepare_process()
         self.config = config
         self.directory = Path(config.run_dir)
-        self.is_main = PartialState().is_main_process
-        frozen = self.directory / "config.yaml"
-        if frozen.exists() and self.is_main:
-            if self._has_begun():
-                self._check_same(load_yaml(frozen))
-            else:
-                self._clear()
-        if self.is_main:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_file(frozen, to_yaml(config).encode())
-            write_json(self.directory / "environment.json", environment())
-        PartialState().wait_for_everyone()
-        set_seed(config.seed)
+        self.config_file = self.directory / "config.yaml"
 
-    def _has_begun(self) -> bool:
-        """Tell whether there is anything to go on from: an attempt that ended before its first
-        checkpoint left nothing.
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return bool(PartialState().is_main_process)
+
+    def begin(self, process_changes: Sequence[str] = ()) -> None:
+        """Take the directory: write the config and the environment into it.
+
+        What an attempt left that ended before its first checkpoint is removed.
+
+        Args:
+            process_changes: What `prepare_process` set.
+
+        Raises:
+            ConfigError: the directory holds a run with another config, or any run where
+                ``train.resume`` is "never".
         """
-        return (self.directory / "after.json").exists() or any(
-            self.directory.glob("checkpoints/*/manifest.json")
-        )
+        if self.is_main:
+            if self._can_be_resumed():
+                self._check_same_config()
+            elif self.config_file.exists():
+                self._remove_attempt()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_file(self.config_file, to_yaml(self.config).encode())
+            described = environment() | {"process": list(process_changes)}
+            write_json(self.directory / "environment.json", described)
+        PartialState().wait_for_everyone()
 
-    def _clear(self) -> None:
-        for name in _OF_AN_ATTEMPT:
+    def _can_be_resumed(self) -> bool:
+        """Return whether an earlier run reached a checkpoint or its end."""
+        if not self.config_file.exists():
+            return False
+        if (self.directory / "after.json").exists():
+            return True
+        return any(self.directory.glob("checkpoints/*/manifest.json"))
+
+    def _remove_attempt(self) -> None:
+        for name in _FILES_OF_AN_ATTEMPT:
             (self.directory / name).unlink(missing_ok=True)
 
-    def _check_same(self, before: dict[str, Any]) -> None:
+    def _check_same_config(self) -> None:
         if self.config.train.resume == "never":
             raise ConfigError(
-                f"run_dir {self.directory} holds a run already; choose another, or set train.resume=auto"
+                f"run_dir {self.directory} holds a run already; choose another, or set "
+                "train.resume=auto"
             )
-        old, new = _flat(before), _flat(safe_load(to_yaml(self.config)))
-        changed = [
-            ".".join(k)
-            for k in sorted(old.keys() | new.keys())
-            if old.get(k) != new.get(k) and k not in _MAY_CHANGE
-        ]
+        old = flatten(load_yaml(self.config_file))
+        new = flatten(safe_load(to_yaml(self.config)))
+        changed = []
+        for key in sorted(old.keys() | new.keys()):
+            if key not in _MAY_CHANGE and old.get(key) != new.get(key):
+                changed.append(key)
         if changed:
             raise ConfigError(
-                f"run_dir {self.directory} holds a run whose config differs in {', '.join(changed)}; choose another run_dir, "
-                f"or go on with --config {self.directory / 'config.yaml'}"
+                f"run_dir {self.directory} holds a run whose config differs in "
+                f"{', '.join(changed)}; choose another run_dir, or resume that run with "
+                f"--config {self.config_file}"
             )
 
     def say(self, text: str) -> None:
@@ -90,67 +104,46 @@ class Run:
             print(text, file=sys.stderr, flush=True)
 
     def start_trackers(self, accelerator: Accelerator) -> None:
-        """Open the trackers that the settings name, with the config's numbers and names."""
-        if self.config.train.trackers:
-            flat = {
-                ".".join(key): value
-                for key, value in _flat(load_yaml(self.directory / "config.yaml")).items()
-            }
-            plain = {
-                key: value if isinstance(value, int | float | str | bool) else str(value)
-                for key, value in flat.items()
-            }
-            name = self.directory.name
-            options = {
-                "wandb": {"dir": str(self.directory), "name": name},
-                "trackio": {"name": name},
-            }
-            accelerator.init_trackers("peftkit", plain, init_kwargs=options)
+        """Open the trackers that the config names, and give them the config."""
+        if not self.config.train.trackers:
+            return
+        settings = flatten(load_yaml(self.config_file))
+        for key, value in settings.items():
+            if not isinstance(value, int | float | str | bool):
+                settings[key] = str(value)  # trackers take plain values only
+        name = self.directory.name
+        options = {"wandb": {"dir": str(self.directory), "name": name}, "trackio": {"name": name}}
+        accelerator.init_trackers("peftkit", settings, init_kwargs=options)
 
     def remembered(self, name: str) -> dict[str, Any] | None:
-        """Return what `remember` wrote under a name, perhaps before an interruption; None where it
-        did not.
-        """
+        """Return what `remember` wrote under a name, perhaps before an interruption, or None."""
         path = self.directory / f"{name}.json"
         return read_json(path, ConfigError) if path.exists() else None
 
     def remember(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
-        """Write a measurement into the directory, so that a resumed run need not repeat it, and
-        return it.
-        """
+        """Write a measurement into the directory, where a resumed run finds it, and return it."""
         if self.is_main:
             write_json(self.directory / f"{name}.json", value)
         return value
 
     def exit_if_interrupted(self, outcome: Outcome) -> None:
-        """End the program with the signal's exit code and the command that resumes, where a signal
-        has stopped the training.
+        """End the program if a signal stopped the training: say how to resume, exit with its code.
+
+        Raises:
+            SystemExit: a signal stopped the training.
         """
-        if outcome.interrupted is not None:
-            self.say(
-                f"interrupted at step {outcome.step} of {outcome.total_steps}; everything is in {outcome.checkpoint}"
-            )
-            self.say(f"to go on: {self.resume_command()}")
-            raise SystemExit(128 + outcome.interrupted)
+        if outcome.interrupted is None:
+            return
+        self.say(
+            f"interrupted at step {outcome.step} of {outcome.total_steps}; everything is in "
+            f"{outcome.checkpoint}"
+        )
+        self.say(f"to resume: {self.resume_command()}")
+        raise SystemExit(128 + outcome.interrupted)
 
     def resume_command(self) -> str:
-        """Return the command line that goes on with this run."""
-        words = [
-            sys.argv[0],
-            "--config",
-            str(self.directory / "config.yaml"),
-            "--train.resume",
-            "auto",
-        ]
-        return f"accelerate launch {shlex.join([*launch_flags(), *words])}"
-
-
-def _flat(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, (*prefix, key))
-            if isinstance(value, dict) and value
-            else {(*prefix, key): value}
-        )
-    return flat
+        """Return the command that resumes this run: the one that was typed, run once more."""
+        command = typed_command()
+        if self.config.train.resume == "auto":
+            return command
+        return f"{command} --train.resume auto"

@@ -1,6 +1,4 @@
-"""One fine-tuning run, whatever the task: rows, backbone, adapter, training, what was saved
-measured again, a report.
-"""
+"""One fine-tuning run, whatever the task, from its config to its report."""
 
 import dataclasses
 import json
@@ -10,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,7 +28,9 @@ from peftkit.lean import Lean
 from peftkit.metrics.measured import Measured
 from peftkit.recording import summary
 from peftkit.runs.directory import Run
+from peftkit.runs.launcher import start_requested_processes
 from peftkit.runs.opening import Opened, open_run
+from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes
 from peftkit.runs.report import write_report
 from peftkit.runs.teacher import taught
@@ -41,7 +42,7 @@ from peftkit.training.out_of_memory import explained
 
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
-    """Run a recipe from its config to its report; an interrupted run goes on where it stopped.
+    """Run a recipe from its config to its report; an interrupted run is resumed.
 
     ``config.run_dir`` then holds ``adapter/`` (a PEFT directory with the tokenizer), ``report.md``
     with its pictures, ``metrics.jsonl``, ``before.json`` and ``after.json``, the frozen config, and
@@ -54,81 +55,131 @@ def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> Non
 
     Raises:
         PeftkitError: whatever the user has to change.
-        SystemExit: a signal has stopped the training; its state is saved.
+        SystemExit: a signal stopped the training; its state is saved.
     """
+    start_requested_processes()
+    process_changes = prepare_process()
     run = Run(config)
+    run.begin(process_changes)
+    run.say(f"set for this process: {', '.join(process_changes)}")
+    set_seed(config.seed)
+
     finetuning = Finetuning(make_task(config), config, recipe, run)
+    finetuning.open_start()
+    finetuning.read_rows()
+    finetuning.fit_task()
+    finetuning.load_model()
+    finetuning.encode_examples()
+    finetuning.measure_before()
     finetuning.train()
-    finetuning.finish()
+    finetuning.save()
+    finetuning.measure_after()
+    if config.merge:
+        finetuning.merge()
+    finetuning.report()
 
 
 class Finetuning:
-    """The parts of one run: made in `__init__`, trained in `train`, saved, measured and reported in
-    `finish`.
-    """
+    """The steps of one run, in the order in which `finetune` takes them."""
+
+    rows: list[Row]
+    held_out: list[Row]
+    retained: list[Row]  # of the task that the model could do before
+    model: PeftModel
+    accelerator: Accelerator
+    examples: Sequence[Any]
+    held_out_examples: Sequence[Any]
 
     def __init__(self, task: Task, config: Any, recipe: Path, run: Run) -> None:
-        self.task, self.config, self.recipe, self.run = task, config, recipe, run
-        start = None if config.start is None else open_run(config.start)
-        if start is not None:
-            _check_start(start, task, config)
-            task.learned = start.task.learned
-        self.rows, self.held_out = self._rows()
-        self.retained = task.read(config.data.retention) if config.data.retention else []
-        task.fit(self.rows)
+        self.task = task
+        self.config = config
+        self.recipe = recipe
+        self.run = run
+        self.start: Opened | None = None
+        self.measured: dict[str, Measured] = {}  # the report's columns: before, after, merged
+        self.remarks: list[str] = []
+
+    def open_start(self) -> None:
+        """Open the run whose adapter is trained further, if the config names one."""
+        if self.config.start is None:
+            return
+        self.start = open_run(self.config.start)
+        _check_start(self.start, self.task, self.config)
+        self.task.learned = self.start.task.learned
+
+    def read_rows(self) -> None:
+        """Read the rows to train on, with replayed ones, and the rows that are held out."""
+        data, seed = self.config.data, self.config.seed
+        self.rows = self.task.read(data.train)
+        self.held_out = []
+        if isinstance(data.evaluation, float):
+            self.rows, self.held_out = split_held_out(self.rows, data.evaluation, seed)
+            if self.run.is_main:
+                write_rows(self.run.directory / "evaluation.jsonl", self.held_out)
+        elif data.evaluation is not None:
+            self.held_out = self.task.read(data.evaluation)
+        if data.replay is not None:
+            replayed = self.task.read(data.replay.train)
+            self.rows = add_replay(self.rows, replayed, data.replay.share, seed)
+        self.retained = self.task.read(data.retention) if data.retention else []
+
+    def fit_task(self) -> None:
+        """Let the task learn from the rows what the model needs, such as its labels."""
+        self.task.fit(self.rows)
         self._remember_task()
-        quantization = config.model.quantization
-        with explained("load", config.train, quantization=quantization):
+
+    def _remember_task(self) -> None:
+        self.run.remember("task", {"recipe": self._recipe_name(), "learned": self.task.learned})
+
+    def _recipe_name(self) -> str:
+        """Return the name of one of peftkit's recipes, and the path of any other."""
+        name = self.recipe.stem
+        known = recipes().get(name)
+        if known is not None and known.resolve() == self.recipe:
+            return name
+        return str(self.recipe)
+
+    def load_model(self) -> None:
+        """Load the backbone, attach the adapter, and set Accelerate up for both."""
+        model, task = self.config.model, self.task
+        with explained("load", self.config.train, quantization=model.quantization):
             backbone = peftkit.load_backbone(
-                **config.model.arguments(), task=task.head, overrides=task.overrides()
+                **model.arguments(), task=task.head, overrides=task.overrides()
             )
-        with explained("attach", config.train, quantization=quantization):
-            self.model = self._adapted(backbone, start)
-        run.say(summary(self.model))
-        run.remember("model", peftkit.record(self.model))
-        self.accelerator: Accelerator = accelerator_for(config.train, self.model, run.directory)
-        run.start_trackers(self.accelerator)
-        self.examples = self._examples(self._rows_to_learn(), config.data.train)
-        self.held_out_examples = (
-            self._examples(self.held_out, config.data.evaluation) if self.held_out else ()
-        )
+        with explained("attach", self.config.train, quantization=model.quantization):
+            self.model = self.attach(backbone)
+        self.run.say(summary(self.model))
+        self.run.remember("model", peftkit.record(self.model))
+        self.accelerator = accelerator_for(self.config.train, self.model, self.run.directory)
+        self.run.start_trackers(self.accelerator)
+
+    def attach(self, backbone: PreTrainedModel) -> PeftModel:
+        """Return the backbone with a new adapter, or with the one to train further."""
+        lean = Lean(**vars(self.config.lean))
+        if self.start is None:
+            return attach(backbone, self.config.adapter.build(), lean=lean)
+        return load(backbone, self.start.adapter, trainable=True, lean=lean)
+
+    def encode_examples(self) -> None:
+        """Turn the rows into examples, and check that the model knows their tokens."""
+        self.examples = self._examples(self._rows_to_learn(), self.config.data.train)
+        self.held_out_examples = ()
+        if self.held_out:
+            self.held_out_examples = self._examples(self.held_out, self.config.data.evaluation)
         _check_tokens(self.model, [*self.examples, *self.held_out_examples])
 
-    def _adapted(self, backbone: PreTrainedModel, start: Opened | None) -> PeftModel:
-        """Return the backbone with a new adapter, or with the one to train on."""
-        lean = Lean(**vars(self.config.lean))
-        if start is None:
-            return attach(backbone, self.config.adapter.build(), lean=lean)
-        return load(backbone, start.adapter, trainable=True, lean=lean)
-
-    def _rows(self) -> tuple[list[Row], list[Row]]:
-        """Return the rows to train on, with replayed ones and noisy copies, and those held out."""
-        data, seed = self.config.data, self.config.seed
-        rows = self.task.read(data.train)
-        held_out: list[Row] = []
-        if isinstance(data.evaluation, float):
-            rows, held_out = split_held_out(rows, data.evaluation, seed)
-            if self.run.is_main:
-                write_rows(self.run.directory / "evaluation.jsonl", held_out)
-        elif data.evaluation is not None:
-            held_out = self.task.read(data.evaluation)
-        if data.replay is not None:
-            rows = add_replay(rows, self.task.read(data.replay.train), data.replay.share, seed)
-        return rows, held_out
-
     def _rows_to_learn(self) -> list[Row]:
-        """Return the rows to train on with noisy copies and a teacher's probabilities, where the
-        config asks for them.
+        """Return the training rows, with noisy copies and a teacher's probabilities if asked for.
 
-        They are made once, and kept: a back-translator or another device would make others when the
-        run goes on.
+        They are made once and kept. A back-translator or another device would make other ones when
+        the run is resumed.
         """
         teacher = getattr(self.config, "teacher", None)
         if teacher is None and getattr(self.config, "augment", None) is None:
             return self.rows
         path = self.run.directory / "training_rows.jsonl"
         is_kept = path.exists()
-        self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()  # all have looked before the first one writes
         if not is_kept:
             rows = self.task.training_rows(self.rows)
             if teacher is not None:
@@ -147,67 +198,135 @@ class Finetuning:
         self.run.say(f"{where}: {remarks}")
         return examples
 
-    def _remember_task(self) -> None:
-        self.run.remember("task", {"recipe": self._recipe_name(), "learned": self.task.learned})
-
-    def _recipe_name(self) -> str:
-        """Return the name of one of peftkit's recipes, the path of any other."""
-        own = recipes().get(self.recipe.stem)
-        return (
-            self.recipe.stem
-            if own is not None and own.resolve() == self.recipe
-            else str(self.recipe)
-        )
+    def measure_before(self) -> None:
+        """Measure the model before it learns, unless an earlier attempt has done so."""
+        self.task.check(self.model)
+        values = self.run.remembered("before")
+        if values is None:
+            values = self.run.remember("before", vars(self._measure(self.model)))
+        before = Measured(**values)
+        self.run.say(f"before: {_spelled(before)}")
+        best = self.config.train.best
+        if self.held_out and best not in before.metrics:
+            raise ConfigError(
+                f"train.best is {best!r}, but this task is measured by "
+                f"{', '.join(before.metrics)}{nearest(best, before.metrics)}"
+            )
+        self.measured["before"] = before
 
     def train(self) -> None:
-        """Measure the model, and train it to the end or to a signal."""
-        self.task.check(self.model)
-        self.before = Measured(
-            **(
-                self.run.remembered("before")
-                or self.run.remember("before", vars(self._measured(self.model)))
-            )
-        )
-        self.run.say(f"before: {_spelled(self.before)}")
+        """Train to the end, or to a signal, which ends the program."""
         best = self.config.train.best
-        if self.held_out and best not in self.before.metrics:
-            known = self.before.metrics
-            raise ConfigError(
-                f"train.best is {best!r}, but this task gives {', '.join(known)}{nearest(best, known)}"
-            )
+        measures_outputs = self.task.is_quick_to_measure or best not in ("loss", "perplexity")
         training = Training(
-            self.model, self.examples, self.task.collate, self.config.train, self.run.directory, self.accelerator,
-            evaluation=self.held_out_examples, loss=self.task.loss, seed=self.config.seed,
-            hooks=Hooks(evaluate=self._metrics if self._measures_often() else None),
-        )  # fmt: skip
+            self.model,
+            self.examples,
+            self.task.collate,
+            self.config.train,
+            self.run.directory,
+            self.accelerator,
+            evaluation=self.held_out_examples,
+            loss=self.task.loss,
+            seed=self.config.seed,
+            hooks=Hooks(evaluate=self._held_out_metrics if measures_outputs else None),
+        )
         self.run.exit_if_interrupted(training.run())
 
-    def _measures_often(self) -> bool:
-        """Tell whether each evaluation gives the task's metrics: where they are quick, or decide
-        which is best.
+    def _held_out_metrics(self) -> dict[str, float]:
+        return self.measure_outputs(self.model, self.held_out).metrics
+
+    @property
+    def adapter_directory(self) -> Path:
+        """Where the trained adapter goes."""
+        return self.run.directory / "adapter"
+
+    def save(self) -> None:
+        """Save the adapter, and beside it the tokenizer or processor."""
+        self.run.remember("model", peftkit.record(self.model))  # with what the first step found out
+        if self.run.is_main:
+            peftkit.save(self.model, self.adapter_directory)
+            with staged_directory(self.adapter_directory) as stage:
+                self.task.processor.save_pretrained(stage)
+        self.accelerator.wait_for_everyone()
+
+    def measure_after(self) -> None:
+        """Load what was saved, and measure that."""
+        self.model = load(peftkit.detach(self.model), self.adapter_directory)
+        after = self._measure(self.model, settle=True)
+        self.run.remember("after", vars(after))
+        self.run.say(f"after: {_spelled(after)}")
+        self.measured["after"] = after
+        if not self.held_out:
+            self.remarks.append("Measured on the training rows: none were held out.")
+        threshold = self.task.learned.get("threshold")
+        if threshold is not None:
+            self.remarks.append(
+                f"The threshold, {threshold:.3f}, was chosen on the rows that are measured."
+            )
+
+    def merge(self) -> None:
+        """Merge the adapter into the backbone, measure the result, and save it."""
+        merged = peftkit.merge(self.model, self._merged_dtype())
+        self.measured["merged"] = self._measure(merged)
+        self.remarks.append(f"{summary(merged)}.")
+        if self.run.is_main:
+            save_merged(merged, self.task.processor, self.run.directory / "merged")
+
+    def _merged_dtype(self) -> torch.dtype:
+        name = self.config.model.dtype
+        if name == "auto":
+            return default_dtype(self.accelerator.device)
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    def report(self) -> None:
+        """Write the report, and close the trackers."""
+        if self.run.is_main:
+            rows = self.task.measured_rows(self.held_out or self.rows)
+            path = write_report(
+                self.run.directory,
+                f"{self.config.model.source} on {self.config.data.train}",
+                self.measured,
+                self._sample(self.task.shown(rows)),
+                remarks=self.remarks,
+            )
+            self.run.say(f"the adapter is in {self.adapter_directory}, the report in {path}")
+        self.accelerator.end_training()
+
+    def _measure(self, model: nn.Module, *, settle: bool = False) -> Measured:
+        """Return loss and metrics on the held-out rows, and on those of the old task.
+
+        Without held-out rows, the training rows are measured.
         """
-        best = self.config.train.best
-        return self.task.is_quick_to_measure or best not in ("loss", "perplexity")
+        rows = self.held_out or self.rows
+        quantization = self.config.model.quantization
+        with explained("evaluation", self.config.train, quantization=quantization):
+            found = self.measure_outputs(model, rows, settle=settle)
+            examples = self.held_out_examples or self.task.examples(rows)
+            metrics = self._loss(model, examples) | found.metrics
+            if self.retained:
+                retained = self._loss(model, self.task.examples(self.retained))
+                retained |= self.measure_outputs(model, self.retained).metrics
+                metrics |= {f"retained {name}": value for name, value in retained.items()}
+        return dataclasses.replace(found, metrics=metrics)
 
-    def _metrics(self) -> dict[str, float]:
-        return self._found(self.model, self.held_out).metrics
+    def measure_outputs(
+        self, model: nn.Module, rows: Sequence[Row], *, settle: bool = False
+    ) -> Measured:
+        """Return how good the model's outputs are, without the loss.
 
-    def _found(self, model: nn.Module, rows: Sequence[Row], *, settling: bool = False) -> Measured:
-        """Return how good the model's outputs are, after the task has settled by them where that is
-        asked for.
+        Args:
+            model: With or without an adapter.
+            rows: Rows with what is to be predicted.
+            settle: First let the task choose by these outputs, such as a threshold.
         """
         rows = self.task.measured_rows(rows)
         outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
-        if settling:
+        if settle:
             self.task.settle(rows, outputs)
             self._remember_task()
         found = self.task.measure(rows, outputs)
-        return dataclasses.replace(found, predictions=self._spread(found.predictions))
-
-    def _spread(self, each: Sequence[Any]) -> list[Any]:
-        """Return as many as the report shows, spread over all."""
-        count = self.config.samples
-        return list(each[:: max(1, len(each) // count)][:count]) if count else []
+        return dataclasses.replace(found, predictions=self._sample(found.predictions))
 
     def _loss(self, model: nn.Module, examples: Sequence[Any]) -> dict[str, float]:
         return evaluate(
@@ -224,70 +343,13 @@ class Finetuning:
         train = self.config.train
         return int(train.evaluation_batch_size or train.batch_size)
 
-    def _measured(self, model: nn.Module, *, settling: bool = False) -> Measured:
-        """Return loss and metrics on the held-out rows (the training rows if there are none), and
-        on those of the old task.
-        """
-        with explained(
-            "evaluation", self.config.train, quantization=self.config.model.quantization
-        ):
-            rows = self.held_out or self.rows
-            found = self._found(model, rows, settling=settling)
-            metrics = (
-                self._loss(model, self.held_out_examples or self.task.examples(rows))
-                | found.metrics
-            )
-            if self.retained:
-                retained = (
-                    self._loss(model, self.task.examples(self.retained))
-                    | self._found(model, self.retained).metrics
-                )
-                metrics |= {f"retained {name}": value for name, value in retained.items()}
-        return dataclasses.replace(found, metrics=metrics)
-
-    def finish(self) -> None:
-        """Save the adapter, load it again, measure and report what was saved, and merge where the
-        config asks for it.
-        """
-        run, task, directory = self.run, self.task, self.run.directory / "adapter"
-        run.remember("model", peftkit.record(self.model))  # with what the first step has found out
-        if run.is_main:
-            peftkit.save(self.model, directory)
-            with staged_directory(directory) as stage:
-                task.processor.save_pretrained(stage)
-        self.accelerator.wait_for_everyone()
-        model = load(peftkit.detach(self.model), directory)  # what is measured is what was saved
-        after = self._measured(model, settling=True)
-        run.remember("after", vars(after))
-        run.say(f"after: {_spelled(after)}")
-        measured, remarks = {"before": self.before, "after": after}, self._remarks()
-        if self.config.merge:
-            dtype = self.config.model.dtype
-            merged = peftkit.merge(
-                model,
-                default_dtype(self.accelerator.device)
-                if dtype == "auto"
-                else getattr(torch, dtype),
-            )
-            measured["merged"] = self._measured(merged)
-            remarks.append(f"{summary(merged)}.")
-            if run.is_main:
-                save_merged(merged, task.processor, run.directory / "merged")
-        if run.is_main:
-            title = f"{self.config.model.source} on {self.config.data.train}"
-            shown = self._spread(task.shown(task.measured_rows(self.held_out or self.rows)))
-            report = write_report(run.directory, title, measured, shown, remarks=remarks)
-            run.say(f"the adapter is in {directory}, the report in {report}")
-        self.accelerator.end_training()
-
-    def _remarks(self) -> list[str]:
-        """Return what a reader has to know of the figures."""
-        found = [] if self.held_out else ["Measured on the training rows: none were held out."]
-        if self.task.learned.get("threshold") is not None:
-            found.append(
-                f"The threshold, {self.task.learned['threshold']:.3f}, was chosen on the rows that are measured."
-            )
-        return found
+    def _sample(self, items: Sequence[Any]) -> list[Any]:
+        """Return as many items as the report shows, evenly spread."""
+        count = self.config.samples
+        if count == 0:
+            return []
+        every = max(1, len(items) // count)
+        return list(items[::every][:count])
 
 
 def _check_start(start: Opened, task: Task, config: Any) -> None:
@@ -311,35 +373,47 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
 
 
 def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
-    """Refuse tokens, and texts longer than the positions, that the model has no embedding for.
+    """Check that the model has an embedding for each token and for each position.
 
     Raises:
         ConfigError: names the largest token, or the longest text.
     """
+    longest, largest = 0, 0
+    for example in examples:
+        tokens = _token_ids(example)
+        if tokens:
+            longest = max(longest, len(tokens))
+            largest = max(largest, max(tokens))
+    positions = _position_count(model)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"a text has {longest} tokens, and the model knows {positions} positions: lower "
+            "data.max_length"
+        )
     embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
-    rows = getattr(embeddings, "num_embeddings", None)
-    found = (
-        getattr(each, "input_ids", None) or getattr(each, "features", {}).get("input_ids")
-        for each in examples
-    )
-    texts = [ids for ids in found if ids]
-    positions = [
-        module.num_embeddings
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        and name.rpartition(".")[2] in ("position_embeddings", "wpe")
-    ]
-    longest = max(map(len, texts), default=0)
-    if positions and longest > min(positions):
+    vocabulary = getattr(embeddings, "num_embeddings", None)
+    if vocabulary is not None and largest >= vocabulary:
         raise ConfigError(
-            f"a text has {longest} tokens, and the model knows {min(positions)} positions: lower data.max_length"
+            f"the tokenizer gives the token {largest}, and the model has embeddings for "
+            f"{vocabulary}: they do not belong together, or tokens were added and the embeddings "
+            "not enlarged and trained"
         )
-    largest = max(map(max, texts), default=0)
-    if rows is not None and largest >= rows:
-        raise ConfigError(
-            f"the tokenizer gives the token {largest}, and the model has embeddings for {rows}: they do not belong together, "
-            "or tokens were added and the embeddings not enlarged and trained"
-        )
+
+
+def _token_ids(example: Any) -> Sequence[int]:
+    """Return the token ids of an example of any task; an image has none."""
+    features = getattr(example, "features", {})
+    return getattr(example, "input_ids", None) or features.get("input_ids") or ()
+
+
+def _position_count(model: nn.Module) -> int | None:
+    """Return for how many positions the model has learned embeddings, or None if it has none."""
+    counts = []
+    for name, module in model.named_modules():
+        is_positional = name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding) and is_positional:
+            counts.append(module.num_embeddings)
+    return min(counts, default=None)
 
 
 def _spelled(measured: Measured) -> str:

@@ -1,22 +1,15 @@
-"""What a training process settles before it loads anything: how many there are, cores, memory,
-signals; and what it runs on.
-"""
+"""What a run sets for its whole process, and what it runs on."""
 
-import argparse
-import contextlib
 import ctypes
 import importlib.metadata
 import os
 import platform
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import PartialState
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from transformers.utils.logging import disable_progress_bar
 
 _PACKAGES = (
@@ -28,90 +21,61 @@ _PACKAGES = (
     "bitsandbytes",
     "safetensors",
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def prepare_process() -> None:
-    """Start the processes that were asked for, and set this one up to train."""
-    start_asked_processes()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # under `peftkit train` it was inherited as ignored
-    _use_all_cores()
-    if not torch.cuda.is_available():
-        _keep_freed_memory()
-    uses_cpu = (
-        os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    )  # only Accelerator itself looks for it
-    if not (PartialState(cpu=uses_cpu).is_main_process and sys.stderr.isatty()):
+def prepare_process() -> list[str]:
+    """Set this process up to train, and return what was set, a phrase each.
+
+    The process keeps these settings: only a run calls this, and it says what they are.
+    """
+    # `peftkit train` ignores Ctrl-C while it waits, and its child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    changes = [_use_all_cores()]
+    if not torch.cuda.is_available() and keep_freed_memory():
+        changes.append("glibc keeps freed memory")
+    # PartialState does not look at this variable; only Accelerator does.
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    state = PartialState(cpu=uses_cpu)
+    if not state.is_main_process or not sys.stderr.isatty():
         disable_progress_bar()
+        changes.append("no progress bars of transformers")
+    return changes
 
 
-def start_asked_processes() -> None:
-    """Start as many processes on the CPU as `accelerate launch` was asked for, by a flag or in its
-    config file.
+def _use_all_cores() -> str:
+    """Share this machine's cores among its processes.
 
-    Without MPI, Accelerate (1.15) starts one process for this and says nothing; then this process
-    becomes torchrun.
+    On a CPU, `accelerate launch` leaves each process one thread.
     """
-    alone = "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ
-    if not alone or os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
-        return
-    count = _asked_processes(psutil.Process().parent().cmdline())
-    if count > 1:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
-        os.execv(
-            sys.executable,
-            [sys.executable, *torchrun, "--master_port", os.environ["MASTER_PORT"], *sys.argv],
-        )
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = max(1, cores // processes)
+    torch.set_num_threads(threads)
+    return f"{threads} CPU threads a process"
 
 
-def _asked_processes(command: list[str]) -> int:
-    """Return how many processes a command line of `accelerate launch` asks for."""
-    # --config is the recipe's own, and no abbreviation of --config_file.
-    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    launcher.add_argument("--num_processes", "--num-processes", type=int)
-    launcher.add_argument("--config_file", "--config-file")
-    launcher.add_argument("--cpu", action="store_true")
-    asked, _ = launcher.parse_known_args(command)
-    reads_config = asked.config_file is not None or (
-        Path(default_config_file).is_file() and not asked.cpu
-    )
-    if asked.num_processes is None and reads_config:
-        asked.num_processes = load_config_from_file(asked.config_file).num_processes
-    return int(asked.num_processes or 1)
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks, and return whether it could be told to.
 
-
-def launch_flags() -> list[str]:
-    """Return the flags that `accelerate launch` was given for this process, to launch it again;
-    none without a launcher.
+    Giving each block back to the system and faulting it in again slows a CPU step down.
     """
-    for ancestor in psutil.Process().parents():
-        with contextlib.suppress(psutil.Error):
-            flags = _flags_before(sys.argv[0], ancestor.cmdline())
-            if flags is not None:
-                return flags
-    return []
-
-
-def _flags_before(script: str, command: list[str]) -> list[str] | None:
-    """Return the words between `accelerate launch` and the script in a command line, or None where
-    it is another one's.
-    """
-    starts = [
-        i for i, word in enumerate(command[:4]) if word in ("launch", "accelerate.commands.launch")
-    ]
-    if not starts or script not in command:
-        return None
-    return [
-        word
-        for word in command[starts[0] + 1 : command.index(script)]
-        if word not in ("--quiet", "-q")
-    ]
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return True
 
 
 def environment() -> dict[str, Any]:
-    """Return what decides how fast and how exactly a run computes: versions, processor, GPU,
-    processes and threads.
+    """Return what decides how fast and how exactly a run computes.
+
+    These are the versions, the processor, the GPU, and the counts of processes and threads.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -123,24 +87,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-
-
-def _use_all_cores() -> None:
-    """Share this machine's cores among its processes: `accelerate launch` leaves each process one
-    thread on a CPU.
-    """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: giving each back to the system and faulting it in anew
-    slows a CPU step down.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 2**30)
-        mallopt(m_trim_threshold, 2**31 - 1)

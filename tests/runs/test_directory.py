@@ -1,7 +1,9 @@
+import signal
 from dataclasses import field
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from peftkit.config.reading import section
@@ -22,34 +24,40 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
 
 
+def begun(directory, **changes):
+    run = Run(Config(run_dir=str(directory), **changes))
+    run.begin()
+    return run
+
+
 def test_a_run_freezes_its_config_and_says_what_it_runs_on(tmp_path):
-    run = Run(Config(run_dir=str(tmp_path)))
+    run = begun(tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["learning_rate"] == 2e-4
     assert {"packages", "threads", "gpu"} <= run.remembered("environment").keys()
 
 
 def test_an_attempt_that_failed_before_its_first_checkpoint_does_not_hold_the_directory(tmp_path):
-    Run(Config(run_dir=str(tmp_path))).remember("before", {"loss": 1.5})
-    assert Run(Config(run_dir=str(tmp_path), seed=1)).remembered("before") is None
+    begun(tmp_path).remember("before", {"loss": 1.5})
+    assert begun(tmp_path, seed=1).remembered("before") is None
 
 
 def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
-    Run(Config(run_dir=str(tmp_path))).remember("after", {"metrics": {}})
-    Run(Config(run_dir=str(tmp_path), train=TrainSettings(trackers=["tensorboard"])))
+    begun(tmp_path).remember("after", {"metrics": {}})
+    begun(tmp_path, train=TrainSettings(trackers=["tensorboard"]))
     with pytest.raises(
         ConfigError, match=r"differs in seed, train\.batch_size; choose another run_dir"
     ):
-        Run(Config(run_dir=str(tmp_path), seed=1, train=TrainSettings(batch_size=2)))
+        begun(tmp_path, seed=1, train=TrainSettings(batch_size=2))
     with pytest.raises(ConfigError, match="holds a run already"):
-        Run(Config(run_dir=str(tmp_path), train=TrainSettings(resume="never")))
+        begun(tmp_path, train=TrainSettings(resume="never"))
 
 
 def test_what_is_remembered_survives(tmp_path):
-    run = Run(Config(run_dir=str(tmp_path)))
+    run = begun(tmp_path)
     run.remember("after", {"metrics": {}})
     assert run.remembered("before") is None
     assert run.remember("before", {"loss": 1.5}) == {"loss": 1.5}
-    assert Run(Config(run_dir=str(tmp_path))).remembered("before") == {"loss": 1.5}
+    assert begun(tmp_path).remembered("before") == {"loss": 1.5}
 
 
 def test_lines_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path):
@@ -77,7 +85,7 @@ def test_the_progress_line_names_what_matters(capsys):
 
 
 def test_the_report_shows_before_and_after(tmp_path):
-    Run(Config(run_dir=str(tmp_path)))
+    begun(tmp_path)
     log = MetricsLog(tmp_path / "metrics.jsonl", SimpleNamespace(is_main_process=True, trackers=[]))
     log.start(0)
     for step in range(1, 5):
@@ -99,3 +107,29 @@ def test_the_report_shows_before_and_after(tmp_path):
         assert part in text
     assert "| how \\| much? | no &lt;idea> | £3.95 | £3.95 |" in text
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_that_resumes_a_run_is_the_typed_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTKIT_COMMAND", "peftkit train chat --config my.yaml")
+    assert begun(tmp_path).resume_command() == "peftkit train chat --config my.yaml"
+
+
+def test_the_command_that_resumes_a_run_overrides_train_resume_never(tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTKIT_COMMAND", "peftkit train chat --config my.yaml")
+    command = begun(tmp_path, train=TrainSettings(resume="never")).resume_command()
+    assert command == "peftkit train chat --config my.yaml --train.resume auto"
+
+
+def test_beginning_a_run_changes_nothing_for_the_process(tmp_path):
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    state = torch.get_rng_state()
+    begun(tmp_path)
+    assert torch.get_num_threads() == threads
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_a_run_sets_for_its_process_is_written_down(tmp_path):
+    run = Run(Config(run_dir=str(tmp_path)))
+    run.begin(["2 CPU threads a process"])
+    assert run.remembered("environment")["process"] == ["2 CPU threads a process"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import PartialState
@@ -19,7 +20,7 @@ from peftkit.data.padding import PadRight
 from peftkit.data.supervised_tokens import Example
 from peftkit.labels import IGNORED
 from peftkit.runs.directory import Run
-from peftkit.runs.process import start_asked_processes
+from peftkit.runs.launcher import start_requested_processes
 from peftkit.training.loop import Hooks, Training
 from peftkit.training.optimizer import accelerator_for
 
@@ -76,7 +77,7 @@ def main(
     """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a
     recipe does.
     """
-    start_asked_processes()
+    start_requested_processes()
     torch.set_num_threads(1)
     adapter = peftkit.AdaLoraConfig(**adalora) if adalora else ADAPTERS[method] if method else None
     options |= {
@@ -85,7 +86,8 @@ def main(
         "evaluation": ragged_examples(evaluate, seed=3),
     }
     model, outcome = train(run_dir, model_dir, settings, **options)
-    Run.exit_if_interrupted(_ResumableRun(run_dir), outcome)
+    config = SimpleNamespace(run_dir=run_dir, train=TrainSettings(**settings))
+    Run(config).exit_if_interrupted(outcome)
     if saves:
         if PartialState().is_main_process:
             peftkit.save(model, Path(run_dir) / "adapter")
@@ -136,11 +138,6 @@ def launch_two(arguments, **variables):
     flags = ["--nproc_per_node", "2", "--master_port", str(29700 + os.getpid() % 200)]
     variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return launch(flags, arguments, module="torch.distributed.run", **variables)
-
-
-class _ResumableRun(Run):
-    def __init__(self, run_dir):
-        self.directory, self.is_main = Path(run_dir), True
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from peftkit.config.reading import build
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, read_tensors
-from peftkit.runs import process
 from peftkit.runs.recipe import RecipeSettings
 from peftkit.training import checks as refusals
 from peftkit.training import fsdp as sharding
@@ -223,44 +222,6 @@ def test_accelerate_reads_every_preset(name):
     assert (
         load_config_from_file(str(PRESETS / f"{name}.yaml")).compute_environment == "LOCAL_MACHINE"
     )
-
-
-def test_the_number_of_processes_is_read_from_flags_and_config_files(tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_text(
-        (PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 3")
-    )
-    count = process._asked_processes
-    assert count(["accelerate", "launch", "--cpu", "x.py", "--config", "recipe.yaml"]) == 1
-    assert (
-        count(
-            ["accelerate", "launch", "--config_file", str(path), "x.py", "--config", "recipe.yaml"]
-        )
-        == 3
-    )
-    assert (
-        count(["accelerate", "launch", "--config_file", str(path), "--num_processes", "2", "x.py"])
-        == 2
-    )
-
-
-def test_the_flags_of_the_launcher_are_found_again():
-    flags = process._flags_before
-    command = [
-        "python",
-        "-m",
-        "accelerate.commands.launch",
-        "--quiet",
-        "--config_file",
-        "a b.yaml",
-        "x.py",
-        "--config",
-        "c",
-    ]
-    assert flags("x.py", command) == ["--config_file", "a b.yaml"]
-    assert flags("x.py", ["/bin/python", "/bin/accelerate", "launch", "--cpu", "x.py"]) == ["--cpu"]
-    assert flags("x.py", ["bash", "x.py"]) is None
-    assert flags("x.py", ["/bin/accelerate", "launch", "y.py"]) is None
 
 
 def preset(monkeypatch, **changes):

@@ -517,7 +517,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(llama_dir, tmp_p
     done = len(losses(tmp_path))
     assert process.returncode == 128 + number
     assert f"interrupted at step {done} of 66" in stderr
-    assert "to go on: accelerate launch" in stderr
+    assert f"to resume: python {job.__file__}" in stderr
     whole, _ = train(tmp_path / "whole", llama_dir, {"batch_size": 1, "epochs": 3})
     resumed, _ = train(tmp_path, llama_dir, {"batch_size": 1, "epochs": 3})
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)

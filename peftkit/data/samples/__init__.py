@@ -3,7 +3,6 @@ once.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from filelock import FileLock
 from peftkit.data.samples import corpora, synthetic
 from peftkit.data.samples.rows import Media, Splits
 from peftkit.errors import DataError, nearest
-from peftkit.files import recover, staged_directory
+from peftkit.files import cache_directory, recover, staged_directory
 
 PREFIX = "sample:"
 
@@ -74,9 +73,7 @@ def sample_file(source: str) -> Path:
     if split not in sample.splits:
         known = ", ".join(f"{PREFIX}{name}/{each}" for each in sample.splits)
         raise DataError(f"{source} is none of {known}{nearest(split, sample.splits)}")
-    root = (
-        Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser().resolve() / "samples"
-    )
+    root = cache_directory().resolve() / "samples"
     directory = root / name
     about = {"directory": str(directory), "version": sample.version}
     root.mkdir(parents=True, exist_ok=True)
