@@ -11,58 +11,66 @@ from peftkit.errors import DataError, nearest
 
 Row = dict[str, Any]
 
-_ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read all rows of a file, or of one of peftkit's samples (``sample:NAME/SPLIT``).
+    """Read all rows of a file, or of a sample (``sample:NAME/SPLIT``).
 
-    All rows have the same columns: what a row lacks is None. JSON's values stay as they are written
-    (a date is a text); CSV and Parquet are read through the `datasets` library.
+    Every row has every column; a value that is missing in the file is None. JSON values stay as
+    they are written, so a date stays a text. The `datasets` library reads CSV and Parquet.
 
     Raises:
-        DataError: the file does not exist, has another ending, cannot be parsed, or holds no row.
+        DataError: the file does not exist, has an unknown ending, cannot be parsed, or has no rows.
     """
     file = sample_file(str(path)) if str(path).startswith("sample:") else Path(path)
     if not file.is_file():
         raise DataError(f"there is no data file at {file}")
-    if file.suffix not in _ENDINGS:
-        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_ENDINGS)}")
-    rows = _json_rows(file) if file.suffix in (".jsonl", ".json") else _table_rows(file)
+    if file.suffix not in _SUFFIXES:
+        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_SUFFIXES)}")
+    rows = _read_json(file) if file.suffix in (".jsonl", ".json") else _read_table(file)
     if not rows:
         raise DataError(f"{file} holds no rows")
-    empty: Row = {key: None for row in rows for key in row}
-    return [empty | {key: _without_nulls(value) for key, value in row.items()} for row in rows]
+    return _with_all_columns(rows)
 
 
-def _json_rows(file: Path) -> list[Row]:
-    """Return the objects of a file with one on each line, or with one list of them; empty lines
-    count for nothing.
-    """
-    line = 1
+def _read_json(file: Path) -> list[Row]:
+    """Return the objects of a file: one per line, or all in one list. Empty lines are skipped."""
     try:
         data = file.read_bytes()
-        if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-            found = list(enumerate(json.loads(data), 1))
-        else:
-            found = []
-            for line, text in enumerate(data.split(b"\n"), 1):
-                if text.strip():
-                    found.append((line, json.loads(text)))
-    except (OSError, ValueError, RecursionError) as problem:
-        line += problem.lineno - 1 if isinstance(problem, json.JSONDecodeError) else 0
-        raise DataError(
-            f"cannot read {file}, line {line}: {getattr(problem, 'msg', problem)}"
-        ) from problem
-    for number, row in found:
-        if not isinstance(row, dict):
+    except OSError as problem:
+        raise DataError(f"cannot read {file}: {problem}") from problem
+    if data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        numbered = list(enumerate(_parse_json(data, file, line=1), 1))
+    else:
+        numbered = []
+        # Not splitlines(): a JSON text may contain other line separators, such as U+2028.
+        for line, text in enumerate(data.split(b"\n"), 1):
+            if text.strip():
+                numbered.append((line, _parse_json(text, file, line)))
+    rows = []
+    for number, value in numbered:
+        if not isinstance(value, dict):
             raise DataError(
-                f"cannot read {file}, row {number}: {row!r:.80} is not an object with the row's columns"
+                f"cannot read {file}, row {number}: {value!r:.80} is not an object with columns"
             )
-    return [row for _, row in found]
+        rows.append(value)
+    return rows
 
 
-def _table_rows(file: Path) -> list[Row]:
+def _parse_json(text: bytes, file: Path, line: int) -> Any:
+    """Parse JSON that begins on line `line` of `file`; errors name the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        line += problem.lineno - 1
+        raise DataError(f"cannot read {file}, line {line}: {problem.msg}") from problem
+    except (ValueError, RecursionError) as problem:  # not UTF-8, or nested too deeply
+        raise DataError(f"cannot read {file}, line {line}: {problem}") from problem
+
+
+def _read_table(file: Path) -> list[Row]:
+    """Return the rows of a CSV or Parquet file."""
     try:
         from datasets import Dataset, disable_progress_bars
         from datasets.exceptions import DatasetGenerationError
@@ -80,42 +88,56 @@ def _table_rows(file: Path) -> list[Row]:
     return rows
 
 
-def rename_columns(
-    rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()
-) -> list[Row]:
-    """Rename columns; a renamed column takes the place of one that has its new name in the file.
-
-    Args:
-        rows: As `read_rows` returns them.
-        columns: For each name that peftkit uses, the name that the file uses.
-        optional: Names that peftkit uses; those whose columns the file lacks are left out.
-
-    Raises:
-        DataError: the file has no such column.
-    """
-    present = rows[0].keys()
-    columns = {
-        ours: theirs
-        for ours, theirs in columns.items()
-        if ours not in optional or theirs in present
-    }
-    for wanted in columns.values():
-        if wanted not in present:
-            raise DataError(
-                f"no column {wanted!r} among {', '.join(map(repr, present))}{nearest(wanted, present)}"
-            )
-    gone = {*columns, *columns.values()}
-    return [
-        {ours: row.get(theirs) for ours, theirs in columns.items()}
-        | {key: value for key, value in row.items() if key not in gone}
-        for row in rows
-    ]
+def _with_all_columns(rows: list[Row]) -> list[Row]:
+    """Give every row every column, in the order in which the columns first occur."""
+    empty: Row = {}
+    for row in rows:
+        empty |= dict.fromkeys(row)
+    complete = []
+    for row in rows:
+        values = dict(empty)
+        for column, value in row.items():
+            values[column] = _without_nulls(value)
+        complete.append(values)
+    return complete
 
 
 def _without_nulls(value: Any) -> Any:
-    """Drop the keys that Arrow has filled with null because a message of another row has them."""
+    """Drop null entries of nested objects: Arrow adds them where another row has the key."""
     if isinstance(value, list):
         return [_without_nulls(entry) for entry in value]
     if isinstance(value, dict):
         return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
     return value
+
+
+def rename_columns(
+    rows: Sequence[Row], columns: Mapping[str, str], optional: Collection[str] = ()
+) -> list[Row]:
+    """Rename columns. A renamed column replaces one that already has its new name.
+
+    Args:
+        rows: Rows as `read_rows` returns them.
+        columns: The file's name for each of peftkit's names.
+        optional: The peftkit names whose columns the file may lack.
+
+    Raises:
+        DataError: the file lacks a column that is not optional.
+    """
+    present = rows[0].keys()
+    renamed = {}
+    for ours, theirs in columns.items():
+        if theirs in present:
+            renamed[ours] = theirs
+        elif ours not in optional:
+            names = ", ".join(map(repr, present))
+            raise DataError(f"no column {theirs!r} among {names}{nearest(theirs, present)}")
+    replaced = {*renamed, *renamed.values()}
+    found = []
+    for row in rows:
+        values = {ours: row.get(theirs) for ours, theirs in renamed.items()}
+        for column, value in row.items():
+            if column not in replaced:
+                values[column] = value
+        found.append(values)
+    return found
