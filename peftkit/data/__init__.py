@@ -1,3 +1,1 @@
-"""From files of rows to batches of tokens: formats, chat rendering and loss masks, collation,
-preview.
-"""
+"""From files of rows to batches of tensors."""

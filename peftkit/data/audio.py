@@ -1,4 +1,4 @@
-"""Sounds by their paths: rows of a data file, read and brought to a model's sampling rate."""
+"""Rows that name sound files, and the sounds at a model's sampling rate."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -12,7 +12,12 @@ from peftkit.errors import DataError
 
 
 def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
-    """Return rows with ``audio``, an absolute path, and ``text``.
+    """Return rows with ``audio``, an absolute path, and the other columns.
+
+    Args:
+        path: The data file.
+        columns: The columns that every row must have, and their types.
+        renamed: The file's name for each column that it calls otherwise.
 
     Raises:
         DataError: a row names a file that does not exist.
@@ -21,31 +26,39 @@ def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str])
 
 
 def read_waveform(path: str, rate: int) -> Any:
-    """Return a sound file as one channel of float32 samples from -1 to 1, at `rate` samples a
-    second: an array (samples,).
+    """Return a sound file as one channel at a sampling rate.
+
+    Args:
+        path: A file that the soundfile library reads, of any rate and number of channels.
+        rate: Samples per second.
+
+    Returns:
+        A float32 array (samples,) of values from -1 to 1.
 
     Raises:
-        DataError: the file is no sound, or empty.
+        DataError: the file is not a sound file, or is empty.
     """
     import soundfile
     from scipy.signal import resample_poly
 
     try:
-        samples, own_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as problem:
         raise DataError(f"{path} cannot be read as sound: {problem}") from problem
     if not len(samples):
         raise DataError(f"{path} holds no sound")
-    ratio = Fraction(rate, own_rate)
-    return resample_poly(samples.mean(1), ratio.numerator, ratio.denominator).astype("float32")
+    mono = samples.mean(1)  # [samples, channels] -> [samples]
+    ratio = Fraction(rate, file_rate)
+    return resample_poly(mono, ratio.numerator, ratio.denominator).astype("float32")
 
 
 def read_spectrograms(extractor: Any, sounds: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return ``input_features`` (sounds, mel bins, frames) of the files at the rows' ``audio``."""
+    """Return the spectrograms of the rows' ``audio`` files, as the feature extractor makes them.
+
+    Returns:
+        ``input_features``: (sounds, mel bins, frames).
+    """
     rate = extractor.sampling_rate
     waves = [read_waveform(sound["audio"], rate) for sound in sounds]
-    return {
-        "input_features": extractor(waves, sampling_rate=rate, return_tensors="pt")[
-            "input_features"
-        ]
-    }
+    features = extractor(waves, sampling_rate=rate, return_tensors="pt")
+    return {"input_features": features["input_features"]}

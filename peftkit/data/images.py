@@ -1,6 +1,4 @@
-"""Images by their paths: rows of a data file, or the files of a folder with a sub-folder for each
-class.
-"""
+"""Image rows, of a data file or of a folder with a sub-folder per class, and their pixels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,47 +14,57 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
-    """Return rows with ``image``, an absolute path, and ``label``: of a data file, or of a folder
-    by its sub-folders' names.
+    """Return rows with ``image``, an absolute path, and ``label``, if `columns` has one.
 
-    Rows of a folder have no ``label`` where `columns` has none.
+    Args:
+        path: A data file, or a folder. In a folder, an image's label is its sub-folder's name.
+        columns: The columns that every row must have, and their types.
+        renamed: The data file's name for each column that it calls otherwise.
 
     Raises:
-        DataError: there is no image, or a row names one that does not exist.
+        DataError: there is no image, an image of a folder has no class, or a row names a file that
+            does not exist.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        return resolve_files(read_table_rows(path, columns, renamed), "image", path)
-    files = sorted(file.resolve() for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise DataError(f"the folder {path} holds no images ({', '.join(_SUFFIXES)})")
-    if "label" not in columns:
-        return [{"image": str(file)} for file in files]
-    stray = next((file for file in files if file.parent == folder.resolve()), None)
-    if stray is not None:
-        raise DataError(
-            f"{stray} lies beside the folders of the classes; put each image into the folder of its class"
-        )
-    return [
-        {"image": str(file), "label": file.relative_to(folder.resolve()).parts[0]} for file in files
-    ]
+    if Path(path).is_dir():
+        return _read_folder(Path(path).resolve(), labelled="label" in columns)
+    return resolve_files(read_table_rows(path, columns, renamed), "image", path)
+
+
+def _read_folder(folder: Path, *, labelled: bool) -> list[Row]:
+    rows = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in _SUFFIXES:
+            continue
+        row = {"image": str(file)}
+        if labelled:
+            if file.parent == folder:
+                raise DataError(
+                    f"{file} lies beside the folders of the classes; put each image into the "
+                    "folder of its class"
+                )
+            row["label"] = file.relative_to(folder).parts[0]
+        rows.append(row)
+    if not rows:
+        raise DataError(f"the folder {folder} holds no images ({', '.join(_SUFFIXES)})")
+    return rows
 
 
 def read_pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return ``pixel_values`` (images, channels, height, width) of the rows' ``image`` files,
-    turned as EXIF says.
+    """Return the pixels of the rows' ``image`` files, as the backbone's image processor makes them.
+
+    Returns:
+        ``pixel_values``: (images, channels, height, width).
 
     Raises:
-        DataError: a file is no image.
+        DataError: a file is not an image.
     """
-    return {
-        "pixel_values": processor([_rgb(image["image"]) for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
-    }
+    pictures = [_read_picture(image["image"]) for image in images]
+    batch = processor(pictures, return_tensors="pt")
+    return {"pixel_values": batch["pixel_values"]}
 
 
-def _rgb(path: str) -> Any:
+def _read_picture(path: str) -> Any:
+    """Return an upright RGB picture: EXIF may say that a file is to be turned."""
     from PIL import Image, ImageOps
 
     try:

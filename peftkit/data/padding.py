@@ -1,4 +1,4 @@
-"""Put examples of unequal length into one batch."""
+"""Pad examples of unequal length into one batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,48 +11,51 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.supervised_tokens import Example
 from peftkit.labels import IGNORED
 
+_MULTIPLE = 8  # tensor cores work on tiles of 8 tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class PadRight:
-    """Pad a batch at the right, to a multiple of `multiple` tokens.
+    """Pad examples at the right, to a multiple of `multiple` tokens.
 
-    The attention mask tells what is padding, never the padding token, which may be the
-    end-of-sequence token.
+    The attention mask says what is padding. The padding token does not: it may be the
+    end-of-sequence token, which is learned elsewhere in the batch.
 
     Shapes: ``input_ids``, ``attention_mask``, ``labels``: (batch, longest example).
     """
 
     pad_token_id: int
-    multiple: int = 8
+    multiple: int = _MULTIPLE
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        longest = max(len(example.input_ids) for example in examples)
-        width = -(-longest // self.multiple) * self.multiple
-
-        def padded(values: list[int], filler: int) -> list[int]:
-            return values + [filler] * (width - len(values))
-
-        return {
-            "input_ids": torch.tensor(
-                [padded(example.input_ids, self.pad_token_id) for example in examples]
-            ),
-            "attention_mask": torch.tensor(
-                [padded([1] * len(example.input_ids), 0) for example in examples]
-            ),
-            "labels": torch.tensor([padded(example.labels, IGNORED) for example in examples]),
-        }
+        longest = max(map(len, examples))
+        width = -(-longest // self.multiple) * self.multiple  # rounded up
+        shape = (len(examples), width)
+        input_ids = torch.full(shape, self.pad_token_id)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED)
+        for row, example in enumerate(examples):
+            length = len(example)
+            input_ids[row, :length] = torch.tensor(example.input_ids)
+            attention_mask[row, :length] = 1
+            labels[row, :length] = torch.tensor(example.labels)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def pad_with(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
-    """Return a function that pads a tokenizer's encodings at the right, to a multiple of 8 tokens,
-    into one batch.
+    """Return a function that pads a tokenizer's encodings at the right into one batch.
+
+    The padded length is a multiple of 8 tokens.
     """
 
     def pad(encodings: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = tokenizer.pad(
-            list(encodings), return_tensors="pt", pad_to_multiple_of=8, padding_side="right"
+            list(encodings),
+            return_tensors="pt",
+            pad_to_multiple_of=_MULTIPLE,
+            padding_side="right",
         )
         return dict(batch)
 

@@ -1,4 +1,4 @@
-"""Mix old rows into new ones, so that a model forgets less of what it learned before."""
+"""Replay: old rows mixed into the new ones, so that a model forgets less of what it knew."""
 
 import random
 from collections.abc import Sequence
@@ -7,8 +7,18 @@ from peftkit.data.row_files import Row
 
 
 def add_replay(rows: Sequence[Row], old: Sequence[Row], share: float, seed: int) -> list[Row]:
-    """Return new rows and as many old ones, drawn at random, as make up `share` of all (or all old
-    ones, if fewer).
+    """Return the new rows, and after them old rows drawn at random.
+
+    Args:
+        rows: The new rows.
+        old: The rows to draw from.
+        share: The share of old rows among all returned rows; 1 returns old rows only. If there are
+            too few old rows, all of them are taken.
+        seed: The seed of the draw.
     """
-    count = len(old) if share == 1 else min(len(old), round(len(rows) * share / (1 - share)))
-    return [*(rows if share < 1 else []), *random.Random(seed).sample(list(old), count)]
+    draw = random.Random(seed)
+    if share == 1:
+        return draw.sample(list(old), len(old))
+    # old / (new + old) = share, so old = new * share / (1 - share)
+    count = min(len(old), round(len(rows) * share / (1 - share)))
+    return [*rows, *draw.sample(list(old), count)]

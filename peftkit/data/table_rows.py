@@ -1,4 +1,4 @@
-"""Rows with the columns that a task names, their types checked."""
+"""Rows with the columns that a task needs, their types checked."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,16 @@ from typing import Any
 from peftkit.data.row_files import Row, read_rows, rename_columns
 from peftkit.errors import DataError, nearest
 
-_KINDS = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
 ColumnTypes = Mapping[str, tuple[type, ...]]
+"""The types that each column may have."""
 RowReader = Callable[[str, ColumnTypes, Mapping[str, str]], list[Row]]
+"""A function with the arguments of `read_table_rows`."""
+
+_DESCRIBED = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
 
 
 def list_paths(path: str | Sequence[str]) -> list[str]:
-    """Return the paths of `data.train`, which may be one or several."""
+    """Return the paths of `data.train`, which names one file or several."""
     return [path] if isinstance(path, str) else list(path)
 
 
@@ -21,56 +24,60 @@ def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str])
     """Return the rows of a file, each with the columns that a task needs.
 
     Args:
-        path: What `peftkit.data.row_files.read_rows` reads.
-        columns: The types of each column that every row must have.
-        renamed: The file's names for columns.
+        path: The file, as `peftkit.data.row_files.read_rows` takes it.
+        columns: The columns that every row must have, and their types.
+        renamed: The file's name for each column that it calls otherwise.
 
     Raises:
-        DataError: names the file, the row counted from 1, and the column that is missing or of
-            another type.
+        DataError: a column is missing or has another type. The message names the file, the row
+            (counted from 1) and the column.
     """
     rows = read_rows(path)
-    theirs = list(rows[0])
+    in_file = list(rows[0])
     rows = rename_columns(rows, renamed, optional=renamed.keys() - columns.keys())
-    for name in columns:
-        if name not in rows[0]:
-            hint = (
-                nearest(name, theirs)
-                or f"; if another column holds it, set data.columns: {{{name}: ITS NAME}}"
-            )
-            raise DataError(
-                f"{path} has the columns {', '.join(map(repr, theirs))} and no {name!r}{hint}"
-            )
+    for column in columns:
+        if column not in rows[0]:
+            raise DataError(_missing(path, column, in_file))
     for number, row in enumerate(rows, 1):
-        for name, kinds in columns.items():
-            if not isinstance(row.get(name), kinds) or isinstance(row[name], bool):
-                described = " or ".join(_KINDS[kind] for kind in kinds)
+        for column, types in columns.items():
+            value = row[column]
+            # To Python, True is a whole number.
+            if not isinstance(value, types) or isinstance(value, bool):
+                wanted = " or ".join(_DESCRIBED[kind] for kind in types)
                 raise DataError(
-                    f"{path}, row {number}: {name!r} is {row.get(name)!r}; it must be {described}"
+                    f"{path}, row {number}: {column!r} is {value!r}; it must be {wanted}"
                 )
     return rows
 
 
+def _missing(path: str, column: str, in_file: Sequence[str]) -> str:
+    """Return the message about a missing column."""
+    hint = nearest(column, in_file)
+    if not hint:
+        hint = f"; if another column holds it, set data.columns: {{{column}: ITS NAME}}"
+    return f"{path} has the columns {', '.join(map(repr, in_file))} and no {column!r}{hint}"
+
+
 def resolve_files(rows: Sequence[Row], column: str, data_file: str) -> list[Row]:
-    """Return rows whose `column` names a file as an absolute path; a relative one is taken from the
-    data file's directory.
+    """Return the rows with the file that `column` names as an absolute path.
+
+    A relative path is relative to the directory of the data file.
 
     Raises:
-        DataError: names the row, counted from 1, whose file does not exist.
+        DataError: a file does not exist. The message names the row, counted from 1.
     """
     directory = Path(data_file).parent.resolve()
+    resolved = []
     for number, row in enumerate(rows, 1):
-        if not (directory / row[column]).is_file():
-            raise DataError(
-                f"{data_file}, row {number}: there is no file {directory / row[column]}"
-            )
-    return [row | {column: str(directory / row[column])} for row in rows]
+        file = directory / row[column]
+        if not file.is_file():
+            raise DataError(f"{data_file}, row {number}: there is no file {file}")
+        resolved.append(row | {column: str(file)})
+    return resolved
 
 
 def list_labels(values: Sequence[Any]) -> list[str]:
-    """Return the different labels as texts: numbers in their order, texts in the alphabet's."""
-    numeric = all(isinstance(value, int | float) for value in values)
-    return [
-        str(value)
-        for value in (sorted(set(values)) if numeric else sorted({str(value) for value in values}))
-    ]
+    """Return the distinct labels as texts: numbers by value, texts in alphabetical order."""
+    if all(isinstance(value, int | float) for value in values):
+        return [str(value) for value in sorted(set(values))]
+    return sorted({str(value) for value in values})
