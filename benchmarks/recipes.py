@@ -22,7 +22,7 @@ from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
 from peftkit.runs.opening import load_recipe, recipe_named
 from peftkit.runs.process import prepare_process
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"

@@ -73,7 +73,7 @@ def test_saved_loaded_and_merged_on_the_gpu(llama_dir, tmp_path, quantization):
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_the_loop_learns_in_every_precision(llama_dir, tmp_path, precision, quantization):
-    from peftkit.training.log import read_metrics
+    from peftkit.training.metrics_log import read_metrics
 
     settings = {"batch_size": 8, "epochs": 16, "precision": precision, "learning_rate": 3e-2}
     dtype = "float16" if precision == "fp16" else "bfloat16"

@@ -12,7 +12,7 @@ from peftkit.files import read_json
 from peftkit.metrics import lower_is_better
 from peftkit.metrics.tables import markdown
 from peftkit.runs.figures import COLORS, finish, new_figure, save
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP*X"

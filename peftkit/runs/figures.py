@@ -10,7 +10,7 @@ from typing import Any
 
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK = COLORS = (
     "#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#000000"

@@ -35,9 +35,9 @@ from peftkit.runs.recipes import recipes
 from peftkit.runs.report import write_report
 from peftkit.runs.teacher import taught
 from peftkit.tasks.base import Task
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.optimizer import accelerator_for
 from peftkit.training.out_of_memory import explained
 
 
@@ -150,7 +150,7 @@ class Finetuning:
             self.model = self.attach(backbone)
         self.run.say(summary(self.model))
         self.run.remember("model", peftkit.record(self.model))
-        self.accelerator = accelerator_for(self.config.train, self.model, self.run.directory)
+        self.accelerator = make_accelerator(self.config.train, self.model, self.run.directory)
         self.run.start_trackers(self.accelerator)
 
     def attach(self, backbone: PreTrainedModel) -> PeftModel:

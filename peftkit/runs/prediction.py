@@ -13,8 +13,8 @@ from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.metrics.measured import Measured
 from peftkit.runs.opening import Opened
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
-from peftkit.training.optimizer import accelerator_for
 
 
 def outputs_of(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> list[Any]:
@@ -73,5 +73,5 @@ def _models(runs: Sequence[Opened]) -> Iterator[tuple[Opened, nn.Module, Acceler
             gc.collect()
             backbone, of = run.backbone(), run
         model = peftkit.load(backbone, run.adapter)
-        yield run, model, accelerator_for(run.config.train, model, run.directory)
+        yield run, model, make_accelerator(run.config.train, model, run.directory)
         backbone = peftkit.detach(model)

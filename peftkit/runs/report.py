@@ -7,7 +7,8 @@ from peftkit.files import read_json, write_file
 from peftkit.metrics.measured import Measured
 from peftkit.metrics.tables import markdown
 from peftkit.runs.figures import draw_all
-from peftkit.training.log import memory_bytes, read_metrics
+from peftkit.training.metrics_log import read_metrics
+from peftkit.training.progress_line import memory_bytes
 
 _PICTURES = {
     "loss": "loss over steps",

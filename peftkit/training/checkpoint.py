@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,14 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in here.items():
                 parameter.copy_(shared_like(saved[name], parameter))
+
+
+def data_digest(examples: Iterable[object]) -> str:
+    """Return the sha256 of the examples' ``repr``, which must show all that is learned from."""
+    sha = hashlib.sha256()
+    for example in examples:
+        sha.update(repr(example).encode())
+    return sha.hexdigest()
 
 
 def _delete(path: Path) -> None:

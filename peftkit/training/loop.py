@@ -23,18 +23,18 @@ from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
 from peftkit.methods.adalora.allocation import Allocation
 from peftkit.random_state import random_state, set_random_state
-from peftkit.training import checks as refusals
-from peftkit.training import fsdp as sharding
-from peftkit.training.checkpoint import Checkpoints, Trained
+from peftkit.training import fsdp, model_checks
+from peftkit.training.checkpoint import Checkpoints, Trained, data_digest
 from peftkit.training.evaluation import evaluate
 from peftkit.training.gradient_checkpointing import checkpoint_blocks
 from peftkit.training.interruption import Interruption
-from peftkit.training.log import MetricsLog, ProgressLine, memory_bytes
-from peftkit.training.optimizer import digest_of, optimizer_for, scheduler_for, steps_between
+from peftkit.training.metrics_log import MetricsLog
+from peftkit.training.optimizer import make_optimizer, make_scheduler
 from peftkit.training.order import Order
 from peftkit.training.out_of_memory import explained, until_it_fits
 from peftkit.training.passes import Passes
 from peftkit.training.progress import Outcome, Progress
+from peftkit.training.progress_line import ProgressLine, memory_bytes
 
 _SKIPPED_STEPS_LIMIT = (
     20  # float16 scales its loss down after an overflow; so many in a row are not an overflow
@@ -69,7 +69,7 @@ class Training:
         collate: Makes a batch of tensors from a list of examples.
         settings: How to train.
         run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
-        accelerator: From `accelerator_for`, or one's own.
+        accelerator: From `make_accelerator`, or one's own.
         evaluation: Held-out examples.
         loss: The loss.
         hooks: Where a method or a task joins.
@@ -77,7 +77,7 @@ class Training:
 
     Raises:
         ConfigError: nothing can be trained, an evaluation is asked for without examples, or the
-            processes cannot do what the settings want (`peftkit.training.checks`).
+            processes cannot do what the settings want (`peftkit.training.model_checks`).
     """
 
     model: nn.Module
@@ -101,22 +101,22 @@ class Training:
             raise ConfigError("there are no examples to train on")
         if settings.evaluate_every is not None and not self.evaluation:
             raise ConfigError("train.evaluate_every needs held-out rows: set data.evaluation")
-        refusals.check_processes(settings, model, accelerator)
+        model_checks.check_processes(settings, model, accelerator)
         lengths = list(map(len, self.examples))
         cut = (settings.batch_size, settings.accumulate, accelerator.num_processes)
         self.order = Order(lengths, *cut, self.seed, settings.group_by_length)
         wanted = max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.total_steps = min(wanted, settings.max_steps or wanted)
-        self.evaluation_interval = steps_between(
+        self.evaluation_interval = _steps_between(
             settings.evaluate_every, self.order.steps_per_epoch
         )
-        self.save_interval = steps_between(settings.save_every, self.order.steps_per_epoch)
+        self.save_interval = _steps_between(settings.save_every, self.order.steps_per_epoch)
         self.explained = functools.partial(
             explained, train=settings, quantization=model_quantization(model), longest=max(lengths)
         )
         decided = checkpoint_blocks(model.to(accelerator.device), settings, self._largest_loss)
         shards, optimizer = self._prepare()
-        scheduler = scheduler_for(optimizer, settings, self.total_steps)
+        scheduler = make_scheduler(optimizer, settings, self.total_steps)
         self.allocation = Allocation(
             model, optimizer, self.total_steps, in_place=accelerator.num_processes == 1
         )
@@ -139,7 +139,7 @@ class Training:
         )
         if decided is not None:
             self.line.message(decided)
-        self.data_digest = digest_of(self.examples)
+        self.data_digest = data_digest(self.examples)
         self.progress = Progress()
         self.skipped = 0
 
@@ -152,15 +152,15 @@ class Training:
         with self.explained("forward"), self.accelerator.autocast():
             return self.loss.sum(self.model.train(), batch)
 
-    def _prepare(self) -> tuple[sharding.Shards | None, torch.optim.Optimizer]:
+    def _prepare(self) -> tuple[fsdp.Shards | None, torch.optim.Optimizer]:
         """Make model and optimiser ready for the processes that there are."""
         accelerator, self.prepared = self.accelerator, self.model
-        if sharding.is_in_use():
-            shards = sharding.Shards(self.model, accelerator)
-            optimizer = optimizer_for(self.model, self.settings)
+        if fsdp.is_in_use():
+            shards = fsdp.Shards(self.model, accelerator)
+            optimizer = make_optimizer(self.model, self.settings)
             self.optimizer = accelerator.prepare_optimizer(optimizer)
             return shards, optimizer
-        optimizer = optimizer_for(self.model, self.settings)
+        optimizer = make_optimizer(self.model, self.settings)
         self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
         # The loop does its own autocast; Accelerate's, on the model's forward, would cast all
         # logits to float32.
@@ -238,7 +238,7 @@ class Training:
         clipped = accelerator.clip_grad_norm_(
             self.model.parameters(), self.settings.clip_norm or math.inf
         )
-        norm = float(sharding.whole(clipped))
+        norm = float(fsdp.whole(clipped))
         self._check_finite(mean_loss, norm)
         rate = self.trained.scheduler.get_last_lr()[0]
         with self.explained("step"):
@@ -372,3 +372,10 @@ class Training:
             ):  # another run's: its best is not here
                 self.progress.forget_best()
             self.line.message(f"resumed at step {self.progress.step} from {path}")
+
+
+def _steps_between(every: float | None, steps_per_epoch: int) -> int | None:
+    """Return an interval in steps: up to 1, `every` is a share of an epoch; above, it is steps."""
+    if every is None:
+        return None
+    return max(1, round(every * steps_per_epoch) if every <= 1 else round(every))

@@ -17,9 +17,9 @@ from peftkit.labels import IGNORED
 from peftkit.losses.base import CausalLMLoss, ModelLoss
 from peftkit.losses.classification import ClassificationLoss, RegressionLoss
 from peftkit.losses.regularization import Adversarial, RDrop, symmetric_divergence
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Training
-from peftkit.training.optimizer import accelerator_for
 from tests.architectures import ARCHITECTURES
 from tests.contract import METHODS, shaken
 from tests.training.job import ragged_examples
@@ -494,7 +494,7 @@ def test_the_loop_learns_with_regularisers(llama_dir, tmp_path, precision, make)
         max_steps=6,
         gradient_checkpointing=True,
     )
-    accelerator, loss = accelerator_for(settings, model, tmp_path), make(SplitLanguageModel())
+    accelerator, loss = make_accelerator(settings, model, tmp_path), make(SplitLanguageModel())
     examples, collate = ragged_examples(), PadRight(2)
     before = evaluate(model, examples, collate, accelerator, loss=loss)
     Training(model, examples, collate, settings, tmp_path, accelerator, loss=loss).run()

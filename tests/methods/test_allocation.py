@@ -18,7 +18,7 @@ from peftkit.files import read_tensors
 from peftkit.methods.adalora import layer as adalora
 from peftkit.methods.adalora.allocation import Allocation, budget, penalty_gradient
 from peftkit.training.evaluation import evaluate
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 from tests.conftest import logits, randomize
 from tests.training.job import launch, ragged_examples, train, trained
 from tests.training.test_loop import _CrashError, crash_at

@@ -8,7 +8,7 @@ import pytest
 
 from peftkit.cli import main
 from peftkit.files import read_json
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 from tests.recipes.jobs import METHODS, NAMES, ROOT, config_values, run, write_jsonl
 
 METRICS = {

@@ -12,7 +12,8 @@ from peftkit.errors import ConfigError
 from peftkit.metrics.measured import Measured
 from peftkit.runs.directory import Run
 from peftkit.runs.report import write_report
-from peftkit.training.log import MetricsLog, ProgressLine, read_metrics
+from peftkit.training.metrics_log import MetricsLog, read_metrics
+from peftkit.training.progress_line import ProgressLine
 
 
 @section

@@ -21,8 +21,8 @@ from peftkit.data.supervised_tokens import Example
 from peftkit.labels import IGNORED
 from peftkit.runs.directory import Run
 from peftkit.runs.launcher import start_requested_processes
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.optimizer import accelerator_for
 
 ADAPTERS = {
     "prefix": peftkit.PrefixConfig(
@@ -57,7 +57,7 @@ def train(
     )
     model = peftkit.attach(backbone, adapter or peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
-    accelerator = accelerator_for(settings, model, Path(run_dir))
+    accelerator = make_accelerator(settings, model, Path(run_dir))
     training = Training(
         model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator,
         evaluation=evaluation, hooks=hooks or Hooks(),

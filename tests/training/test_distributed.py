@@ -14,11 +14,10 @@ from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, read_tensors
 from peftkit.runs.recipe import RecipeSettings
-from peftkit.training import checks as refusals
-from peftkit.training import fsdp as sharding
+from peftkit.training import fsdp, model_checks
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.launch_checks import check_launch
-from peftkit.training.log import read_metrics
-from peftkit.training.optimizer import accelerator_for
+from peftkit.training.metrics_log import read_metrics
 from tests.training import job
 from tests.training.job import ragged_examples, train, trained
 
@@ -248,22 +247,22 @@ def test_what_fsdp_cannot_do_is_refused(
 ):
     model = peftkit.attach(peftkit.load_backbone(llama_dir, quantization=quantization), adapter)
     settings = TrainSettings()
-    accelerator = accelerator_for(settings, model, tmp_path)
-    refusals.check_processes(settings, model, accelerator)
+    accelerator = make_accelerator(settings, model, tmp_path)
+    model_checks.check_processes(settings, model, accelerator)
     preset(monkeypatch, **changes)
     with pytest.raises(ConfigError, match=message):
-        refusals.check_processes(settings, model, accelerator)
+        model_checks.check_processes(settings, model, accelerator)
 
 
 def test_trained_parameters_of_two_dtypes_are_refused_under_fsdp(llama_dir, tmp_path, monkeypatch):
     model = peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig())
-    accelerator = accelerator_for(TrainSettings(), model, tmp_path)
+    accelerator = make_accelerator(TrainSettings(), model, tmp_path)
     preset(monkeypatch)
-    refusals.check_processes(TrainSettings(), model, accelerator)
+    model_checks.check_processes(TrainSettings(), model, accelerator)
     model.get_input_embeddings().weight.requires_grad_(True)
     with pytest.raises(ConfigError, match="bfloat16, float32"):
-        refusals.check_processes(TrainSettings(), model, accelerator)
-    assert not sharding.is_in_use()  # one process has nobody to share with
+        model_checks.check_processes(TrainSettings(), model, accelerator)
+    assert not fsdp.is_in_use()  # one process has nobody to share with
 
 
 def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path, monkeypatch):
@@ -313,10 +312,10 @@ def test_a_recipe_refuses_its_launch_before_it_loads_anything(
 
 
 def test_precisions_that_give_wrong_numbers_are_refused(monkeypatch, backbone):
-    refusals.check_precision("fp16", backbone)
+    model_checks.check_precision("fp16", backbone)
     monkeypatch.setattr(backbone.config, "model_type", "t5")
     with pytest.raises(ConfigError, match="t5 overflows in float16"):
-        refusals.check_precision("fp16", backbone)
-    refusals.check_precision("bf16", backbone)
+        model_checks.check_precision("fp16", backbone)
+    model_checks.check_precision("bf16", backbone)
     with pytest.raises(ConfigError, match="t5 overflows in float16"):
-        refusals.check_precision("no", backbone.half())
+        model_checks.check_precision("no", backbone.half())

@@ -13,7 +13,7 @@ import torch
 
 import peftkit
 from peftkit.files import read_json, read_tensors
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 from tests.training.job import main, train, trained
 
 SETTINGS = {"batch_size": 2, "epochs": 90, "save_every": 3}

@@ -18,10 +18,10 @@ from peftkit.data.padding import PadRight
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.files import read_tensors
 from peftkit.losses.base import CausalLMLoss, ModelLoss
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
-from peftkit.training.log import read_metrics
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.optimizer import accelerator_for
+from peftkit.training.metrics_log import read_metrics
 from peftkit.training.order import Order
 from tests.conftest import llama_config
 from tests.contract import METHODS
@@ -196,7 +196,7 @@ def test_clipping_bounds_the_gradient_but_not_what_is_logged(llama_dir, tmp_path
 def test_a_plain_model_is_trained_too(tmp_path):
     model = LlamaForCausalLM(llama_config())
     settings = TrainSettings(batch_size=8, epochs=6, learning_rate=1e-2, weight_decay=0.1)
-    accelerator = accelerator_for(settings, model, tmp_path)
+    accelerator = make_accelerator(settings, model, tmp_path)
     Training(model, ragged_examples(), PadRight(2), settings, tmp_path, accelerator).run()
     curve = losses(tmp_path)
     assert curve[-1] < 0.7 * curve[0]
@@ -212,7 +212,7 @@ def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
         )
         run_dir = tmp_path / type(loss).__name__
         settings = TrainSettings(batch_size=1, epochs=0.3, precision="no")
-        accelerator = accelerator_for(settings, model, run_dir)
+        accelerator = make_accelerator(settings, model, run_dir)
         Training(
             model,
             ragged_examples(),
@@ -228,7 +228,7 @@ def test_a_model_with_its_own_loss_gives_the_same_steps(llama_dir, tmp_path):
 
 def test_what_cannot_be_trained_is_refused(backbone, llama_dir, tmp_path):
     settings = TrainSettings(precision="no")
-    accelerator = accelerator_for(settings, backbone, tmp_path)
+    accelerator = make_accelerator(settings, backbone, tmp_path)
     with pytest.raises(ConfigError, match="no parameter that requires a gradient"):
         Training(backbone, ragged_examples(), PadRight(2), settings, tmp_path, accelerator)
     with pytest.raises(ConfigError, match="evaluate_every needs held-out rows"):

@@ -14,10 +14,10 @@ from peftkit.data.padding import PadRight
 from peftkit.errors import OutOfMemoryError
 from peftkit.files import read_tensors
 from peftkit.losses.base import CausalLMLoss
+from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
-from peftkit.training.log import read_metrics
 from peftkit.training.loop import Hooks, Training
-from peftkit.training.optimizer import accelerator_for
+from peftkit.training.metrics_log import read_metrics
 from peftkit.training.out_of_memory import explained
 from tests.training.job import ragged_examples, train, trained
 
@@ -216,7 +216,7 @@ def test_what_an_attempt_held_is_free_before_the_next(llama_dir, tmp_path, monke
 
 def test_the_memory_of_an_evaluation_does_not_grow_with_its_examples(backbone):
     """As many tensors are alive in the last batch of 40 examples as in that of 10."""
-    accelerator = accelerator_for(TrainSettings(precision="no"), backbone, ".")
+    accelerator = make_accelerator(TrainSettings(precision="no"), backbone, ".")
     most = {}
     for count in (10, 40):
         seen = []
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_a_large_backbone_is_four_times_the_trained_weights(llam
         PadRight(2),
         settings,
         tmp_path,
-        accelerator_for(settings, model, tmp_path),
+        make_accelerator(settings, model, tmp_path),
     ).run()
     bytes_ = [
         sum(p.numel() * p.element_size() for p in each)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 
 _POLL_SECONDS = 0.5
 _ERROR = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")

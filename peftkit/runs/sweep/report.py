@@ -11,7 +11,7 @@ from peftkit.files import write_file
 from peftkit.metrics.tables import markdown
 from peftkit.runs.figures import BLUE, VERMILLION, finish, new_figure, save, shortened
 from peftkit.runs.sweep.space import Range, Space, shown, spelled, words
-from peftkit.training.log import read_metrics
+from peftkit.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
     from optuna import Study

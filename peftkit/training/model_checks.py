@@ -66,3 +66,9 @@ def check_processes(settings: TrainSettings, model: nn.Module, accelerator: Acce
         raise ConfigError(
             f"FSDP wants all trained parameters in one dtype, these are {', '.join(sorted(dtypes))}; cast them to float32"
         )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"the Accelerator has gradient_accumulation_steps "
+            f"{accelerator.gradient_accumulation_steps}, by which it would divide every gradient; "
+            "leave it at 1 and set train.accumulate"
+        )
