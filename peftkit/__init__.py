@@ -9,9 +9,10 @@ first, or `peftkit.methods`.
 """
 
 import importlib
-import logging
 import sys
 from typing import Any
+
+from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 
 __version__ = "0.1.0.dev0"
 
@@ -53,11 +54,6 @@ __all__ = [
     "save",
 ]
 
-# bitsandbytes warns at import that an optional package is missing, which peftkit does not use, and
-# at every int8 layer of every forward pass that bfloat16 inputs are quantised by way of float16.
-for _noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
-
 if "peft" in sys.modules:  # else the first use of a name above does it
     importlib.import_module("peftkit.methods")  # which makes peftkit's methods known to PEFT
 
@@ -65,7 +61,8 @@ if "peft" in sys.modules:  # else the first use of a name above does it
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'peftkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with quiet_bitsandbytes():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

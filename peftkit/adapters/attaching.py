@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from peftkit import methods
 from peftkit.adapters.snapshot import Snapshot
-from peftkit.backbones.quantization import keep_layout
+from peftkit.backbones.cpu_weight_repacking import prevent_cpu_repacking
 from peftkit.errors import ConfigError, PeftkitError, TargetError
 from peftkit.lean import Lean, prepare
 from peftkit.methods.after_injection import settle
@@ -71,7 +71,7 @@ def attach_reversibly(
         raise ConfigError(
             f"the model has an adapter {name!r} already; attach under another name, or detach first"
         )
-    keep_layout(model)
+    prevent_cpu_repacking(model)
     with first.lifted() if first else contextlib.nullcontext():
         bare = first.model if first else model
         resolved = methods.resolve(config, bare)

@@ -27,7 +27,7 @@ from peftkit.anatomy import (
     stacks,
     task_head,
 )
-from peftkit.backbones.loading import AUTO_CLASSES, Task, resolve_source
+from peftkit.backbones.loading import AUTO_CLASSES, Head, resolve_source
 from peftkit.errors import BackboneError, PeftkitError
 
 
@@ -45,7 +45,7 @@ def configs() -> dict[str, PeftConfig]:
     }
 
 
-def empty_model(source: str, task: Task | None = None) -> PreTrainedModel:
+def empty_model(source: str, task: Head | None = None) -> PreTrainedModel:
     """Build a model from its config alone, with parameters that have shapes and no values.
 
     Args:
@@ -66,7 +66,7 @@ def empty_model(source: str, task: Task | None = None) -> PreTrainedModel:
     return model.eval()
 
 
-def _model_class(config: PretrainedConfig, task: Task | None) -> type[PreTrainedModel]:
+def _model_class(config: PretrainedConfig, task: Head | None) -> type[PreTrainedModel]:
     named = next((getattr(transformers, name, None) for name in config.architectures or ()), None)
     if task is None and named is not None:
         found: type[PreTrainedModel] = named

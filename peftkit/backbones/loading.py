@@ -17,20 +17,22 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from peftkit.anatomy import task_head
+from peftkit.backbones.cpu_weight_repacking import prevent_cpu_repacking
 from peftkit.backbones.quantization import (
     Quantization,
     bitsandbytes_config,
-    keep_layout,
-    plain_new_layers,
+    make_new_layers_plain,
     quantization_of,
 )
+from peftkit.backbones.quantized_forwards import quiet_int8_layers
 from peftkit.errors import BackboneError, nearest
 from peftkit.files import cache_directory, recover, staged_directory
+from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 from peftkit.recording import note
 
 logger = logging.getLogger(__name__)
 
-Task = Literal[
+Head = Literal[
     "causal-lm",
     "seq2seq-lm",
     "sequence-classification",
@@ -52,7 +54,7 @@ _PACKAGE = "package:"
 def load_backbone(
     source: str | Path,
     *,
-    task: Task = "causal-lm",
+    task: Head = "causal-lm",
     quantization: Quantization | None = None,
     dtype: torch.dtype | Literal["auto"] = "auto",
     double_quantization: bool = True,
@@ -116,12 +118,16 @@ def load_backbone(
         )
     try:
         model: PreTrainedModel
-        model, found = auto_class.from_pretrained(location, output_loading_info=True, **arguments)
+        with quiet_bitsandbytes():
+            model, found = auto_class.from_pretrained(
+                location, output_loading_info=True, **arguments
+            )
     except (OSError, ValueError, KeyError) as problem:
         raise BackboneError(f"cannot load {source} as {task}: {problem}") from problem
     new = _new_weights(model, found, str(source))
-    plain_new_layers(model)
-    keep_layout(model)
+    make_new_layers_plain(model)
+    prevent_cpu_repacking(model)
+    quiet_int8_layers(model)
     model.requires_grad_(False)
     model.eval()
     settings: dict[str, Any] = {

@@ -1,35 +1,52 @@
-"""Quantised layers: what they are, how their weight is read, how it keeps its layout. Only this
-file knows bitsandbytes.
+"""Which layers are quantised, how, and what weights they compute with.
+
+bitsandbytes is imported where something is quantised, and nowhere else: a float model does without.
 """
 
-import functools
-from typing import Any, Literal
+import sys
+from typing import Any, Literal, TypeGuard
 
-import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpack_for_cpu
-from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 Quantization = Literal["int8", "nf4", "fp4"]
 
 
+def is_4bit_layer(module: nn.Module) -> TypeGuard[Any]:
+    """Return whether a module is a 4-bit layer of bitsandbytes."""
+    bitsandbytes = _imported_bitsandbytes()
+    return bitsandbytes is not None and isinstance(module, bitsandbytes.nn.Linear4bit)
+
+
+def is_int8_layer(module: nn.Module) -> TypeGuard[Any]:
+    """Return whether a module is an int8 layer of bitsandbytes."""
+    bitsandbytes = _imported_bitsandbytes()
+    return bitsandbytes is not None and isinstance(module, bitsandbytes.nn.Linear8bitLt)
+
+
+def _imported_bitsandbytes() -> Any:
+    """Return bitsandbytes if anybody has imported it: no model has its layers before that."""
+    return sys.modules.get("bitsandbytes")
+
+
 def quantization_of(module: nn.Module) -> Quantization | None:
-    """Return how the weight of this one layer is stored, or None for a layer that is not quantised."""
-    if isinstance(module, bnb.nn.Linear4bit):
+    """Return how the weight of this one layer is stored; None for one that is not quantised."""
+    if is_4bit_layer(module):
         weight: Any = module.weight  # FSDP2 puts a plain parameter in its place
         kind: Quantization = getattr(weight, "quant_type", None) or module.quant_state.quant_type
         return kind
-    return "int8" if isinstance(module, bnb.nn.Linear8bitLt) else None
+    return "int8" if is_int8_layer(module) else None
 
 
 def model_quantization(model: nn.Module) -> Quantization | None:
-    """Return the quantisation of the first quantised layer of `model`, or None where there is none."""
-    return next((kind for kind in map(quantization_of, model.modules()) if kind), None)
+    """Return how the first quantised layer of `model` is stored; None where none is quantised."""
+    for module in model.modules():
+        kind = quantization_of(module)
+        if kind is not None:
+            return kind
+    return None
 
 
 def bitsandbytes_config(kind: Quantization, dtype: torch.dtype, double: bool) -> BitsAndBytesConfig:
@@ -45,134 +62,41 @@ def bitsandbytes_config(kind: Quantization, dtype: torch.dtype, double: bool) ->
     )
 
 
-def plain_new_layers(model: nn.Module) -> None:
-    """Put plain linear layers where a checkpoint had nothing for a quantised one: a new head, which
-    is to be trained.
+def make_new_layers_plain(model: nn.Module) -> None:
+    """Make quantised layers plain where the checkpoint had no weight for them, such as a new head.
 
-    transformers 5.23 draws a random weight for such a layer, and leaves it in the quantised class
-    without quantising it.
+    Such a layer is to be trained. transformers 5.23 draws a random weight for it, and leaves it in
+    the quantised class without quantising it.
     """
     for name, module in list(model.named_modules()):
-        if (
-            isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
-            and type(module.weight) is nn.Parameter
-        ):
-            layer = nn.Linear(
-                module.in_features, module.out_features, module.bias is not None, device="meta"
-            )
+        is_quantized = is_4bit_layer(module) or is_int8_layer(module)
+        if is_quantized and type(module.weight) is nn.Parameter:
+            has_bias = module.bias is not None
+            layer = nn.Linear(module.in_features, module.out_features, has_bias, device="meta")
             layer.weight, layer.bias = module.weight, module.bias
             model.set_submodule(name, layer)
 
 
-def keep_layout(model: nn.Module) -> None:
-    """Keep 4-bit weights in the layout that has a backward pass.
-
-    On CPUs with AVX512-BF16, the first evaluation forward of a ``Linear4bit`` re-packs its weight
-    for an inference kernel that has no backward: later training steps lose the gradient that flows
-    through the layer, and merging reads garbage (bitsandbytes 0.50, nn/modules.py,
-    Linear4bit.forward). This switches the re-packing off, and unpacks weights that an earlier
-    evaluation has re-packed already. Re-packing rounds the block scales to bfloat16; an unpacked
-    weight keeps the rounded scales, so that the layer computes what it computed before.
-    """
-    for module in model.modules():
-        if not isinstance(module, bnb.nn.Linear4bit):
-            continue
-        module.support_avx512bf16_for_cpu = False
-        state: Any = getattr(module.weight, "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
-            scales = state.absmax.T.reshape(-1).float()
-            state.original_nested = (
-                False  # the scales stay as they are: quantising them a second time would lose more
-            )
-            module.weight.data, state = unpack_for_cpu(module.weight.data, state)
-            state.absmax = scales
-            module.weight.quant_state = state
-
-
 def stores_conv1d(module: nn.Module) -> bool:
-    """Tell whether a quantised layer stands for transformers' ``Conv1D``, whose own weight is (in,
-    out).
-    """
+    """Return whether a quantised layer was transformers' ``Conv1D``, whose weight is [in, out]."""
     return issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
 
 
-def release_inputs(model: nn.Module) -> int:
-    """Let frozen int8 layers keep nothing of what they read for the backward pass; return their
-    number.
-
-    bitsandbytes 0.50 keeps it where gradient checkpointing cannot take it away
-    (autograd/_functions.py, ``ctx.A``), though only a trained weight would need it.
-    """
-    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
-    for layer in layers:
-        vars(layer).setdefault("forward", functools.partial(_int8_forward, layer))
-    return len(layers)
-
-
-def share_dequantized(model: nn.Module) -> int:
-    """Let 4-bit layers dequantise once for the second forward pass of a checkpointed block and its
-    backward pass.
-
-    Until then the weights of that block stand in 16 bits. Return the number of layers.
-    """
-    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    for layer in layers:
-        vars(layer).setdefault("forward", functools.partial(_4bit_forward, layer))
-    return len(layers)
-
-
-def _4bit_forward(layer: Any, x: Tensor) -> Tensor:
-    """Return the product; within checkpointing, which keeps nothing yet, as one with a plain weight
-    that autograd asks for.
-    """
-    is_checkpointed = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    dtype = layer.compute_dtype
-    if not (is_checkpointed and x.requires_grad and torch.is_grad_enabled() and dtype is not None):
-        result: Tensor = type(layer).forward(layer, x)
-        return result
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    return functional.linear(x.to(dtype), dequantized_weight(layer).to(dtype), bias).to(x.dtype)
-
-
-def _int8_forward(layer: Any, x: Tensor) -> Tensor:
-    trains = any(parameter.requires_grad for parameter in layer.parameters())
-    if trains or not (torch.is_grad_enabled() and x.requires_grad):
-        result: Tensor = type(layer).forward(layer, x)
-    else:
-        result = _Int8Product.apply(x, layer)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Int8Product(torch.autograd.Function):
-    """The product with an int8 weight, and bitsandbytes' gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
-        ctx.layer, ctx.dtype = layer, x.dtype
-        result: Tensor = type(layer).forward(layer, x)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        state = ctx.layer.state
-        weight = state.CB.to(ctx.dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1.0 / 127.0))
-        return gradient.to(ctx.dtype) @ weight, None
-
-
 def dequantized_weight(module: nn.Module) -> Tensor:
-    """Return the weight, shape (out, in), that a linear layer computes with, in 16 or 32 bits.
+    """Return the weight, [out, in], that a linear layer computes with, in 16 or 32 bits.
 
     4-bit weights come in the layer's compute dtype, int8 weights in float32: the values that the
     forward pass uses.
     """
     weight: Any = module.weight
-    if isinstance(module, bnb.nn.Linear4bit):
+    if is_4bit_layer(module):
+        from bitsandbytes.functional import dequantize_4bit
+
         dequantized: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dequantized
-    if isinstance(module, bnb.nn.Linear8bitLt):
+    if is_int8_layer(module):
         codes: Tensor = module.state.CB if module.state.CB is not None else weight.data
         scales: Tensor = module.state.SCB if module.state.SCB is not None else weight.SCB
-        return codes.float() * (scales.float().unsqueeze(1) / 127.0)
+        return codes.float() * (scales.float().unsqueeze(1) / 127.0)  # [out, in] * [out, 1]
     plain: Tensor = weight.data
     return plain

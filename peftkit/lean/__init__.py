@@ -5,7 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from peftkit.backbones.quantization import release_inputs, share_dequantized
+from peftkit.backbones.quantized_forwards import (
+    quiet_int8_layers,
+    release_int8_inputs,
+    share_dequantized_weights,
+)
 from peftkit.lean.chunked_loss import chunk_loss, has_chunked_loss, summed
 from peftkit.lean.norms_and_feed_forwards import recompute_feed_forwards, recompute_norms
 from peftkit.recording import extend
@@ -46,11 +50,12 @@ class Lean:
 def prepare(model: nn.Module, wanted: Lean | bool) -> None:
     """Make a backbone's own parts lean, before it gets its first adapter."""
     lean = Lean.of(wanted)
+    quiet_int8_layers(model)
     found: dict[str, Any] = {"settings": asdict(lean)}
     if lean.layers:
-        release_inputs(model)
+        release_int8_inputs(model)
     if lean.weights:
-        found["weights"] = share_dequantized(model)
+        found["weights"] = share_dequantized_weights(model)
     if lean.norms:
         found["norms"] = recompute_norms(model)
     if lean.feed_forward:

@@ -15,7 +15,6 @@ model computes it as ever, and the record says so.
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peftkit.anatomy import first_tensor, output_modules, with_first_tensor
+from peftkit.forwards import wrap_forward
 from peftkit.labels import IGNORED
 from peftkit.lean.cross_entropy import summed_cross_entropy
 from peftkit.recording import extend
@@ -52,10 +52,7 @@ def chunk_loss(model: nn.Module) -> None:
     if tail is None:
         state.refuse("its class calls no output embedding of its own")
         return
-    own = vars(model).get("forward") or functools.partial(type(model).forward, model)
-    forward = functools.partial(_forward, model, own)
-    vars(forward)["__signature__"] = inspect.signature(type(model).forward.__get__(model))
-    vars(model)["forward"] = forward
+    wrap_forward(model, _forward, "chunked loss")
 
 
 def has_chunked_loss(model: nn.Module) -> bool:

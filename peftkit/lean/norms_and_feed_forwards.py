@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from transformers.activations import ACT2CLS, LinearActivation
 
 from peftkit.anatomy import features, is_linear, is_norm
+from peftkit.forwards import has_foreign_forward, wrap_forward
 from peftkit.lean.recomputation import recomputed
 
 _ACTIVATIONS = tuple(
@@ -55,7 +56,7 @@ def recompute_feed_forwards(model: nn.Module) -> int:
             kind = (type(module), shape, tuple(type(child) for child in module.children()))
             if kind not in known:
                 known[kind] = _is_told_by_miniature(module, shape)
-            if known[kind] and _put_forward(module, _run_feed_forward, shape):
+            if known[kind] and _put_forward(module, functools.partial(_run_feed_forward, shape)):
                 inside.update(id(part) for part in module.modules())
                 found += 1
     return found + sum(
@@ -65,11 +66,11 @@ def recompute_feed_forwards(model: nn.Module) -> int:
     )
 
 
-def _put_forward(module: nn.Module, run: Callable[..., Any], *more: Any) -> bool:
+def _put_forward(module: nn.Module, run: Callable[..., Any]) -> bool:
     """Put another forward pass in the place of a module's own; not where somebody else has done so."""
-    if "forward" in vars(module):
+    if has_foreign_forward(module):
         return False
-    vars(module)["forward"] = functools.partial(run, module, *more)
+    wrap_forward(module, run, "lean")
     return True
 
 
@@ -123,19 +124,18 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _run_function(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _run_function(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a norm or an activation; one whose weights are trained, or that is called with more than
     a tensor, as ever.
     """
-    own = functools.partial(type(module).forward, module)
     plain = (
         len(args) == 1
         and not kwargs
         and not any(p is not None and p.requires_grad for p in module._parameters.values())
     )
     if plain and not torch.compiler.is_compiling():
-        return recomputed(own, *args)
-    return own(*args, **kwargs)
+        return recomputed(forward, *args)
+    return forward(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,11 @@ def _is_told_by_miniature(module: nn.Module, shape: Shape) -> bool:
     )
 
 
-def _run_feed_forward(module: nn.Module, shape: Shape, *args: Any, **kwargs: Any) -> Any:
+def _run_feed_forward(
+    shape: Shape, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     if len(args) != 1 or kwargs or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return type(module).forward(module, *args, **kwargs)
+        return forward(*args, **kwargs)
     given = [getattr(module, name)(args[0]) for name in shape.readers]
     return getattr(module, shape.writer)(
         recomputed(functools.partial(_between, module, shape), *given, by_rows=True)

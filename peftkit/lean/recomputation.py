@@ -12,7 +12,6 @@ at a time.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from peftkit.internals.torch_autograd import UNKNOWN, count_holders, saved_tensors_hook
 
 _ORIGIN = "_peftkit_origin"
 _LARGE = 2**25  # bytes
@@ -69,8 +70,7 @@ def _pass() -> Any:
     (where they were offloaded, or where another checkpointed block is around it), and must save
     what the first pass has saved.
     """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return None if hooks is None else hooks[0]
+    return saved_tensors_hook()
 
 
 class Recomputation:
@@ -173,7 +173,8 @@ class _Recomputed(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        overwrite = _holders(gradient) == _alone()
+        holders = count_holders(gradient)
+        overwrite = holders is not None and holders == _alone()
         return (
             None,
             None,
@@ -183,30 +184,24 @@ class _Recomputed(Function):
         )
 
 
-def _holders(tensor: Tensor) -> tuple[int, int, int]:
-    """Return how many hold a tensor: its Python object, the tensor, and its storage."""
-    storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-    return sys.getrefcount(tensor), tensor._use_count(), storage  # type: ignore[attr-defined]
-
-
 class _Alone(Function):
     """Tells how many hold the gradient that a backward pass is given, where nobody else does."""
 
     @staticmethod
-    def forward(ctx: Any, found: list[tuple[int, int, int]], x: Tensor) -> Tensor:
+    def forward(ctx: Any, found: list[tuple[int, int, int] | None], x: Tensor) -> Tensor:
         ctx.found = found
         return x.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        ctx.found.append(_holders(gradient))
+        ctx.found.append(count_holders(gradient))
         return None, None
 
 
 @functools.cache
-def _alone() -> tuple[int, int, int]:
-    found: list[tuple[int, int, int]] = []
+def _alone() -> tuple[int, int, int] | None:
+    found: list[tuple[int, int, int] | None] = []
     with torch.enable_grad():
         output = _Alone.apply(found, torch.ones((), requires_grad=True))  # type: ignore[no-untyped-call]
         (-output).backward()  # which saves nothing: it may be a checkpointed block that asks first
@@ -232,6 +227,8 @@ class Kept:
         if origin is None:
             return None
         recomputation, inputs, versions, made_in = origin
+        if made_in is UNKNOWN:
+            return None
         if made_in is not _pass() or versions != _versions(tensor, *inputs):
             return None  # from outside of a checkpointed block; or changed in place since: the way leads elsewhere
         ways, tensors = _ways(inputs)

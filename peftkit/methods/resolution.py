@@ -3,9 +3,8 @@ exist.
 """
 
 import copy
-import math
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from peft import PeftConfig
 from torch import nn
@@ -88,13 +87,3 @@ def numbered_blocks(numbers: Iterable[int] | None, model: nn.Module) -> list[Blo
         for i, block in enumerate(stack.blocks)
         if numbers is None or i in set(numbers)
     ]
-
-
-def is_whole(value: Any) -> bool:
-    """Tell whether a config's value is a whole number, and not true or false."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether a config's value is a finite number, and not true or false."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

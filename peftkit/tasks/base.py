@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from peftkit.backbones.loading import Task as Head
+from peftkit.backbones.loading import Head
 from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from peftkit.backbones.loading import Task as Head
+from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
 from peftkit.data.row_files import Row
 from peftkit.data.table_rows import RowReader, list_labels, list_paths, read_table_rows

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from peftkit.backbones.loading import Task as Head
+from peftkit.backbones.loading import Head
 from peftkit.data.row_files import Row
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.labels import IGNORED

@@ -16,9 +16,9 @@ from benchmarks.gradients import (
     relative_errors,
     save_llama,
 )
+from peftkit.backbones.cpu_weight_repacking import prevent_cpu_repacking
 from peftkit.backbones.quantization import (
     dequantized_weight,
-    keep_layout,
     model_quantization,
     quantization_of,
 )
@@ -64,7 +64,7 @@ def test_weights_that_were_repacked_before_attach_are_unpacked(wide_llama_dir, k
         wide_llama_dir, kind, attached_by_peftkit(wide_llama_dir, kind)
     ).unload()
     packed = logits(model, ids)
-    keep_layout(model)
+    prevent_cpu_repacking(model)
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert not any(
         getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers

@@ -12,7 +12,6 @@ This stands on peft 0.21: layer and model are subclasses of PEFT's, put in their
 
 import contextlib
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.backbones.quantization import quantization_of
+from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError
 from peftkit.methods.lora import targets as lora
 from peftkit.methods.lora.layer import Arithmetic, adapted, update_of
@@ -65,9 +65,6 @@ def _layer(key: str) -> str:
 
 
 def _out_of_bounds(config: AdaLoraConfig) -> Iterator[str]:
-    def is_whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
     for name, least in (
         ("init_r", 1),
         ("target_r", 1),
@@ -87,8 +84,7 @@ def _out_of_bounds(config: AdaLoraConfig) -> Iterator[str]:
             yield f"{name} is {value!r}; it must lie between 0 and 1"
     for name, bound in (("lora_alpha", "more than 0"), ("orth_reg_weight", "at least 0")):
         value = getattr(config, name)
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not ok or value < 0 or (value == 0 and name == "lora_alpha"):
+        if not is_number(value) or value < 0 or (value == 0 and name == "lora_alpha"):
             yield f"{name} is {value!r}; it must be a finite number, {bound}"
     if not isinstance(config.init_lora_weights, bool):
         yield f"init_lora_weights is {config.init_lora_weights!r}; AdaLoRA has one start of its own, True"

@@ -35,11 +35,12 @@ from peftkit.anatomy import (
     stream_norms,
     with_first_tensor,
 )
+from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods.bottleneck import hooks as taps
 from peftkit.methods.bottleneck.sites import sites
 from peftkit.methods.peft_registry import register
-from peftkit.methods.resolution import is_number, is_whole, resolved_copy
+from peftkit.methods.resolution import resolved_copy
 
 _PLACEMENTS = {
     "houlsby": ("gelu", 1.0),

@@ -144,7 +144,7 @@ def _is_plain(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and type(module._parameters["weight"]) is nn.Parameter
-        and not (module._forward_pre_hooks or module._forward_hooks or "forward" in module.__dict__)
+        and not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
     )
 
 

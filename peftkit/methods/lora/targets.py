@@ -2,7 +2,6 @@
 so y = W x until trained.
 """
 
-import math
 from collections.abc import Iterable
 
 from peft import AdaLoraConfig, LoraConfig
@@ -10,6 +9,7 @@ from torch import nn
 
 from peftkit.anatomy import convolutions, is_convolutional, linear_layers
 from peftkit.anatomy import left_alone as all_left_alone
+from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError, TargetError
 from peftkit.methods.resolution import check_names, resolved_copy
 
@@ -72,10 +72,10 @@ def changes_backbone(config: LoraConfig) -> bool:
 
 def _check_bounds(config: LoraConfig) -> None:
     problems = []
-    if isinstance(config.r, bool) or not isinstance(config.r, int) or config.r < 1:
+    if not is_whole(config.r) or config.r < 1:
         problems.append(f"r is {config.r!r}; it must be a whole number of at least 1")
     alpha = config.lora_alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if not is_number(alpha):
         problems.append(f"lora_alpha is {alpha!r}; it must be a finite number")
     if not isinstance(config.lora_dropout, int | float) or not 0 <= config.lora_dropout < 1:
         problems.append(

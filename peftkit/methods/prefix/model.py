@@ -23,10 +23,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from peftkit.anatomy import Attention, attentions, why_none
+from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError, TargetError, nearest
 from peftkit.methods.peft_registry import register
 from peftkit.methods.prefix.layer import PrefixLayer, attend
-from peftkit.methods.resolution import is_number, numbered_blocks, resolved_copy
+from peftkit.methods.resolution import numbered_blocks, resolved_copy
 
 CHILD = "prefix"
 """Name of the module that is added to an attention."""
@@ -81,7 +82,7 @@ def _check_bounds(config: PrefixConfig) -> None:
     problems = []
     for name in ("num_virtual_tokens", "encoder_hidden_size"):
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value) or value < 1:
             problems.append(f"{name} is {value!r}; it must be a whole number of at least 1")
     if not is_number(config.prefix_dropout) or not 0 <= config.prefix_dropout < 1:
         problems.append(
