@@ -9,10 +9,11 @@ A wrapper is called with its module, and finds there whatever else it needs. So 
 model has wrappers around its own modules, and a block may run twice under gradient checkpointing.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MethodType
+
 from typing import Any
 
 from torch import nn
@@ -44,7 +45,7 @@ class WrappedForward:
         """Return the forward pass that the wrapper gets."""
         if self.inner is not None:
             return self.inner
-        return MethodType(type(self.module).forward, self.module)
+        return functools.partial(type(self.module).forward, self.module)
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -19,6 +19,7 @@ from peftkit.cli import (
     train,
 )
 from peftkit.errors import PeftkitError
+from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 
 _VERBS = (train, evaluate, predict, generate, compare, sweep, preview, inspect, merge, combine)
 
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words[:1] if passes_words_on else words[:for_accelerate])
     options.words = words[1:]
     try:
-        code: int = options.run(options)
+        with quiet_bitsandbytes():
+            code: int = options.run(options)
     except PeftkitError as problem:
         print(f"peftkit {options.command}: {problem}", file=sys.stderr)
         return 2

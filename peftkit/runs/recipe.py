@@ -14,6 +14,7 @@ from peftkit.config.reading import parse, section
 from peftkit.config.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
 from peftkit.config.train import TrainSettings
 from peftkit.errors import PeftkitError
+from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 from peftkit.training.launch_checks import check_launch
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
         kind: The recipe's config, a `RecipeSettings`.
     """
     config = parse(kind)
-    from peftkit.runs.finetune import finetune
-
     try:
-        finetune(task, config, Path(sys.argv[0]).resolve())
+        with quiet_bitsandbytes():
+            from peftkit.runs.finetune import finetune
+
+            finetune(task, config, Path(sys.argv[0]).resolve())
     except PeftkitError as problem:
         print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
         raise SystemExit(2) from problem
