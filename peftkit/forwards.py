@@ -13,7 +13,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
 from typing import Any
 
 from torch import nn
