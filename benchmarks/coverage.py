@@ -185,9 +185,12 @@ def summary(rows: list[dict[str, Any]]) -> str:
     methods = [method for method in METHODS if any(key[1] == method for key in counts)]
     tasks = [task for task in zoo.TASKS if any(key[0] == task for key in counts)]
     lines = ["# Coverage", "", f"CPU, float32, random weights; {about}.", ""]
+    about_the_table = (
+        "Passes of pairs (task x type) whose bare model can be built and trained here, peftkit / "
+        "plain PEFT; r: refused by peftkit with a sentence."
+    )
     lines += [
-        "Passes of pairs (task x type) whose bare model can be built and trained here, peftkit / plain PEFT; r: refused",
-        "by peftkit with a sentence.",
+        about_the_table,
         "",
         f"| task | {' | '.join(methods)} |",
         "| --- |" + " --- |" * len(methods),

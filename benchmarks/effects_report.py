@@ -68,20 +68,26 @@ def _introduction(about, machine):
     train, rows, packages = about["train"], about["rows"], machine["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft"))
     return (
-        "# What the recipes' capabilities do on a small real task\n\n"
-        f"`sample:films` (is a sentence of a film review positive?): {rows['films']} labelled sentences to train, "
-        f"{rows['films_test']} to test, {rows['validation']} held out, which decided nothing but the radius of fgm. "
-        f"all-MiniLM-L6-v2 with LoRA (r 8), {train['max_steps']} steps of {train['batch_size']} in every run (the teacher: "
-        f"{about['changes']['teacher: 6400 sentences']['train']['max_steps']}), learning rate {train['learning_rate']:g} "
-        "unless the table says otherwise, bfloat16 autocast on float32 weights. Each variant is the recipe text_classification "
-        "with another config (`effects.json` has the changes).\n\n"
-        f"`python benchmarks/effects.py` · CPU ({machine['processor']}), one thread a run, {about['workers']} runs at a time; "
-        f"{versions}"
+        "# What the recipes' capabilities do on a small real task\n\n`sample:films` (is a "
+        f"sentence of a film review positive?): {rows['films']} labelled sentences to train, "
+        f"{rows['films_test']} to test, {rows['validation']} held out, which decided nothing but "
+        f"the radius of fgm. all-MiniLM-L6-v2 with LoRA (r 8), {train['max_steps']} steps of "
+        f"{train['batch_size']} in every run (the teacher: "
+        f"{about['changes']['teacher: 6400 sentences']['train']['max_steps']}), learning rate "
+        f"{train['learning_rate']:g} unless the table says otherwise, bfloat16 autocast on float32 "
+        "weights. Each variant is the recipe text_classification with another config "
+        "(`effects.json` has the changes).\n\n`python benchmarks/effects.py` · CPU "
+        f"({machine['processor']}), one thread a run, {about['workers']} runs at a time; {versions}"
     )
 
 
 def _accuracies(runs, where="films_test"):
     return [100 * found["test"][where]["accuracy"] for found in runs]
+
+
+def _listed(values):
+    """Values on one line, seed by seed."""
+    return ", ".join(f"{each:.1f}" for each in values)
 
 
 def _paired(runs, plain, where="films_test"):
@@ -116,11 +122,22 @@ def _effects(about, by_name):
         ]
         nll = [one["test"]["films_test"]["nll"] for one in runs]
         plain_nll = [one["test"]["films_test"]["nll"] for one in same]
-        rows.append([
-            name, ", ".join(f"{each:.1f}" for each in _accuracies(runs)), f"{mean(_accuracies(runs)):.1f}",
-            "" if name == "plain" else _spread(_paired(by_name[name], plain)),
-            f"{mean(nll):.3f}", "" if name == "plain" else f"{mean(nll) - mean(plain_nll):+.3f}", f"{mean(times):.2f}",
-        ])  # fmt: skip
+        accuracies = _accuracies(runs)
+        accuracy_gain = nll_gain = ""
+        if name != "plain":
+            accuracy_gain = _spread(_paired(by_name[name], plain))
+            nll_gain = f"{mean(nll) - mean(plain_nll):+.3f}"
+        rows.append(
+            [
+                name,
+                _listed(accuracies),
+                f"{mean(accuracies):.1f}",
+                accuracy_gain,
+                f"{mean(nll):.3f}",
+                nll_gain,
+                f"{mean(times):.2f}",
+            ]
+        )
     head = [
         "variant",
         "test accuracy, seed by seed",
@@ -132,13 +149,15 @@ def _effects(about, by_name):
     ]
     count = about["rows"]["films_test"]
     accuracy = mean(_accuracies(plain.values())) / 100
+    standard_error = 100 * (accuracy * (1 - accuracy) / count) ** 0.5  # of a binomial share
     return "\n".join([
         "## Beside the plain run", "", markdown(head, rows), "",
-        'Points. "Minus plain" is the mean of the differences to the plain runs of the same seeds, ± their standard deviation; '
-        f"a seed that is missing was not run. The {count} test rows make "
-        f"{100 * (accuracy * (1 - accuracy) / count) ** 0.5:.1f} points of standard error in each accuracy. -log p: the mean "
-        "over test rows of minus the logarithm of the right label's probability; lower is better. Time: processor seconds of "
-        "training over those of the plain runs, with the measurement before it and without what teachers take to predict.",
+        'Points. "Minus plain" is the mean of the differences to the plain runs of the same '
+        "seeds, ± their standard deviation; a seed that is missing was not run. "
+        f"The {count} test rows make {standard_error:.1f} points of standard error in each "
+        "accuracy. -log p: the mean over test rows of minus the logarithm of the right label's "
+        "probability; lower is better. Time: processor seconds of training over those of the "
+        "plain runs, with the measurement before it and without what teachers take to predict.",
     ])  # fmt: skip
 
 
@@ -151,18 +170,11 @@ def _rare(about, by_name):
             ("likelier class", runs),
             ("threshold best-f1", [each["settled"] for each in runs]),
         ):
-            keys = ("rare_recall", "rare_f1", "rare_macro_f1")
-            cells = (
-                f"{', '.join(f'{100 * each[key]:.1f}' for each in figures)} | {100 * mean(each[key] for each in figures):.1f}"
-                for key in keys
-            )
-            rows.append(
-                [
-                    name.removeprefix("rare: "),
-                    rule,
-                    *(cell for both in cells for cell in both.split(" | ")),
-                ]
-            )
+            cells = [name.removeprefix("rare: "), rule]
+            for key in ("rare_recall", "rare_f1", "rare_macro_f1"):
+                percent = [100 * each[key] for each in figures]
+                cells += [_listed(percent), f"{100 * mean(each[key] for each in figures):.1f}"]
+            rows.append(cells)
     if not rows:
         return ""
     head = [
@@ -177,10 +189,11 @@ def _rare(about, by_name):
     ]
     return "\n".join([
         "## One positive sentence in ten", "", markdown(head, rows), "",
-        f"{about['rows']['rare']} sentences to train, {round(about['sizes']['rare_share'] * about['rows']['rare'])} of them "
-        f"positive; the threshold is found on {about['rows']['rare_validation']} such validation sentences. The test rows are "
-        "those of the other tables, weighed so that one tenth is positive. The threshold changes no weight: both lines are "
-        "one run.",
+        f"{about['rows']['rare']} sentences to train, "
+        f"{round(about['sizes']['rare_share'] * about['rows']['rare'])} of them positive; the "
+        f"threshold is found on {about['rows']['rare_validation']} such validation sentences. The "
+        "test rows are those of the other tables, weighed so that one tenth is positive. The "
+        "threshold changes no weight: both lines are one run.",
     ])  # fmt: skip
 
 
@@ -208,7 +221,8 @@ def _together(by_name, ensemble):
     return "\n".join([
         "## The plain runs of several seeds together", "",
         markdown(["what", "films", "products", "-log p on films"], rows), "",
-        "The seeds have different starts (A of LoRA and the head), which the mean of parameters does not expect.",
+        "The seeds have different starts (A of LoRA and the head), which the mean of parameters "
+        "does not expect.",
     ])  # fmt: skip
 
 
@@ -226,15 +240,23 @@ def _continued(about, by_name):
         cells = []
         for where in ("films_test", "products_test"):
             chosen = {seed: runs[seed] for seed in seeds}
-            cells.append(", ".join(f"{each:.1f}" for each in _accuracies(chosen.values(), where)))
+            cells.append(_listed(_accuracies(chosen.values(), where)))
             cells.append("" if name == "plain" else _spread(_paired(chosen, plain, where)))
         rows.append(["films alone (where the others start)" if name == "plain" else name, *cells])
     if not names:
         return ""
+    head = [
+        "run",
+        "films, seed by seed",
+        "minus before",
+        "products, seed by seed",
+        "minus before",
+    ]
     return "\n".join([
         "## Films first, then products", "",
-        markdown(["run", "films, seed by seed", "minus before", "products, seed by seed", "minus before"], rows), "",
-        f"{about['rows']['products']} product sentences, {about['train']['max_steps']} more steps from the plain run's adapter "
-        f"(`start`); {about['rows']['products_test']} products to test. The last line is `peftkit combine --how parameters` of "
-        "the adapter before and the adapter after, half and half: adapters of one start.",
+        markdown(head, rows), "",
+        f"{about['rows']['products']} product sentences, {about['train']['max_steps']} more steps "
+        f"from the plain run's adapter (`start`); {about['rows']['products_test']} products to "
+        "test. The last line is `peftkit combine --how parameters` of the adapter before and the "
+        "adapter after, half and half: adapters of one start.",
     ])  # fmt: skip

@@ -30,9 +30,14 @@ def save_llama(path, layers):
     """Write a random bfloat16 Llama of width 256."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=320, hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=512,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
 
 

@@ -117,12 +117,17 @@ def summary(rows: list[Row]) -> str:
         f"CPU, random weights; {', '.join(f'{name} {version}' for name, version in used)}.",
         "",
     ]
+    about_the_table = (
+        "Two training steps with `attach(model, LoraConfig(r=4), lean=True)` against "
+        "`lean=False`, with the same seeds, and an evaluation after them. Equal: the losses and "
+        f"every gradient differ by at most {TOLERANCE:g} of their norm, in float32, or, where a "
+        "gradient is itself of the size of float32's rounding, in float64; buffers and evaluation "
+        "logits are alike. With the backbone in bfloat16: by at most a tenth, or a hundredth of "
+        "the largest gradient. Parts engage in X of Y pairs: at least one takes the lean path, of "
+        "the pairs that have one."
+    )
     lines += [
-        "Two training steps with `attach(model, LoraConfig(r=4), lean=True)` against `lean=False`, with the same seeds, and",
-        f"an evaluation after them. Equal: the losses and every gradient differ by at most {TOLERANCE:g} of their norm, in",
-        "float32, or, where a gradient is itself of the size of float32's rounding, in float64; buffers and evaluation logits",
-        "are alike. With the backbone in bfloat16: by at most a tenth, or a hundredth of the largest gradient. Parts engage in",
-        "X of Y pairs: at least one takes the lean path, of the pairs that have one.",
+        about_the_table,
         "",
         f"| | {' | '.join(GROUPS)} |",
         "| --- |" + " --- |" * len(GROUPS),
@@ -172,7 +177,9 @@ def _rounding(row: Row) -> str:
     ]
     if row["outcome"] != "ok" or not found:
         return ""
-    return f"{found[0]['where']} differs by {found[0]['worst']:.1e}, in float64 by {found[0]['float64']['worst']:.1e}"
+    first = found[0]
+    in_float64 = first["float64"]["worst"]
+    return f"{first['where']} differs by {first['worst']:.1e}, in float64 by {in_float64:.1e}"
 
 
 def _counted(

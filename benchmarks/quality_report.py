@@ -66,20 +66,25 @@ def _introduction(about, machine):
     return [
         "# How well each method learns a real task",
         "",
-        "Sentences from film reviews, positive or negative by the sign of the mean rating of about 20 people (Hutto and "
-        f"Gilbert 2014; ratings nearer to zero than {about['threshold']} left out): {split['train']} to train, "
-        f"{split['validation']} to choose the learning rate, {split['test']} to test. all-MiniLM-L6-v2, "
-        f"{settings['max_steps']} steps of {settings['batch_size']} in every run, bfloat16 autocast on float32 weights, "
-        f"one thread a run, {about['workers']} runs at a time.",
+        "Sentences from film reviews, positive or negative by the sign of the mean rating of "
+        "about 20 people (Hutto and Gilbert 2014; ratings nearer to zero than "
+        f"{about['threshold']} left out): {split['train']} to train, {split['validation']} to "
+        f"choose the learning rate, {split['test']} to test. all-MiniLM-L6-v2, "
+        f"{settings['max_steps']} steps of {settings['batch_size']} in every run, bfloat16 "
+        f"autocast on float32 weights, one thread a run, {about['workers']} runs at a time.",
         "",
-        f"`python benchmarks/quality.py` · {machine['processor']}, torch {machine['packages']['torch']}, transformers "
-        f"{machine['packages']['transformers']}, peft {machine['packages']['peft']}",
+        f"`python benchmarks/quality.py` · {machine['processor']}, torch "
+        f"{machine['packages']['torch']}, transformers {machine['packages']['transformers']}, "
+        f"peft {machine['packages']['peft']}",
         "",
     ]
 
 
 def _table(about, summary):
-    yield "| method | trained parameters | learning rate | test accuracy, seed by seed | mean | deviation | minus full | s |"
+    yield (
+        "| method | trained parameters | learning rate | test accuracy, seed by seed | mean "
+        "| deviation | minus full | s |"
+    )
     yield "| --- | --: | --: | --- | --: | --: | --: | --: |"
     for method, row in summary.items():
         at_start, at_end = row["parameters_at_start"], round(mean(row["parameters_at_end"]))
@@ -89,8 +94,9 @@ def _table(about, summary):
         scores = ", ".join(f"{score:.1f}" for score in row["test_accuracy"])
         deviation = "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.1f}"
         yield (
-            f"| {method} | {parameters} | {about['chosen'][method]:g} | {scores} | {row['mean']:.1f} | {deviation} "
-            f"| {row['minus_full']:+.1f} | {row['processor_seconds']:.0f} |"
+            f"| {method} | {parameters} | {about['chosen'][method]:g} | {scores} | "
+            f"{row['mean']:.1f} | {deviation} | {row['minus_full']:+.1f} | "
+            f"{row['processor_seconds']:.0f} |"
         )
     accuracy = summary["full"]["mean"] / 100
     error = 100 * (accuracy * (1 - accuracy) / about["split"]["test"]) ** 0.5
@@ -99,16 +105,19 @@ def _table(about, summary):
     ahead = [one - other for one, other in pairs]
     yield ""
     yield (
-        f"All in points and processor seconds. The test split alone makes {error:.1f} points of standard error in each "
-        f"figure, the same for all methods. More than {WITHIN:.0f} points behind full fine-tuning: "
-        f"{', '.join(short) or 'none'}. AdaLoRA minus LoRA, seed by seed: {', '.join(f'{x:+.1f}' for x in ahead)}; mean "
-        f"{mean(ahead):+.1f}."
+        f"All in points and processor seconds. The test split alone makes {error:.1f} points of "
+        f"standard error in each figure, the same for all methods. More than {WITHIN:.0f} points "
+        f"behind full fine-tuning: {', '.join(short) or 'none'}. AdaLoRA minus LoRA, seed by seed: "
+        f"{', '.join(f'{x:+.1f}' for x in ahead)}; mean {mean(ahead):+.1f}."
     )
     yield ""
 
 
 def _search(about, runs):
-    yield "Validation accuracy by learning rate, first seed; where the best was at an end of the three, a fourth was tried:"
+    yield (
+        "Validation accuracy by learning rate, first seed; where the best was at an end of the "
+        "three, a fourth was tried:"
+    )
     yield ""
     yield "| method | learning rate: accuracy |"
     yield "| --- | --- |"

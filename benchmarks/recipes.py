@@ -26,14 +26,16 @@ from peftkit.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.json"
-TEST = {  # rows that chose nothing; where there are none here, the config holds the test rows out already
+# Rows that decided nothing. A config that is not here holds the test rows out already.
+TEST = {
     "text_classification/quick": "sample:films/test",
     "text_classification/quick-zh": "sample:chinese-reviews/test",
     "token_classification/quick": "sample:peoples-daily/test",
     "seq2seq/quick": "sample:numbers/test",
     "causal_lm/quick": "sample:films/test",
 }
-FULL = {  # learning rates of full fine-tuning: the first as searched in quality.md, the others tried by hand
+# Learning rates of full fine-tuning: the first from the search in quality.md, the others by hand.
+FULL = {
     "text_classification/quick": 1e-4,
     "token_classification/quick": 2e-3,
     "image_classification/quick": 1e-3,
@@ -152,39 +154,57 @@ def report(results):
         "after",
         "on test rows",
     ]
-    rows = [
-        [
-            name, str(each["steps"]), f"{each['trained_parameters']:,}",
-            "" if each["minutes"] is None else f"{each['minutes']:.1f}",
-            f"{each['training_minutes']:.1f}", f"{each['peak_gib']:.2f}", spelled(each["before"]), spelled(each["after"]),
-            spelled(each.get("test", {})),
-        ]
-        for name, each in results.items() if "steps" in each
-    ]  # fmt: skip
-    full = [
-        [name, f"{each['full']['learning_rate']:g}", f"{each['full']['trained_parameters']:,}",
-         spelled(each["full"]["test"]), spelled(each.get("test") or each["after"])]
-        for name, each in results.items() if "full" in each
-    ]  # fmt: skip
+    rows = [_row(name, each) for name, each in results.items() if "steps" in each]
+    full = [_full_row(name, each) for name, each in results.items() if "full" in each]
     machine = next(each["environment"] for each in results.values() if "environment" in each)
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     text = [
         "# The recipes' quick configs",
         "",
-        f"`python benchmarks/recipes.py` · {machine['threads']} CPU threads, {machine['processor']} · {packages}",
+        f"`python benchmarks/recipes.py` · {machine['threads']} CPU threads, "
+        f"{machine['processor']} · {packages}",
         "",
-        "One run each. Minutes are those of the whole command, from `accelerate launch` to the report; where they are missing,",
+        "One run each. Minutes are those of the whole command, from `accelerate launch` to the "
+        "report; where they are missing,",
         f"it ran in two parts. {results.get('about', '')}",
         "",
         markdown(head, rows),
         "",
-        "Full fine-tuning of the same model for as many steps, on the same rows (one run, one learning rate):",
+        "Full fine-tuning of the same model for as many steps, on the same rows (one run, one "
+        "learning rate):",
         "",
         markdown(
             ["config", "learning rate", "trained", "all weights", "the config's adapter"], full
         ),
     ]
     RESULTS.with_suffix(".md").write_text("\n".join(text) + "\n")
+
+
+def _row(name, result):
+    """A config's line in the first table."""
+    return [
+        name,
+        str(result["steps"]),
+        f"{result['trained_parameters']:,}",
+        "" if result["minutes"] is None else f"{result['minutes']:.1f}",
+        f"{result['training_minutes']:.1f}",
+        f"{result['peak_gib']:.2f}",
+        spelled(result["before"]),
+        spelled(result["after"]),
+        spelled(result.get("test", {})),
+    ]
+
+
+def _full_row(name, result):
+    """A config's line in the table of full fine-tuning."""
+    full = result["full"]
+    return [
+        name,
+        f"{full['learning_rate']:g}",
+        f"{full['trained_parameters']:,}",
+        spelled(full["test"]),
+        spelled(result.get("test") or result["after"]),
+    ]
 
 
 def spelled(metrics):

@@ -1,10 +1,13 @@
 """One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, what blocks
 keep, and the loss.
 
-    python benchmarks/step.py [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]      SmolLM2-135M on this CPU
-    python benchmarks/step.py --device cuda [--rows "8B nf4 b1" ...]                          Llama 3 shapes on a GPU
-    python benchmarks/step.py --traced                                                        the same without a GPU
-    python benchmarks/step.py --curves [--steps 300]                                          loss curves on this CPU
+    # SmolLM2-135M on this CPU
+    python benchmarks/step.py [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]
+    # the shapes of Llama 3 on a GPU, and the same without a GPU
+    python benchmarks/step.py --device cuda [--rows "8B nf4 b1" ...]
+    python benchmarks/step.py --traced
+    # loss curves on this CPU
+    python benchmarks/step.py --curves [--steps 300]
 
 Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no
 dependency: ``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and
@@ -36,17 +39,10 @@ from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, lon
 
 from peftkit.runs.process import environment
 
+# By the tokens of a step. With 2048 tokens, all arms together do not fit into 24 GiB.
 CPU_ARMS = {
     1024: [arm for arm in ARMS if arm != "f-quarter"],
-    2048: [
-        "a",
-        "c",
-        "d",
-        "f",
-        "f-half",
-        "f-three-quarters",
-        "f-all",
-    ],  # all of them do not fit into 24 GiB together
+    2048: ["a", "c", "d", "f", "f-half", "f-three-quarters", "f-all"],
 }
 
 
@@ -94,8 +90,14 @@ def _on_device(arm, shape, storage, rows, tokens, repeats, device):
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     trained = adapter_bytes(model)
     weights = bytes_of(weights_of(model)) - trained
-    return {"total": peak, "weights": weights, "adapters": trained, "seconds": seconds, "losses": losses,
-            "tokens_per_second": rows * tokens / statistics.median(seconds)}  # fmt: skip
+    return {
+        "total": peak,
+        "weights": weights,
+        "adapters": trained,
+        "seconds": seconds,
+        "losses": losses,
+        "tokens_per_second": rows * tokens / statistics.median(seconds),
+    }
 
 
 def cuda_longest(rows, arms, device):

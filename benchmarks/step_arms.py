@@ -25,7 +25,10 @@ from peftkit.lean import Lean
 from peftkit.losses.base import CausalLMLoss
 
 TRL_VERSION = "1.16.0"
-NO_TRL = f"TRL is not installed: python -m pip install --no-deps --target runs/trl trl=={TRL_VERSION}, and PYTHONPATH=runs/trl"
+NO_TRL = (
+    "TRL is not installed: python -m pip install --no-deps --target runs/trl "
+    f"trl=={TRL_VERSION}, and PYTHONPATH=runs/trl"
+)
 
 
 @dataclass(frozen=True)

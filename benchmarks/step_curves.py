@@ -71,9 +71,11 @@ def differences(runs):
     steps.
     """
     pairs = {
-        "two seeds of (a)": (0, 1), "peftkit and (a), one seed": (0, 2), "(c) and (a), one seed": (0, 3),
+        "two seeds of (a)": (0, 1),
+        "peftkit and (a), one seed": (0, 2),
+        "(c) and (a), one seed": (0, 3),
         "peftkit and (c), one seed": (3, 2),
-    }  # fmt: skip
+    }
     found = {}
     for name, (one, other) in pairs.items():
         held = [

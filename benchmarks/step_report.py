@@ -55,7 +55,8 @@ def _introduction(kind, about):
     )
     if not about["finished"]:
         yield from (
-            "**Not finished: the run was stopped, or still runs; rows, arms and tables are missing.**",
+            "**Not finished: the run was stopped, or still runs; rows, arms and tables are "
+            "missing.**",
             "",
         )
     yield _ABOUT[kind]
@@ -63,21 +64,35 @@ def _introduction(kind, about):
 
 
 _ABOUT = {
-    "cpu": "SmolLM2-135M, rows filled with sentences from film reviews. LoRA, r = 16, on all linear layers of the blocks; "
-    "AdamW; bfloat16 autocast and `use_cache=False` where nothing else is said; no gradient clipping. Each arm lives in a "
-    "process of its own, and they take their steps in turn. peftkit's loop has glibc keep the memory that is freed, and so do "
-    "the arms that run its loop; with `--one-allocator`, all do. Seconds are medians; their ratios are medians of the ratios "
-    "of steps that followed each other. Peaks are of forward and backward pass, above each arm's own "
-    "weights, gradients among them, states of AdamW not. Saved bytes are those that one more token leaves in a block. The "
-    "difference of the loss is the largest from (c) over all steps.",
-    "cuda": "Random weights of the shapes of Llama 3, random tokens. Peaks are the allocator's, of everything.",
+    "cpu": (
+        "SmolLM2-135M, rows filled with sentences from film reviews. LoRA, r = 16, on all "
+        "linear layers of the blocks; AdamW; bfloat16 autocast and `use_cache=False` where "
+        "nothing else is said; no gradient clipping. Each arm lives in a process of its own, "
+        "and they take their steps in turn. peftkit's loop has glibc keep the memory that is "
+        "freed, and so do the arms that run its loop; with `--one-allocator`, all do. Seconds "
+        "are medians; their ratios are medians of the ratios of steps that followed each other. "
+        "Peaks are of forward and backward pass, above each arm's own weights, gradients among "
+        "them, states of AdamW not. Saved bytes are those that one more token leaves in a "
+        "block. The difference of the loss is the largest from (c) over all steps."
+    ),
+    "cuda": (
+        "Random weights of the shapes of Llama 3, random tokens. Peaks are the allocator's, of "
+        "everything."
+    ),
     "small": "Four small blocks, to see that it runs.",
-    "traced": "The real code of transformers, PEFT, TRL, bitsandbytes and peftkit on fake tensors whose live storages are "
-    "counted (`benchmarks/step_traced.py` says how, and what stands in for what). GiB = weights + adapters + two states of "
-    "AdamW + the peak of all else, gradients among it. Nothing was computed, and no GPU was there: what the CUDA context, "
-    "kernels and the allocator take is not in it. TRL trains a 4-bit model's adapters, with their states, in bfloat16.",
-    "curves": "SmolLM2-135M in NF4, 4 x 64 tokens a step of sentences from film reviews, AdamW at 2e-4. A seed makes order "
-    "and first weights of the adapter. Compared is the loss of held-out sentences, every 20 steps.",
+    "traced": (
+        "The real code of transformers, PEFT, TRL, bitsandbytes and peftkit on fake tensors "
+        "whose live storages are counted (`benchmarks/step_traced.py` says how, and what stands "
+        "in for what). GiB = weights + adapters + two states of AdamW + the peak of all else, "
+        "gradients among it. Nothing was computed, and no GPU was there: what the CUDA context, "
+        "kernels and the allocator take is not in it. TRL trains a 4-bit model's adapters, with "
+        "their states, in bfloat16."
+    ),
+    "curves": (
+        "SmolLM2-135M in NF4, 4 x 64 tokens a step of sentences from film reviews, AdamW at "
+        "2e-4. A seed makes order and first weights of the adapter. Compared is the loss of "
+        "held-out sentences, every 20 steps."
+    ),
 }
 
 
@@ -110,7 +125,10 @@ def _cpu(found):
     rows = _by_row(found)
     for row, arms in rows.items():
         yield from (f"## {row}", "")
-        yield "| | arm | weights MiB | peak MiB | of (a) | of (c) | saved B | of the floor | s | of (a) | of (c) | loss |"
+        yield (
+            "| | arm | weights MiB | peak MiB | of (a) | of (c) | saved B | of the floor | s "
+            "| of (a) | of (c) | loss |"
+        )
         yield "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |"
         for arm, each in arms.items():
             if "not_run" in each:
@@ -124,9 +142,10 @@ def _cpu(found):
                 for x, y in zip(each["losses"], arms.get("c", each)["losses"], strict=True)
             )
             yield (
-                f"| {arm} | {ARMS[arm].about} | {each['weights'] / MIB:.0f} | {each['peak'] / MIB:.0f} | {memory[0]} "
-                f"| {memory[1]} | {saved:.0f} | {saved / each['floor']:.2f} | {median(each['seconds']):.3f} "
-                f"| {seconds[0]} | {seconds[1]} | {apart:.1e} |"
+                f"| {arm} | {ARMS[arm].about} | {each['weights'] / MIB:.0f} | "
+                f"{each['peak'] / MIB:.0f} | {memory[0]} | {memory[1]} | {saved:.0f} | "
+                f"{saved / each['floor']:.2f} | {median(each['seconds']):.3f} | {seconds[0]} | "
+                f"{seconds[1]} | {apart:.1e} |"
             )
         yield ""
     yield from _cpu_goals(rows)
@@ -167,7 +186,11 @@ def _judged(values, goals):
     """Ratios, and whether they are what was wanted, in words."""
     words = ", ".join(f"{value:.2f}" for value in values)
     met = [value <= goal for value, goal in zip(values, goals, strict=True)]
-    return f"{words}: {'met' if all(met) else 'missed' if not any(met) else 'memory met' if met[0] else 'time met'}"
+    if all(met):
+        return f"{words}: met"
+    if not any(met):
+        return f"{words}: missed"
+    return f"{words}: memory met" if met[0] else f"{words}: time met"
 
 
 def _gpu(found):
@@ -191,9 +214,10 @@ def _gpu(found):
             rest = each["total"] - each["weights"] - each["adapters"]
             saved = each.get("saved_per_token_and_block")
             yield (
-                f"| {arm} | {ARMS[arm].about} | {each['total'] / GIB:.2f} | {each['weights'] / GIB:.2f} "
-                f"| {each['adapters'] / GIB:.2f} | {rest / GIB:.2f} | {_cell(saved, '.0f')} "
-                f"| {_cell(saved and saved / each['floor'], '.3f')} | {_cell(each.get('tokens_per_second'), '.0f')} |"
+                f"| {arm} | {ARMS[arm].about} | {each['total'] / GIB:.2f} | "
+                f"{each['weights'] / GIB:.2f} | {each['adapters'] / GIB:.2f} | {rest / GIB:.2f} | "
+                f"{_cell(saved, '.0f')} | {_cell(saved and saved / each['floor'], '.3f')} | "
+                f"{_cell(each.get('tokens_per_second'), '.0f')} |"
             )
         yield ""
     yield from _gpu_goals(rows)
@@ -266,16 +290,21 @@ def _at_peak(rows):
 
 
 def _curves(found):
-    yield "| between | mean difference of held-out losses | largest | mean difference of the losses of steps |"
+    yield (
+        "| between | mean difference of held-out losses | largest "
+        "| mean difference of the losses of steps |"
+    )
     yield "| --- | --: | --: | --: |"
     apart = differences(found)
     for name, each in apart.items():
-        yield f"| {name} | {each['mean']:.5f} | {each['largest']:.5f} | {each['mean_of_steps']:.5f} |"
+        held_out = f"{each['mean']:.5f} | {each['largest']:.5f}"
+        yield f"| {name} | {held_out} | {each['mean_of_steps']:.5f} |"
     seeds, ours = apart["two seeds of (a)"], apart["peftkit and (a), one seed"]
     met = ours["mean"] < seeds["mean"] and ours["largest"] < seeds["largest"]
     yield from (
         "",
-        f"Goal: peftkit differs from (a) by less than two seeds of (a) do: {'met' if met else 'missed'}.",
+        "Goal: peftkit differs from (a) by less than two seeds of (a) do: "
+        f"{'met' if met else 'missed'}.",
         "",
     )
     yield "| step | (a) seed 0 | (a) seed 1 | peftkit seed 0 | (c) seed 0 |"

@@ -30,7 +30,7 @@ TASKS = {
 
 
 class Unbuildable(Exception):  # noqa: N818 -- an outcome, not a mistake
-    """The base model cannot be built or trained on this machine; the message says why in one line."""
+    """The base model cannot be built or trained here; the message says why in one line."""
 
 
 class Pair(NamedTuple):

@@ -80,8 +80,11 @@ def _images(model_type: str, config: Any, generator: torch.Generator) -> dict[st
     vision = getattr(config, "vision_config", config)
     if model_type == "siglip2":
         patches = torch.randn(2, vision.num_patches, 3 * vision.patch_size**2, generator=generator)
-        return {"pixel_values": patches, "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long),
-                "spatial_shapes": torch.tensor([[4, 4], [2, 8]])}  # fmt: skip
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long),
+            "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
+        }
     if model_type == "imagegpt":
         return {"input_ids": torch.randint(0, 64, (2, 16), generator=generator)}
     size = getattr(vision, "image_size", 32)
