@@ -50,7 +50,7 @@ from peftkit.files import write_rows
 from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
 from peftkit.runs.opening import load_recipe, open_run, recipe_named
-from peftkit.runs.prediction import outputs_of
+from peftkit.runs.prediction import predict
 from peftkit.runs.process import prepare_process
 
 
@@ -133,7 +133,7 @@ def tested(opened, run_dir, names, rare_share):
     found = {}
     for name in names:
         rows = opened.task.read(str(run_dir / "data" / f"{name}.jsonl"))
-        outputs = outputs_of([opened], rows, batch_size=64)
+        outputs = predict([opened], rows, batch_size=64)
         (opened.directory / f"{name}.json").write_text(json.dumps(outputs))
         found[name] = scores(opened.task, rows, outputs, rare_share)
         threshold = opened.task.learned.get("threshold")

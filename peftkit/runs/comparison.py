@@ -1,7 +1,7 @@
 """Runs side by side: what they scored, what they cost, and in which settings they differ."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,16 @@ from peftkit.errors import ConfigError
 from peftkit.files import read_json
 from peftkit.metrics import lower_is_better
 from peftkit.metrics.tables import markdown
-from peftkit.runs.figures import COLORS, finish, new_figure, save
+from peftkit.runs.drawing import COLORS, finish, new_figure, save
 from peftkit.training.metrics_log import read_metrics
 
-_STYLES = ("-", "--", ":", "-.")
+_LINE_STYLES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vP*X"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """What a run's directory says of it. What is not known, yet or at all, is None or empty."""
+    """What a run's directory says about it. What is unknown is None or empty."""
 
     name: str
     directory: str
@@ -38,66 +38,28 @@ class RunSummary:
     """The frozen config, with dotted keys."""
 
 
-def read_run(directory: str | Path) -> RunSummary:
-    """Return what a run's directory says of it, finished or not.
-
-    Raises:
-        ConfigError: the directory holds no run, or a file in it cannot be read.
-    """
-    path = Path(directory)
-    if not (path / "config.yaml").exists():
-        raise ConfigError(f"{path} holds no run: there is no {path / 'config.yaml'}")
-    lines = read_metrics(path / "metrics.jsonl")
-    train = [line for line in lines if line["kind"] == "train"]
-    evaluations = [_numbers(line) for line in lines if line["kind"] == "evaluation"]
-    before, after = (_metrics(path / f"{name}.json") for name in ("before", "after"))
-    last = (
-        {key: value for key, value in evaluations[-1].items() if key != "step"}
-        if evaluations
-        else {}
-    )
-    model = read_json(path / "model.json", ConfigError) if (path / "model.json").exists() else {}
-    attach = model.get("attach", {})
-    settings = flatten(load_yaml(path / "config.yaml"))
-    method = attach.get("method") or settings.get("adapter.method")
-    steps = max([int(line["step"]) for line in train], default=0)
-    curve = [{"step": 0, **before}] if before else []
-    curve += evaluations or ([{"step": steps, **after}] if after else [])
-    return RunSummary(
-        name=path.resolve().name,
-        directory=str(path),
-        finished=(path / "after.json").exists(),
-        method=method.lower() if method else None,
-        trained_parameters=attach.get("trained_parameters"),
-        steps=steps,
-        minutes=train[-1]["seconds"] / 60 if train else None,
-        peak_gib=max(
-            (line["memory_gib"] for line in train if line.get("memory_gib") is not None),
-            default=None,
-        ),
-        metrics=after or last,
-        curve=curve,
-        settings=settings,
-    )
-
-
 def compare(
     directories: Sequence[str | Path], output: str | Path | None = None, *, metric: str = "loss"
 ) -> str:
-    """Return a Markdown report on several runs: a table with the best metrics in bold, and the
-    settings that differ.
+    """Return a Markdown report on several runs: their metrics, and the settings that differ.
+
+    The best value of each metric is in bold.
 
     Args:
         directories: Those of the runs, of any recipes, finished or not.
-        output: A Markdown file to write too; a picture of `metric` over the steps is put beside it,
+        output: A Markdown file to write too, with a picture of `metric` over the steps beside it,
             as a PNG.
         metric: What to draw.
 
     Raises:
         ConfigError: a directory holds no run, or none of the runs has the metric to draw.
     """
-    runs = summaries(directories)
-    parts = [_table_of_runs(runs), *_table_of_settings(runs)]
+    runs = read_runs(directories)
+    parts = [_table_of_runs(runs)]
+    settings = _settings_that_differ(runs)
+    if settings:
+        head = ["", *(run.name for run in runs)]
+        parts += ["## Settings that differ", markdown(head, settings)]
     if output is not None:
         path = Path(output)
         picture = path.with_suffix(".png")
@@ -107,88 +69,186 @@ def compare(
     return "\n\n".join(parts)
 
 
-def summaries(directories: Sequence[str | Path]) -> list[RunSummary]:
-    """Return the runs of several directories, with names that tell them apart."""
+def read_runs(directories: Sequence[str | Path]) -> list[RunSummary]:
+    """Return the runs of several directories; those of the same name are named by their path.
+
+    Raises:
+        ConfigError: a directory holds no run, or a file in it cannot be read.
+    """
     runs = [read_run(directory) for directory in directories]
     names = [run.name for run in runs]
-    return [
-        RunSummary(**(asdict(run) | {"name": run.directory})) if names.count(run.name) > 1 else run
-        for run in runs
-    ]
+    for number, run in enumerate(runs):
+        if names.count(run.name) > 1:
+            runs[number] = dataclasses.replace(run, name=run.directory)
+    return runs
 
 
-def _table_of_runs(runs: Sequence[RunSummary]) -> str:
-    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    best = {name: _best(runs, name) for name in metrics}
-    rows = [
-        [
-            run.name + ("" if run.finished else " (unfinished)"),
-            run.method or "",
-            "" if run.trained_parameters is None else f"{run.trained_parameters:,}",
-            *(_number(run.metrics.get(name), is_best=run.finished and run.metrics.get(name) == best[name])
-              for name in metrics),
-            str(run.steps),
-            "" if run.minutes is None else f"{run.minutes:.1f}",
-            "" if run.peak_gib is None else f"{run.peak_gib:.2f}",
-        ]
-        for run in runs
-    ]  # fmt: skip
-    return markdown(
-        ["run", "method", "trained parameters", *metrics, "steps", "minutes", "peak GiB"], rows
+def read_run(directory: str | Path) -> RunSummary:
+    """Return what a run's directory says about it, finished or not.
+
+    Raises:
+        ConfigError: the directory holds no run, or a file in it cannot be read.
+    """
+    path = Path(directory)
+    if not (path / "config.yaml").exists():
+        raise ConfigError(f"{path} holds no run: there is no {path / 'config.yaml'}")
+    settings = flatten(load_yaml(path / "config.yaml"))
+    attached = _read_attached(path / "model.json")
+    method = attached.get("method") or settings.get("adapter.method")
+    lines = read_metrics(path / "metrics.jsonl")
+    train = [line for line in lines if line["kind"] == "train"]
+    steps = max([int(line["step"]) for line in train], default=0)
+    return RunSummary(
+        name=path.resolve().name,
+        directory=str(path),
+        finished=(path / "after.json").exists(),
+        method=method.lower() if method else None,
+        trained_parameters=attached.get("trained_parameters"),
+        steps=steps,
+        minutes=train[-1]["seconds"] / 60 if train else None,
+        peak_gib=_peak_gib(train),
+        metrics=_metrics_after(path) or _last_evaluation(lines),
+        curve=_curve(path, lines, steps),
+        settings=settings,
     )
 
 
+def _read_attached(path: Path) -> dict[str, Any]:
+    """Return what the run wrote down about its adapter; nothing before it was attached."""
+    if not path.exists():
+        return {}
+    attached: dict[str, Any] = read_json(path, ConfigError).get("attach", {})
+    return attached
+
+
+def _curve(path: Path, lines: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, float]]:
+    """Return the metrics over the steps; where no evaluation was made, before and after."""
+    curve: list[dict[str, float]] = []
+    before = _metrics_in(path / "before.json")
+    if before:
+        curve.append({"step": 0, **before})
+    evaluations = [_numbers(line) for line in lines if line["kind"] == "evaluation"]
+    after = _metrics_after(path)
+    if evaluations:
+        curve += evaluations
+    elif after:
+        curve.append({"step": steps, **after})
+    return curve
+
+
+def _peak_gib(train: Sequence[Mapping[str, Any]]) -> float | None:
+    peaks = []
+    for line in train:
+        peak = line.get("memory_gib")
+        if peak is not None:
+            peaks.append(peak)
+    return max(peaks, default=None)
+
+
+def _last_evaluation(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    for line in reversed(lines):
+        if line["kind"] == "evaluation":
+            metrics = _numbers(line)
+            del metrics["step"]
+            return metrics
+    return {}
+
+
+def _metrics_after(path: Path) -> dict[str, float]:
+    return _metrics_in(path / "after.json")
+
+
+def _metrics_in(path: Path) -> dict[str, float]:
+    return _numbers(read_json(path, ConfigError)["metrics"]) if path.exists() else {}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _table_of_runs(runs: Sequence[RunSummary]) -> str:
+    metrics: dict[str, None] = {}  # the names, each once
+    for run in runs:
+        metrics |= dict.fromkeys(run.metrics)
+    best = {name: _best(runs, name) for name in metrics}
+    rows = [_row(run, best) for run in runs]
+    head = ["run", "method", "trained parameters", *metrics, "steps", "minutes", "peak GiB"]
+    return markdown(head, rows)
+
+
+def _row(run: RunSummary, best: Mapping[str, float | None]) -> list[str]:
+    """Return a run's row; `best` has the best value of each metric."""
+    row = [
+        run.name if run.finished else f"{run.name} (unfinished)",
+        run.method or "",
+        _spelled(run.trained_parameters, ",d"),
+    ]
+    for name, best_value in best.items():
+        value = run.metrics.get(name)
+        text = _spelled(value, ".4g")
+        is_best = run.finished and value is not None and value == best_value
+        row.append(f"**{text}**" if is_best else text)
+    return [*row, str(run.steps), _spelled(run.minutes, ".1f"), _spelled(run.peak_gib, ".2f")]
+
+
 def _best(runs: Sequence[RunSummary], metric: str) -> float | None:
-    """Return the best value among the finished runs, if they do not all have the same."""
+    """Return the best value of the finished runs, or None if they all have the same."""
     values = [run.metrics[metric] for run in runs if run.finished and metric in run.metrics]
     if len(set(values)) < 2:
         return None
     return min(values) if lower_is_better(metric) else max(values)
 
 
-def _number(value: float | None, *, is_best: bool) -> str:
-    text = "" if value is None else f"{value:.4g}"
-    return f"**{text}**" if text and is_best else text
+def _spelled(value: float | None, spec: str) -> str:
+    return "" if value is None else format(value, spec)
 
 
-def _table_of_settings(runs: Sequence[RunSummary]) -> list[str]:
-    keys = list(dict.fromkeys(key for run in runs for key in run.settings if key != "run_dir"))
-    texts = {
-        key: [str(run.settings[key]) if key in run.settings else "" for run in runs] for key in keys
-    }
-    rows = [[key, *values] for key, values in texts.items() if len(set(values)) > 1]
-    if not rows:
-        return []
-    return ["## Settings that differ", markdown(["", *(run.name for run in runs)], rows)]
+def _settings_that_differ(runs: Sequence[RunSummary]) -> list[list[str]]:
+    """Return a row for each setting that the runs do not share: its key, and a value a run."""
+    keys: dict[str, None] = {}
+    for run in runs:
+        keys |= dict.fromkeys(run.settings)
+    keys.pop("run_dir", None)
+    rows = []
+    for key in keys:
+        values = [str(run.settings.get(key, "")) for run in runs]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows
 
 
 def _draw_curves(runs: Sequence[RunSummary], metric: str, path: Path) -> None:
     figure = new_figure(8, 4.5 + 0.12 * len(runs))
     axes = figure.subplots()
     for number, run in enumerate(runs):
-        curve = [(point["step"], point[metric]) for point in run.curve if metric in point]
-        if curve:
-            style = {
-                "color": COLORS[number % 7],
-                "linestyle": _STYLES[number // 7 % 4],
-                "marker": _MARKERS[number % 8],
-            }
-            axes.plot(*zip(*curve, strict=True), **style, markersize=4, label=run.name)
+        measured = [point for point in run.curve if metric in point]
+        if not measured:
+            continue
+        axes.plot(
+            [point["step"] for point in measured],
+            [point[metric] for point in measured],
+            color=COLORS[number % 7],
+            linestyle=_LINE_STYLES[number // 7 % 4],
+            marker=_MARKERS[number % 8],
+            markersize=4,
+            label=run.name,
+        )
     if not axes.lines:
-        known = dict.fromkeys(
-            name for run in runs for point in run.curve for name in point if name != "step"
-        )
-        raise ConfigError(
-            f"no run has {metric!r} to draw; there is {', '.join(known) or 'nothing measured yet'}"
-        )
+        known = ", ".join(_drawable(runs)) or "nothing measured yet"
+        raise ConfigError(f"no run has {metric!r} to draw; there is {known}")
     finish(axes, "step", f"{metric} on held-out rows")
     figure.legend(loc="outside lower center", ncols=2 if len(runs) > 3 else 1, fontsize="small")
     save(figure, path)
 
 
-def _metrics(path: Path) -> dict[str, float]:
-    return _numbers(read_json(path, ConfigError)["metrics"]) if path.exists() else {}
+def _drawable(runs: Sequence[RunSummary]) -> list[str]:
+    """Return the names of the metrics that some run has over its steps."""
+    names: dict[str, None] = {}
+    for run in runs:
+        for point in run.curve:
+            names |= dict.fromkeys(point)
+    names.pop("step", None)
+    return list(names)
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+summaries = read_runs

@@ -33,7 +33,7 @@ from peftkit.runs.opening import Opened, open_run
 from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes
 from peftkit.runs.report import write_report
-from peftkit.runs.teacher import taught
+from peftkit.runs.teacher import add_teacher
 from peftkit.tasks.base import Task
 from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
@@ -183,7 +183,7 @@ class Finetuning:
         if not is_kept:
             rows = self.task.training_rows(self.rows)
             if teacher is not None:
-                rows = taught(
+                rows = add_teacher(
                     self.task, rows, teacher, self.accelerator, batch_size=self._batch_size
                 )
                 self.run.say(f"with the teacher, {len(rows)} rows")

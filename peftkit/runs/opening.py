@@ -1,4 +1,4 @@
-"""Find again what a run was: its config, its task with what that has learned, and its model."""
+"""Open a finished run: its config, its task with what that has learned, and its model."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ from peftkit.tasks.base import Task
 
 @dataclass
 class Opened:
-    """A run that may have ended."""
+    """A run that was opened to be used again."""
 
     directory: Path
     config: Any
@@ -37,16 +37,18 @@ class Opened:
         evaluation = self.config.data.evaluation
         if evaluation is None:
             raise ConfigError(f"{self.directory} held out no rows: name a file with --data")
-        return (
-            evaluation if isinstance(evaluation, str) else str(self.directory / "evaluation.jsonl")
-        )
+        if isinstance(evaluation, str):
+            return evaluation
+        return str(self.directory / "evaluation.jsonl")
 
     def held_out_rows(self) -> list[Row]:
-        """Return the rows that the run held out; a share that it split off is kept as the task had
-        read it.
+        """Return the rows that the run held out.
+
+        A share that it split off itself is kept as the task had read it.
         """
-        is_file = isinstance(self.config.data.evaluation, str)
-        return self.task.read(self.held_out()) if is_file else read_rows(self.held_out())
+        if isinstance(self.config.data.evaluation, str):
+            return self.task.read(self.held_out())
+        return read_rows(self.held_out())
 
     def backbone(self) -> Any:
         """Load the frozen backbone, with the head for the run's task."""
@@ -84,13 +86,13 @@ def load_recipe(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic looks the module of a class up by its name
+    sys.modules[name] = module  # pydantic looks up the module of a class by its name
     spec.loader.exec_module(module)
     return module
 
 
 def recipe_named(name: str) -> Path:
-    """Return the file of one of peftkit's recipes, or of a recipe given by its path.
+    """Return the file of one of peftkit's recipes, or of a recipe that is named by its path.
 
     Raises:
         ConfigError: there is none.
@@ -99,6 +101,7 @@ def recipe_named(name: str) -> Path:
     found = Path(name) if name.endswith(".py") else known.get(name)
     if found is None or not found.is_file():
         raise ConfigError(
-            f"there is no recipe {name!r}; recipes are {', '.join(sorted(known))}{nearest(name, known)}"
+            f"there is no recipe {name!r}; recipes are {', '.join(sorted(known))}"
+            f"{nearest(name, known)}"
         )
     return found

@@ -1,4 +1,4 @@
-"""What finished runs say of new rows: one run, or the mean of several."""
+"""What finished runs predict for new rows: one run, or the mean of several."""
 
 import dataclasses
 import gc
@@ -17,8 +17,8 @@ from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
 
 
-def outputs_of(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> list[Any]:
-    """Return what a run's model says of each row; of several runs, the mean (an ensemble).
+def predict(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> list[Any]:
+    """Return the model's output for each row; of several runs, the mean (an ensemble).
 
     Runs on the same backbone share it: it is loaded once, and only the adapters are exchanged.
 
@@ -30,48 +30,62 @@ def outputs_of(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) 
     Raises:
         ConfigError: the runs' labels differ, or their task's outputs have no mean.
     """
-    outputs = [
-        run.task.outputs(model, rows, accelerator, batch_size=batch_size)
-        for run, model, accelerator in _models(runs)
-    ]
+    outputs = []  # [runs, rows]
+    for run, model, accelerator in _load_models(runs):
+        outputs.append(run.task.outputs(model, rows, accelerator, batch_size=batch_size))
     return outputs[0] if len(runs) == 1 else runs[0].task.averaged(outputs)
 
 
-def measured(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> Measured:
-    """Return the metrics of a run, or of several runs' mean, on labelled rows; of a single run the
-    loss too.
+def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> Measured:
+    """Return the metrics of a run on labelled rows, or of the mean of several runs.
+
+    A single run's loss is among its metrics; a mean has none.
 
     Raises:
         ConfigError: the runs' labels differ, or their task's outputs have no mean.
     """
     task = runs[0].task
-    chosen = task.measured_rows(rows)
+    measured_rows = task.measured_rows(rows)
     if len(runs) > 1:
-        return task.measure(chosen, outputs_of(runs, chosen, batch_size=batch_size))
-    _, model, accelerator = next(_models(runs))
-    examples = task.examples(rows)
+        return task.measure(measured_rows, predict(runs, measured_rows, batch_size=batch_size))
+    _, model, accelerator = next(_load_models(runs))
     loss = evaluate(
-        model, examples, task.collate, accelerator, batch_size=batch_size, loss=task.loss
+        model,
+        task.examples(rows),
+        task.collate,
+        accelerator,
+        batch_size=batch_size,
+        loss=task.loss,
     )
-    found = task.measure(chosen, task.outputs(model, chosen, accelerator, batch_size=batch_size))
+    outputs = task.outputs(model, measured_rows, accelerator, batch_size=batch_size)
+    found = task.measure(measured_rows, outputs)
     return dataclasses.replace(found, metrics=loss | found.metrics)
 
 
-def _models(runs: Sequence[Opened]) -> Iterator[tuple[Opened, nn.Module, Accelerator]]:
-    """Yield each run with its model, on a backbone that runs share where they can."""
-    first, backbone, of = runs[0], None, None
+def _load_models(runs: Sequence[Opened]) -> Iterator[tuple[Opened, nn.Module, Accelerator]]:
+    """Yield each run with its model, on one backbone as long as the runs have the same."""
+    _check_that_they_average(runs)
+    backbone, model_settings = None, None
     for run in runs:
-        if run.task.learned.get("labels") != first.task.learned.get("labels"):
-            raise ConfigError(
-                f"{run.directory} and {first.directory} have other labels: they cannot predict together"
-            )
-    if len(runs) > 1 and not first.task.averages:
-        raise ConfigError(f"{first.directory} writes texts, which have no mean: name one run")
-    for run in runs:
-        if of is None or of.config.model != run.config.model:
-            backbone = None
+        if run.config.model != model_settings:
+            backbone = None  # two do not have to fit into memory
             gc.collect()
-            backbone, of = run.backbone(), run
+            backbone, model_settings = run.backbone(), run.config.model
         model = peftkit.load(backbone, run.adapter)
         yield run, model, make_accelerator(run.config.train, model, run.directory)
         backbone = peftkit.detach(model)
+
+
+def _check_that_they_average(runs: Sequence[Opened]) -> None:
+    first = runs[0]
+    for run in runs:
+        if run.task.learned.get("labels") != first.task.learned.get("labels"):
+            raise ConfigError(
+                f"{run.directory} and {first.directory} have different labels; runs can only be "
+                "averaged over the same labels"
+            )
+    if len(runs) > 1 and not first.task.averages:
+        raise ConfigError(f"{first.directory} writes texts, which have no mean: name one run")
+
+
+outputs_of, measured = predict, measure

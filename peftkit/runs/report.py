@@ -1,7 +1,8 @@
-"""report.md and its pictures: what a run did, for people."""
+"""report.md and its pictures: what a run did, for a person to read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from peftkit.files import read_json, write_file
 from peftkit.metrics.measured import Measured
@@ -10,7 +11,7 @@ from peftkit.runs.figures import draw_all
 from peftkit.training.metrics_log import read_metrics
 from peftkit.training.progress_line import memory_bytes
 
-_PICTURES = {
+_CAPTIONS = {
     "loss": "loss over steps",
     "schedule": "learning rate and gradient norm over steps",
     "memory": "memory over steps",
@@ -27,65 +28,71 @@ def write_report(
     *,
     remarks: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.md`` and its pictures into a run's directory, from its metrics and the given
-    measurements.
+    """Write ``report.md`` and its pictures into a run's directory, and return the report.
 
     Args:
-        directory: The run's directory; its ``after.json`` holds the confusion of classes.
+        directory: The run's directory; its ``after.json`` holds the confusion matrix.
         title: The report's first line.
         measured: The columns to show side by side: "before", "after" and so on.
-        shown: What was asked and what was expected, for each of the predictions in `measured`.
+        shown: For each prediction in `measured`, the input and the expected output.
         remarks: Sentences to print below the table.
     """
-    metrics = read_metrics(directory / "metrics.jsonl")
-    pictures = draw_all(directory)
     environment = read_json(directory / "environment.json")
-    names = dict.fromkeys(name for each in measured.values() for name in each.metrics)
-    rows = [
-        [name, *(_number(each.metrics.get(name)) for each in measured.values())] for name in names
-    ]
-    steps = [entry for entry in metrics if entry["kind"] == "train"]
-    seconds = steps[-1]["seconds"] if steps else 0.0
-    items = sum(entry["items"] for entry in steps)
-    where = (
-        environment["gpu"] or f"{environment['threads']} CPU threads ({environment['processor']})"
-    )
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    details = measured["after"].details if "after" in measured else ""
-    lines = [
-        f"# {title}",
-        "",
-        markdown(["", *measured], rows),
-        "",
-        *(f"{remark}\n" for remark in remarks),
-        *([details, ""] if details else []),
-        *(f"![{_PICTURES[name]}]({path.name})\n" for name, path in pictures.items()),
-        f"{len(steps)} steps over {items:.0f} supervised items in {seconds / 60:.1f} minutes, on {where}, "
-        f"{environment['processes']} process(es); peak memory {memory_bytes()[1] / 2**30:.2f} GiB.",
-        "",
-        *_predictions(measured, shown),
-        "## Settings",
-        "",
-        "```yaml",
-        (directory / "config.yaml").read_text("utf-8").rstrip(),
-        "```",
-        "",
-        f"Python {environment['python']}, {packages}.",
-    ]
-    path = directory / "report.md"
-    write_file(path, ("\n".join(lines) + "\n").encode())
-    return path
+    # Each of these is a paragraph, and ends with an empty line.
+    paragraphs = [f"# {title}", _table_of_metrics(measured), *remarks]
+    if "after" in measured and measured["after"].details:
+        paragraphs.append(measured["after"].details)
+    for name, path in draw_all(directory).items():
+        paragraphs.append(f"![{_CAPTIONS[name]}]({path.name})")
+    paragraphs.append(_cost(read_metrics(directory / "metrics.jsonl"), environment))
+    if shown:
+        paragraphs += ["## Predictions", _table_of_predictions(measured, shown)]
+    config = (directory / "config.yaml").read_text("utf-8").rstrip()
+    paragraphs += ["## Settings", f"```yaml\n{config}\n```", _versions(environment)]
+    report = directory / "report.md"
+    write_file(report, ("\n\n".join(paragraphs) + "\n").encode())
+    return report
 
 
-def _number(value: float | None) -> str:
+def _table_of_metrics(measured: Mapping[str, Measured]) -> str:
+    names: dict[str, None] = {}  # each once, in the order of the first column
+    for column in measured.values():
+        names |= dict.fromkeys(column.metrics)
+    rows = []
+    for name in names:
+        values = [column.metrics.get(name) for column in measured.values()]
+        rows.append([name, *map(_spelled, values)])
+    return markdown(["", *measured], rows)
+
+
+def _spelled(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _predictions(measured: Mapping[str, Measured], shown: Sequence[tuple[str, str]]) -> list[str]:
-    if not shown:
-        return []
-    rows = [
-        [asked, *(each.predictions[number] for each in measured.values()), expected]
-        for number, (asked, expected) in enumerate(shown)
-    ]
-    return ["## Predictions", "", markdown(["input", *measured, "expected"], rows), ""]
+def _cost(lines: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
+    """Return how many steps were made, over how much, in which time, where, and in what memory."""
+    steps = [line for line in lines if line["kind"] == "train"]
+    seconds = steps[-1]["seconds"] if steps else 0.0
+    items = sum(step["items"] for step in steps)
+    cpu = f"{environment['threads']} CPU threads ({environment['processor']})"
+    _, peak = memory_bytes()
+    return (
+        f"{len(steps)} steps over {items:.0f} supervised items in {seconds / 60:.1f} minutes, on "
+        f"{environment['gpu'] or cpu}, {environment['processes']} process(es); "
+        f"peak memory {peak / 2**30:.2f} GiB."
+    )
+
+
+def _table_of_predictions(
+    measured: Mapping[str, Measured], shown: Sequence[tuple[str, str]]
+) -> str:
+    rows = []
+    for number, (given, expected) in enumerate(shown):
+        predictions = [column.predictions[number] for column in measured.values()]
+        rows.append([given, *predictions, expected])
+    return markdown(["input", *measured, "expected"], rows)
+
+
+def _versions(environment: Mapping[str, Any]) -> str:
+    packages = [f"{name} {version}" for name, version in environment["packages"].items()]
+    return f"Python {', '.join([environment['python'], *packages])}."

@@ -1,5 +1,6 @@
-"""Learn from the predictions of finished runs: distillation (arXiv:1503.02531), and self-training
-on rows without labels.
+"""Learn from the predictions of finished runs.
+
+This is distillation (arXiv:1503.02531), and self-training where rows have no labels.
 """
 
 import gc
@@ -11,17 +12,17 @@ from accelerate import Accelerator
 
 from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
-from peftkit.runs.opening import open_run
+from peftkit.runs.opening import Opened, open_run
 from peftkit.tasks.base import Task
 
 
-def taught(
+def add_teacher(
     task: Task, rows: Sequence[Row], settings: Any, accelerator: Accelerator, *, batch_size: int
 ) -> list[Row]:
-    """Return the rows with ``teacher``, the mean probabilities of the teachers, and the unlabelled
-    rows they are sure of.
+    """Return the rows with ``teacher``, the mean probabilities of the teachers for each.
 
-    The teachers are loaded one after the other, each beside the student.
+    The unlabelled rows that the teachers are sure of come after them. The teachers are loaded one
+    after the other, each beside the student.
 
     Args:
         task: The student's task.
@@ -32,35 +33,44 @@ def taught(
         batch_size: Rows in a batch.
 
     Raises:
-        ConfigError: a teacher has other labels than the student.
+        ConfigError: no run is named, or a teacher has other labels than the student.
     """
     if not settings.runs:
         raise ConfigError(
             "teacher.runs names no run that teaches; name one, or leave the section out"
         )
-    unlabelled = (
-        [] if settings.unlabelled is None else task.read(settings.unlabelled, labelled=False)
-    )
-    unlabelled = [
-        {name: value for name, value in row.items() if name != "label"} for row in unlabelled
-    ]
-    everything = [*rows, *unlabelled]
-    outputs = []
+    everything = [*rows, *_read_unlabelled(task, settings.unlabelled)]
+    outputs = []  # [teachers, rows, classes]
     for directory in settings.runs:
         teacher = open_run(directory)
-        theirs, ours = teacher.task.learned.get("labels"), task.learned["labels"]
-        if theirs != ours:
-            raise ConfigError(
-                f"teacher.runs: {directory} has the labels {theirs}, this run has {ours}"
-            )
+        _check_labels(teacher, task)
         model = teacher.model().to(accelerator.device)
         outputs.append(teacher.task.outputs(model, everything, accelerator, batch_size=batch_size))
-        del model
+        del model  # before the next one is loaded
         gc.collect()
         torch.cuda.empty_cache()
     probabilities = task.averaged(outputs)
-    known = [row | {"teacher": tuple(each)} for row, each in zip(rows, probabilities, strict=False)]
-    new = zip(unlabelled, probabilities[len(rows) :], strict=True)
-    return known + [
-        row | {"teacher": tuple(each)} for row, each in new if max(each) >= settings.min_confidence
-    ]
+    learned = []
+    for place, row in enumerate(everything):
+        is_labelled = place < len(rows)
+        if is_labelled or max(probabilities[place]) >= settings.min_confidence:
+            learned.append(row | {"teacher": tuple(probabilities[place])})
+    return learned
+
+
+def _read_unlabelled(task: Task, path: str | None) -> list[Row]:
+    """Return the rows of a file without their labels, if they have any."""
+    if path is None:
+        return []
+    rows = task.read(path, labelled=False)
+    for row in rows:
+        row.pop("label", None)
+    return rows
+
+
+def _check_labels(teacher: Opened, student: Task) -> None:
+    theirs, ours = teacher.task.learned.get("labels"), student.learned["labels"]
+    if theirs != ours:
+        raise ConfigError(
+            f"teacher.runs: {teacher.directory} has the labels {theirs}, this run has {ours}"
+        )

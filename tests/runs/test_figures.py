@@ -123,8 +123,8 @@ def test_names_are_shortened_as_far_as_they_stay_different():
 
 def test_smoothing_keeps_a_line_and_lags_behind_nothing():
     line = [(step, 3.0) for step in range(50)]
-    assert [value for _, value in figures._smoothed(line)] == pytest.approx([3.0] * 50)
-    slope = figures._smoothed([(step, float(step)) for step in range(101)])
+    assert [value for _, value in figures._smooth(line)] == pytest.approx([3.0] * 50)
+    slope = figures._smooth([(step, float(step)) for step in range(101)])
     assert slope[50] == (50, pytest.approx(50.0))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.config.reading import read, to_yaml
 from peftkit.files import write_file
 from peftkit.metrics.tables import markdown
-from peftkit.runs.figures import BLUE, VERMILLION, finish, new_figure, save, shortened
+from peftkit.runs.drawing import BLUE, VERMILLION, finish, new_figure, save, shorten
 from peftkit.runs.sweep.space import Range, Space, shown, spelled, words
 from peftkit.training.metrics_log import read_metrics
 
@@ -169,7 +169,7 @@ def _places(
             edge = 0.05 * (dimension.last - dimension.low)
             axes.set_xlim(dimension.low - edge, dimension.last + edge)
         return [trial.params[key] for trial in trials]
-    names = [shortened(shown(value)) for value in dimension]
+    names = [shorten(shown(value)) for value in dimension]
     tilt = (
         {"rotation": 25, "ha": "right", "fontsize": "small"}
         if sum(map(len, names)) > _LABEL_LENGTHS
