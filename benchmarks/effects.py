@@ -49,9 +49,10 @@ from peftkit.errors import PeftkitError
 from peftkit.files import write_rows
 from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
-from peftkit.runs.opening import load_recipe, open_run, recipe_named
+from peftkit.runs.opening import open_run
 from peftkit.runs.prediction import predict
 from peftkit.runs.process import prepare_process
+from peftkit.runs.recipes import load_recipe, recipe_named
 
 
 def write_data(directory, sizes):

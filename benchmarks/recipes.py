@@ -20,8 +20,8 @@ from peftkit.config.reading import build, load_yaml
 from peftkit.metrics.tables import markdown
 from peftkit.runs.directory import Run
 from peftkit.runs.finetune import Finetuning
-from peftkit.runs.opening import load_recipe, recipe_named
 from peftkit.runs.process import prepare_process
+from peftkit.runs.recipes import load_recipe, recipe_named
 from peftkit.training.metrics_log import read_metrics
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ that is tried on it first. The report shows how held-out texts go on.
 
 from dataclasses import field
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import DataSettings, GenerationSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 

@@ -10,7 +10,7 @@ answers that do is reported as exact-fact accuracy.
 
 from dataclasses import field
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import DataSettings, GenerationSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 

@@ -10,7 +10,7 @@
 from dataclasses import field
 from functools import partial
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 

@@ -9,7 +9,7 @@ translations, ROUGE for summaries.
 from dataclasses import field
 from typing import Literal
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import GenerationSettings, TextSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 

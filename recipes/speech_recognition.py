@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import GenerationSettings, RowSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe

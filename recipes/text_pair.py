@@ -12,7 +12,7 @@ rank and hit rates over the groups.
 from dataclasses import field
 from typing import Literal
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe

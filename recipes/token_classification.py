@@ -11,7 +11,7 @@ F1 of whole entities, also by type.
 from dataclasses import field
 from typing import Literal
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.sections import TextSettings
 from peftkit.config.task_sections import LossSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe

@@ -9,8 +9,7 @@ import pytest
 import peftkit
 from peftkit import cli
 from peftkit.config.reading import read
-from peftkit.runs.opening import load_recipe, recipe_named
-from peftkit.runs.recipes import recipes
+from peftkit.runs.recipes import load_recipe, recipe_named, recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

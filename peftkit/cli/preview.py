@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.config.reading import build, load_yaml
-    from peftkit.runs.opening import load_recipe, recipe_named
+    from peftkit.runs.recipes import load_recipe, recipe_named
 
     recipe = load_recipe(recipe_named(options.recipe))
     config = build(recipe.Config, load_yaml(Path(options.config)), options.config)

@@ -62,7 +62,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftkit.runs.opening import load_recipe, recipe_named
+    from peftkit.runs.recipes import load_recipe, recipe_named
     from peftkit.runs.sweep.search import SweepSettings, sweep
 
     for name in ("SIGTERM", "SIGHUP"):

@@ -1,74 +1,47 @@
-"""Configs: dataclasses filled from a YAML file and dotted command-line overrides, with every error
-told at once.
-"""
+"""Read a config: a YAML file, changed by the command line, and every mistake reported at once."""
 
-import dataclasses
+import datetime
 import re
-import sys
-import types
-import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pydantic.dataclasses
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from peftkit.errors import ConfigError, nearest
+from peftkit.config.keys import Key, keys
+from peftkit.config.mistakes import explain
+from peftkit.errors import ConfigError
 
 T = TypeVar("T")
 
 
-@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-def section(cls: type[T]) -> type[T]:
-    """Make a class one section of a config: a frozen dataclass that checks its values and refuses
-    keys it does not know.
-    """
-    settings = {"extra": "forbid", "allow_inf_nan": False}
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)  # type: ignore[call-overload]
-    checked: type[T] = made
-    return checked
-
-
-def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
-    """Return the config that the command line asks for, or end the program: 0 after --help, 2 with
-    all that is wrong.
-
-    ``--config FILE`` names a YAML file; ``--a.b VALUE`` or ``--a.b=VALUE`` sets one key, with VALUE
-    read as YAML.
+def read(kind: type[T], words: Sequence[str], without_config: Mapping[str, Any] | None = None) -> T:
+    """Return the config that a command line asks for.
 
     Args:
-        kind: A class made by `section`.
-        arguments: The command line; None is this program's own.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if "--help" in words or "-h" in words:
-        import tyro  # only here: it is slow to import
-
-        tyro.cli(kind, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
-    try:
-        return read(kind, words)
-    except ConfigError as problem:
-        print(problem, file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def read(kind: type[T], words: Sequence[str]) -> T:
-    """Return the config for a command line.
+        kind: A class made by `peftkit.config.keys.section`.
+        words: The command line: ``--config FILE``, and ``--key VALUE`` for keys to change.
+        without_config: The values to start from where the command line names no file.
 
     Raises:
         ConfigError: names every unknown key, wrong type and impossible combination.
     """
-    path, overrides = _split(words)
-    values = load_yaml(path) if path is not None else {}
-    for key, value in overrides:
-        _set(values, key.split("."), value)
-    return build(kind, values, str(path) if path else "the command line")
+    options = _options(words)
+    values = _copy(without_config or {})
+    origin = "the command line"
+    for name, texts in options:
+        if name == "config":
+            path = config_file(_single(name, texts))
+            values, origin = load_yaml(path), str(path)
+    for name, texts in options:
+        if name != "config":
+            _change(kind, values, name, texts)
+    return build(kind, values, origin)
 
 
 def build(kind: type[T], values: dict[str, Any], origin: str) -> T:
-    """Return the config that a tree of plain values describes; `origin` names it in errors.
+    """Return the config that a tree of plain values describes; errors name it by its `origin`.
 
     Raises:
         ConfigError: names every unknown key, wrong type and impossible combination.
@@ -76,33 +49,30 @@ def build(kind: type[T], values: dict[str, Any], origin: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as invalid:
-        reasons: dict[str, dict[str, None]] = {}  # the members of a union each have their own
-        for error in invalid.errors():
-            place, reason = _explain(kind, error)
-            reasons.setdefault(place, {})[reason] = None
-        lines = [f"{place}: {'; or '.join(each)}" for place, each in reasons.items()]
-        raise ConfigError(
-            "\n".join([f"{origin}: {len(lines)} error(s)", *(f"  {line}" for line in lines)])
-        ) from None
+        lines = explain(kind, invalid)
+        count = "1 error" if len(lines) == 1 else f"{len(lines)} errors"
+        raise ConfigError("\n  ".join([f"{origin}: {count}", *lines])) from None
 
 
 def to_yaml(config: object) -> str:
     """Return a config as YAML that `read` accepts, with every default filled in."""
-    return yaml.safe_dump(
-        TypeAdapter(type(config)).dump_python(config, mode="json"),
-        sort_keys=False,
-        allow_unicode=True,
-    )
+    values = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def config_file(text: str) -> Path:
+    """Return the file that ``--config`` names."""
+    return Path(text)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top is a mapping. Numbers such as ``1e-4`` are numbers.
+    """Read a YAML file with a mapping at its top.
 
     Raises:
-        ConfigError: the file is missing, or not such a mapping.
+        ConfigError: the file is missing, or holds something else.
     """
     try:
-        values = _load(path.read_text("utf-8"))
+        values = _parse(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise ConfigError(f"cannot read the config {path}: {problem}") from problem
     if not isinstance(values, dict):
@@ -112,37 +82,142 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _split(words: Sequence[str]) -> tuple[Path | None, list[tuple[str, Any]]]:
-    """Separate ``--config FILE`` from the overrides."""
-    path, overrides = None, []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
+# The command line
+
+
+def _options(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return the options of a command line, each with the words up to the next option."""
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            found.append((name, [text] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+        else:
             raise ConfigError(
                 f"{word!r} is not an option; options are --config FILE and --section.key VALUE"
             )
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"--{key} needs a value")
-            text = rest.pop(0)
-        if key == "config":
-            path = Path(text)
-        else:
-            overrides.append((key.replace("-", "_"), _value(text)))
-    return path, overrides
+    return found
 
 
-_UNION_MEMBER = re.compile(
-    r"(str|int|float|bool|constrained-\w+|(literal|list|dict)\[.*\]|function-.*)$"
-)
+def _change(kind: type, values: dict[str, Any], given_name: str, texts: list[str]) -> None:
+    """Set one key to what the command line gives for it."""
+    name = given_name.replace("-", "_")
+    known = [key for key in keys(kind) if key.name == name]
+    if known and known[0].sections:
+        _change_section(kind, values, known[0], texts)
+        return
+    if known:
+        _set(values, name, _value(known, texts))
+        return
+    for key in keys(kind):
+        if key.takes(dict) and name.startswith(f"{key.name}."):
+            # A name inside a mapping, such as a column, is not ours: it keeps its hyphens.
+            name = key.name + given_name[len(key.name) :]
+            if not texts:
+                raise ConfigError(f"--{given_name} needs a value")
+    _set(values, name, _yaml_values(texts))  # if the key is unknown, `build` says so
+
+
+def _change_section(kind: type, values: dict[str, Any], section: Key, texts: list[str]) -> None:
+    """Replace a whole section by keys and values, or set its main key."""
+    given = _yaml_values(texts)
+    if given is None or isinstance(given, dict):
+        if not texts:
+            raise ConfigError(f"--{section.name} needs a value")
+        _set(values, section.name, given)
+    elif section.main_key is not None:
+        main = [key for key in keys(kind) if key.name == section.main_key]
+        _set(values, section.main_key, _value(main, texts))
+    else:
+        raise ConfigError(
+            f"--{section.name} takes keys and values, such as '{{key: value}}', not {texts[0]!r}"
+        )
+
+
+def _value(known: Sequence[Key], texts: list[str]) -> Any:
+    """Return the value of a key for the words after it.
+
+    Args:
+        known: The key; it is there several times where several methods have it.
+        texts: The words.
+    """
+    name = known[0].name
+    takes_list = any(key.takes(list) for key in known)
+    if not texts and any(key.takes(bool) for key in known):
+        return True
+    if len(texts) > 1 and takes_list:
+        return [_typed(text, [str]) for text in texts]
+    types: list[Any] = []
+    choices: list[Any] = []
+    for key in known:
+        types += key.types
+        choices += key.choices
+    value = _typed(_single(name, texts), types)
+    is_one_item = isinstance(value, str) and value not in choices and str not in types
+    return [value] if takes_list and is_one_item else value
+
+
+def _single(name: str, texts: Sequence[str]) -> str:
+    if not texts:
+        raise ConfigError(f"--{name} needs a value")
+    if len(texts) > 1:
+        raise ConfigError(f"--{name} takes one value, not {len(texts)}: {' '.join(texts)}")
+    return texts[0]
+
+
+def _typed(text: str, types: Sequence[Any]) -> Any:
+    """Return a word as YAML reads it, or as it is for a key that takes text and no numbers."""
+    value = _parsed_word(text)
+    takes_numbers = int in types or float in types
+    if str in types and not takes_numbers and isinstance(value, bool | int | float | datetime.date):
+        return text
+    return value
+
+
+def _yaml_values(texts: Sequence[str]) -> Any:
+    """Return the words after a key of unknown type: no value, one, or a list."""
+    values = [_parsed_word(text) for text in texts]
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else values
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted key in a tree of values; what stands in the way of a section gives way."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            values[parent] = child = {}
+        values = child
+    values[last] = value
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a tree of values."""
+    copied = dict(values)
+    for key, value in copied.items():
+        if isinstance(value, Mapping):
+            copied[key] = _copy(value)
+    return copied
+
+
+# YAML
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that ``1e-4`` is a number, as in YAML 1.2, and not a text."""
+    """YAML 1.1 with two rules of YAML 1.2: ``1e-4`` is a number, and ``no`` is a text."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -150,89 +225,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load(text: str) -> Any:
+def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def _value(text: str) -> Any:
+def _parsed_word(text: str) -> Any:
     try:
-        return _load(text)
+        return _parse(text)
     except yaml.YAMLError:
         return text
-
-
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    *parents, last = keys
-    for key in parents:
-        child = values.setdefault(key, {})
-        if not isinstance(child, dict):
-            values[key] = child = {}
-        values = child
-    values[last] = value
-
-
-def _explain(kind: type, error: Any) -> tuple[str, str]:
-    """Return the dotted key of one of pydantic's errors, and what is wrong, with the nearest right
-    key.
-    """
-    place = _without_tags(kind, [str(part) for part in error["loc"]])
-    dotted = ".".join(place)
-    if error["type"] == "unexpected_keyword_argument":
-        return dotted, f"unknown key{nearest(place[-1], _keys(kind, place[:-1]))}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    given = (
-        ""
-        if isinstance(error.get("input"), dict) or error["type"] == "missing"
-        else f" (got {error['input']!r})"
-    )
-    if error["type"] in ("value_error", "missing"):
-        given = ""
-    is_name = not message.split()[0][1:].islower()
-    return (
-        dotted or "config",
-        f"{message[0] if is_name else message[0].lower()}{message[1:]}{given}",
-    )
-
-
-def _without_tags(kind: type, place: Sequence[str]) -> list[str]:
-    """Leave out of pydantic's path what names a member of a union and no key."""
-    kept: list[str] = []
-    for number, part in enumerate(place):
-        if _UNION_MEMBER.match(part):
-            continue
-        is_last = number == len(place) - 1
-        if is_last or part in _keys(kind, kept) or not _is_section(kind, kept):
-            kept.append(part)
-    return kept
-
-
-def _is_section(kind: type, place: Sequence[str]) -> bool:
-    return any(dataclasses.is_dataclass(cls) for cls in _classes(kind, place))
-
-
-def _keys(kind: type, place: Sequence[str]) -> list[str]:
-    """Return the keys of the section at a place."""
-    sections = [cls for cls in _classes(kind, place) if dataclasses.is_dataclass(cls)]
-    return list(dict.fromkeys(field.name for cls in sections for field in dataclasses.fields(cls)))
-
-
-def _classes(kind: type, place: Sequence[str]) -> list[type]:
-    """Return what can stand at a place, every member of a union."""
-    current: list[type] = [kind]
-    for part in place:
-        hints = [
-            typing.get_type_hints(cls, include_extras=True).get(part)
-            for cls in current
-            if dataclasses.is_dataclass(cls)
-        ]
-        current = [member for hint in hints if hint is not None for member in _members(hint)]
-    return current
-
-
-def _members(hint: Any) -> list[type]:
-    origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(hint)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(hint) for member in _members(part)]
-    return [hint] if isinstance(hint, type) else []

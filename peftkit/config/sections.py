@@ -15,7 +15,7 @@ from pydantic import (
     Tag,
 )
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 
 if TYPE_CHECKING:
     from peft import PeftConfig

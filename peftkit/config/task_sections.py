@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]

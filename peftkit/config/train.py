@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 
 
 @section

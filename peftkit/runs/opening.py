@@ -1,7 +1,5 @@
 """Open a finished run: its config, its task with what that has learned, and its model."""
 
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +7,9 @@ from typing import Any
 import peftkit
 from peftkit.config.reading import build, load_yaml
 from peftkit.data.row_files import Row, read_rows
-from peftkit.errors import ConfigError, nearest
+from peftkit.errors import ConfigError
 from peftkit.files import read_json
-from peftkit.runs.recipes import recipes
+from peftkit.runs.recipes import load_recipe, recipe_named
 from peftkit.tasks.base import Task
 
 
@@ -77,31 +75,3 @@ def open_run(directory: str | Path) -> Opened:
     task: Task = recipe.task(config)
     task.learned = entry["learned"]
     return Opened(path, config, task)
-
-
-def load_recipe(path: Path) -> Any:
-    """Import a recipe from its file; it has a class `Config` and a function `task`."""
-    name = f"peftkit_recipe_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pydantic looks up the module of a class by its name
-    spec.loader.exec_module(module)
-    return module
-
-
-def recipe_named(name: str) -> Path:
-    """Return the file of one of peftkit's recipes, or of a recipe that is named by its path.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    known = recipes()
-    found = Path(name) if name.endswith(".py") else known.get(name)
-    if found is None or not found.is_file():
-        raise ConfigError(
-            f"there is no recipe {name!r}; recipes are {', '.join(sorted(known))}"
-            f"{nearest(name, known)}"
-        )
-    return found

@@ -3,22 +3,26 @@ is quick.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import NonNegativeInt
 
-from peftkit.config.reading import parse, section
+from peftkit.config.help import help_text
+from peftkit.config.keys import section
+from peftkit.config.reading import read
 from peftkit.config.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
 from peftkit.config.train import TrainSettings
-from peftkit.errors import PeftkitError
+from peftkit.errors import ConfigError, PeftkitError
 from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 from peftkit.training.launch_checks import check_launch
 
 if TYPE_CHECKING:
     from peftkit.tasks.base import Task
+
+T = TypeVar("T")
 
 
 @section
@@ -28,6 +32,7 @@ class RecipeSettings:
     model: ModelSettings
     data: RowSettings
     adapter: Adapter = field(default_factory=LoraSettings)
+    """The method, and what it trains."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lean: LeanSettings = field(default_factory=LeanSettings)
     run_dir: str
@@ -68,6 +73,26 @@ class RecipeSettings:
         check_launch(self.train, self.model.quantization, self.adapter.method)
 
 
+def parse(kind: type[T], words: Sequence[str], program: str) -> T:
+    """Return the config that a command line asks for, or end the program.
+
+    It ends with 0 after ``--help``, and with 2 after every mistake has been printed.
+
+    Args:
+        kind: The recipe's config.
+        words: The command line: ``--config FILE`` and ``--KEY VALUE``.
+        program: How the recipe is called, for the help.
+    """
+    if "--help" in words or "-h" in words:
+        print(help_text(kind, program), end="")
+        raise SystemExit(0)
+    try:
+        return read(kind, words)
+    except ConfigError as problem:
+        print(problem, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
     """Train what the command line asks for; a user's mistake ends the program with one sentence and
     exit code 2.
@@ -76,7 +101,7 @@ def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
         task: Makes the task of a config.
         kind: The recipe's config, a `RecipeSettings`.
     """
-    config = parse(kind)
+    config = parse(kind, sys.argv[1:], f"accelerate launch {sys.argv[0]}")
     try:
         with quiet_bitsandbytes():
             from peftkit.runs.finetune import finetune

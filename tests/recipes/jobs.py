@@ -9,7 +9,7 @@ from PIL import Image
 
 from peftkit.config.reading import build
 from peftkit.runs.finetune import finetune
-from peftkit.runs.opening import load_recipe, recipe_named
+from peftkit.runs.recipes import load_recipe, recipe_named
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "recipes" / "models"

@@ -10,8 +10,7 @@ import yaml
 
 from peftkit.config.reading import build, load_yaml
 from peftkit.errors import ConfigError
-from peftkit.runs.opening import load_recipe
-from peftkit.runs.recipes import recipes
+from peftkit.runs.recipes import load_recipe, recipes
 from tests.recipes.jobs import NAMES, ROOT
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))

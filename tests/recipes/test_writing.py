@@ -16,7 +16,8 @@ from peftkit.config.sections import GenerationSettings
 from peftkit.data.text_pairs import encode_pair
 from peftkit.errors import BackboneError, ConfigError
 from peftkit.runs import prediction
-from peftkit.runs.opening import load_recipe, open_run, recipe_named
+from peftkit.runs.opening import open_run
+from peftkit.runs.recipes import load_recipe, recipe_named
 from tests.recipes.jobs import MODELS, config_values, run
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from peftkit.config.reading import section
+from peftkit.config.keys import section
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.metrics.measured import Measured

@@ -249,7 +249,7 @@ def test_a_directory_holds_one_search(at):
         ({"trian.learning_rate": [1e-3]}, r"trian: unknown key; did you mean 'train'"),
         (
             {"adapter.method": ["lora", "bottleneck"], "adapter.r": [4]},
-            r"adapter\.r: unknown key.*bottleneck, adapter\.r=4",
+            r"bottleneck does not have r \(lora\).*bottleneck, adapter\.r=4",
         ),
         (
             {"train.schedule": ["cosine", "cosin"]},
@@ -316,7 +316,7 @@ def test_the_last_error_of_a_log(tmp_path):
         "step 1\nTraceback\ntorch.OutOfMemoryError: 8 GiB\nsubprocess.CalledProcessError: Command\n"
     )
     assert last_error(path) == "torch.OutOfMemoryError: 8 GiB"
-    path.write_text("x.yaml: 1 error(s)\n  adapter.rr: unknown key\n\n")
+    path.write_text("x.yaml: 1 error\n  adapter.rr: unknown key\n\n")
     assert last_error(path) == "adapter.rr: unknown key"
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from peftkit.config.reading import build, load_yaml, read, section
+from peftkit.config.keys import section
+from peftkit.config.reading import build, load_yaml, read
 from peftkit.errors import ConfigError
 
 if TYPE_CHECKING:
