@@ -1,13 +1,14 @@
 """Check what a finished chat run has left: the adapter in peftkit and in plain PEFT, and the merged
 model.
 
-python benchmarks/check_run.py runs/quickstart [OUTPUT.json]
+python -m benchmarks.check_run runs/quickstart [OUTPUT.json]
 """
 
 import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -33,7 +34,8 @@ def main():
     prepare_process()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     run = open_run(sys.argv[1])
-    task, options = run.task, run.config.generation.options()
+    task: Any = run.task  # of a causal language model
+    options = run.config.generation.options()
     rows = task.measured_rows(task.read(run.held_out()))
     prompts = [task.question(row).prompt for row in rows]
 

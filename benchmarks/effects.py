@@ -1,7 +1,7 @@
 """What each capability of the recipes does on a small real task, beside the plain run: one config,
 one change at a time.
 
-    python benchmarks/effects.py [--quick] [--workers 2] [--seeds 3] [--only NAME ...] [--run-dir
+    python -m benchmarks.effects [--quick] [--workers 2] [--seeds 3] [--only NAME ...] [--run-dir
     runs/effects]
 
 The task is `sample:films` (is a sentence of a film review positive?) with 600 labelled sentences,
@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from effects_report import write_report
-from effects_variants import (
+
+from benchmarks.effects_report import write_report
+from benchmarks.effects_variants import (
     BOTH,
     COMBINED,
     LATE,
@@ -41,7 +42,6 @@ from effects_variants import (
     merged,
     name_of,
 )
-
 from peftkit.adapters.combining import combine
 from peftkit.config.reading import build
 from peftkit.data.row_files import read_rows

@@ -5,10 +5,12 @@ below them stays.
 import json
 from math import log
 from statistics import mean, stdev
+from typing import Any
+
+import torch
 
 from peftkit.metrics.tables import markdown
 from peftkit.runs.process import environment
-from peftkit.tasks.classification import ClassificationTask
 
 BY_HAND = "## What it says"
 
@@ -16,8 +18,8 @@ BY_HAND = "## What it says"
 def write_report(folder, run_dir, about, runs):
     """Write ``effects.json`` and ``effects.md`` of the runs that are there."""
     runs = [{key: value for key, value in found.items() if key != "about"} for found in runs]
-    result = {"command": "python benchmarks/effects.py", "environment": environment(), **about}
-    by_name = {}
+    result = {"command": "python -m benchmarks.effects", "environment": environment(), **about}
+    by_name: dict[str, Any] = {}
     for found in runs:
         by_name.setdefault(found["variant"], {})[found["seed"]] = found
     ensemble = _ensemble(run_dir, by_name["plain"]) if len(by_name.get("plain", {})) > 1 else None
@@ -50,7 +52,7 @@ def _ensemble(run_dir, plain):
             json.loads((run_dir / f"plain-{seed}" / f"{name}.json").read_text())
             for seed in sorted(plain)
         ]
-        outputs = ClassificationTask.averaged(None, each)
+        outputs = torch.tensor(each).mean(0).tolist()
         chosen = [
             p[("negative", "positive").index(row["label"])]
             for row, p in zip(rows, outputs, strict=True)
@@ -76,7 +78,7 @@ def _introduction(about, machine):
         f"{about['changes']['teacher: 6400 sentences']['train']['max_steps']}), learning rate "
         f"{train['learning_rate']:g} unless the table says otherwise, bfloat16 autocast on float32 "
         "weights. Each variant is the recipe text_classification with another config "
-        "(`effects.json` has the changes).\n\n`python benchmarks/effects.py` · CPU "
+        "(`effects.json` has the changes).\n\n`python -m benchmarks.effects` · CPU "
         f"({machine['processor']}), one thread a run, {about['workers']} runs at a time; {versions}"
     )
 

@@ -1,5 +1,7 @@
 """What `effects.py` compares: the plain config, and the change that each variant makes to it."""
 
+from typing import Any
+
 RECIPE = "text_classification"
 SIZES = {
     "train": 600,
@@ -137,7 +139,7 @@ LATE = (
     "r_drop 1, lora_dropout 0.1",
 )
 # Adapters made of others: how, and of which runs with which weights.
-COMBINED = {
+COMBINED: dict[str, Any] = {
     "parameters, 1/3 of each seed": ("parameters", {f"plain-{seed}": 1 / 3 for seed in (0, 1, 2)}),
     "update, 1/3 of each seed": ("update", {f"plain-{seed}": 1 / 3 for seed in (0, 1, 2)}),
     "films and products without replay, parameters 1/2": (

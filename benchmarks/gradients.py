@@ -1,7 +1,7 @@
 """QLoRA gradients against float64 through the dequantised weights: peftkit and plain PEFT side by
 side.
 
-    python benchmarks/gradients.py [OUTPUT.json]
+    python -m benchmarks.gradients [OUTPUT.json]
 
 For each storage and depth: the relative error of every adapter tensor's gradient (median and
 worst), before and after one evaluation pass. The reference computes in float64 throughout, with the
@@ -141,7 +141,7 @@ def main():
                         print(json.dumps(rows[-1]), flush=True)
     if len(sys.argv) > 1:
         result = {
-            "command": "python benchmarks/gradients.py",
+            "command": "python -m benchmarks.gradients",
             "environment": environment(),
             "rows": rows,
         }

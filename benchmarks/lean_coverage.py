@@ -40,7 +40,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     versions = coverage._versions("peftkit")
     known = {_key(row) for row in coverage.read(options.out)}
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"task": pair.task, "type": pair.model_type, "versions": versions}
         for pair in _pairs(options)
     ]

@@ -22,8 +22,7 @@ from benchmarks import zoo
 from benchmarks.coverage_checks import outputs
 from peftkit.anatomy import is_norm
 from peftkit.errors import PeftkitError
-from peftkit.lean import Lean
-from peftkit.lean import norms_and_feed_forwards as elementwise
+from peftkit.lean import Lean, norms_and_feed_forwards
 from peftkit.memory.storages import LiveStorages
 from peftkit.methods.lora import layer as linear
 
@@ -139,7 +138,7 @@ def _compare(found: dict[str, Any], name: str, plain: Steps, take: Any) -> Steps
     except Exception as problem:
         _fail(found, "fails", f"{name}: {_text(problem)}")
         return None
-    return steps  # type: ignore[no-any-return]
+    return steps
 
 
 def _fail(found: dict[str, Any], outcome: str, reason: str) -> None:
@@ -258,6 +257,7 @@ def _is_real(value: Any) -> bool:
 def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
     """Note what has really taken the lean path, of what is there."""
     norms, activations, feed_forwards, layers = set[int](), set[int](), set[int](), set[int]()
+    elementwise: Any = norms_and_feed_forwards  # it does not export what it imports
     own_recomputed, own_update = elementwise.recomputed, linear.update_of
 
     def recomputed(function: Any, *inputs: Tensor, **more: Any) -> Tensor:
@@ -273,7 +273,7 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
         layers.add(id(layer))
         return own_update(layer, *args, **more)
 
-    elementwise.recomputed, linear.update_of = recomputed, update_of  # type: ignore[assignment]
+    elementwise.recomputed, linear.update_of = recomputed, update_of
     try:
         yield
     finally:
@@ -287,7 +287,7 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
             name
             for name, module in model.named_modules()
             if id(module) not in layers
-            and (isinstance(module, linear.Lean) and module.why_not() is None)
+            and (isinstance(module, linear.LeanForward) and module.why_not() is None)
             and any(
                 f"{name}.lora_A." in each for gradients in steps.gradients for each in gradients
             )

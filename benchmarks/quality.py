@@ -1,7 +1,7 @@
 """How well each method learns a real task: test accuracy at equal optimiser steps, beside full
 fine-tuning.
 
-    python benchmarks/quality.py [--quick] [--workers 2] [--run-dir runs/quality]
+    python -m benchmarks.quality [--quick] [--workers 2] [--run-dir runs/quality]
 
 The task is the sign of human sentiment ratings of sentences from film reviews (Hutto and Gilbert,
 ICWSM 2014, in the source archive of vaderSentiment), the model all-MiniLM-L6-v2, a BERT of 22
@@ -26,11 +26,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from quality_report import write_report
 from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 import peftkit
+from benchmarks.quality_report import write_report
 from peftkit.config.train import TrainSettings
 from peftkit.data.row_files import read_rows
 from peftkit.losses.base import ModelLoss, on_device
@@ -270,7 +270,7 @@ def main():
     with ProcessPoolExecutor(chosen.workers, context) as pool:
         if chosen.quick:
             rates = {method: GRIDS[method][1] for method in methods}
-            seeds = SEEDS[:1]
+            seeds: tuple[int, ...] = SEEDS[:1]
         else:
             rates, seeds = dict(zip(methods, pool.map(journal.search, methods), strict=True)), SEEDS
         jobs = [(method, rates[method], seed) for seed in seeds for method in methods]

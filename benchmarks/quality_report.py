@@ -20,7 +20,7 @@ def write_report(folder, about, runs):
     for found in runs:
         found.pop("settings", None)
     result = {
-        "command": "python benchmarks/quality.py",
+        "command": "python -m benchmarks.quality",
         "environment": environment(),
         **about,
         "summary": summary,
@@ -73,7 +73,7 @@ def _introduction(about, machine):
         f"{settings['max_steps']} steps of {settings['batch_size']} in every run, bfloat16 "
         f"autocast on float32 weights, one thread a run, {about['workers']} runs at a time.",
         "",
-        f"`python benchmarks/quality.py` · {machine['processor']}, torch "
+        f"`python -m benchmarks.quality` · {machine['processor']}, torch "
         f"{machine['packages']['torch']}, transformers {machine['packages']['transformers']}, "
         f"peft {machine['packages']['peft']}",
         "",

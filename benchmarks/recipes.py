@@ -1,7 +1,7 @@
 """Run the recipes' quick configs as a user does, and full fine-tuning of the same model for as many
 steps beside some of them.
 
-    python benchmarks/recipes.py [--only NAME ...] [--run-dir runs/recipes]
+    python -m benchmarks.recipes [--only NAME ...] [--run-dir runs/recipes]
 
 A finished run is not run again. The figures end in ``benchmarks/results/recipes.json`` and
 ``recipes.md``; what is written there of runs that this call leaves out stays.
@@ -161,7 +161,7 @@ def report(results):
     text = [
         "# The recipes' quick configs",
         "",
-        f"`python benchmarks/recipes.py` · {machine['threads']} CPU threads, "
+        f"`python -m benchmarks.recipes` · {machine['threads']} CPU threads, "
         f"{machine['processor']} · {packages}",
         "",
         "One run each. Minutes are those of the whole command, from `accelerate launch` to the "

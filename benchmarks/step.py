@@ -2,12 +2,12 @@
 keep, and the loss.
 
     # SmolLM2-135M on this CPU
-    python benchmarks/step.py [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]
+    python -m benchmarks.step [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]
     # the shapes of Llama 3 on a GPU, and the same without a GPU
-    python benchmarks/step.py --device cuda [--rows "8B nf4 b1" ...]
-    python benchmarks/step.py --traced
+    python -m benchmarks.step --device cuda [--rows "8B nf4 b1" ...]
+    python -m benchmarks.step --traced
     # loss curves on this CPU
-    python benchmarks/step.py --curves [--steps 300]
+    python -m benchmarks.step --curves [--steps 300]
 
 Same weights, same first adapter, same batches in one run. TRL's arm needs TRL, which is no
 dependency: ``python -m pip install --no-deps --target runs/trl trl==1.16.0``, and
@@ -28,15 +28,23 @@ import warnings
 from pathlib import Path
 
 import torch
-from step_arms import ARMS, TRL_VERSION, prepared, running, why_not
-from step_backbones import SHAPES, random_batches, random_llama
-from step_cpu import ROWS as CPU_ROWS
-from step_cpu import cpu_row
-from step_curves import curves
-from step_measures import adapter_bytes, bytes_of, timed_step, weights_of
-from step_report import write_report
-from step_traced import BUDGETS, LENGTHS, LONGEST_ARMS, TRACED, TRACED_ARMS, longest_of, traced_rows
 
+from benchmarks.step_arms import ARMS, TRL_VERSION, prepared, running, why_not
+from benchmarks.step_backbones import SHAPES, random_batches, random_llama
+from benchmarks.step_cpu import ROWS as CPU_ROWS
+from benchmarks.step_cpu import cpu_row
+from benchmarks.step_curves import curves
+from benchmarks.step_measures import adapter_bytes, bytes_of, timed_step, weights_of
+from benchmarks.step_report import write_report
+from benchmarks.step_traced import (
+    BUDGETS,
+    LENGTHS,
+    LONGEST_ARMS,
+    TRACED,
+    TRACED_ARMS,
+    longest_of,
+    traced_rows,
+)
 from peftkit.runs.process import environment
 
 # By the tokens of a step. With 2048 tokens, all arms together do not fit into 24 GiB.

@@ -109,9 +109,7 @@ def why_not(arm: str, storage: str | None) -> str | None:
     return None
 
 
-def prepared(
-    arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | None = None
-) -> nn.Module:
+def prepared(arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | None = None) -> Any:
     """The backbone with its adapter, whose weights are those of `first` if it is given, in training
     mode.
     """
@@ -138,7 +136,7 @@ def prepared(
     return model.train()
 
 
-def _checkpoint(model: nn.Module, share: float) -> None:
+def _checkpoint(model: Any, share: float) -> None:
     base = model.get_base_model()
     enable = (
         getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
@@ -151,7 +149,7 @@ def _checkpoint(model: nn.Module, share: float) -> None:
         block.gradient_checkpointing = number < round(share * len(blocks))
 
 
-def _as_trl_does(model: nn.Module, quantized: bool) -> None:
+def _as_trl_does(model: Any, quantized: bool) -> None:
     """What SFTTrainer.__init__ (trl/trainer/sft_trainer.py) does to a model of PEFT's, with TRL's
     own function.
     """

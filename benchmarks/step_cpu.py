@@ -15,19 +15,18 @@ from pathlib import Path
 import peft
 import torch
 from safetensors.torch import load_file, save_file
-from step_arms import ARMS, prepared, running, why_not
-from step_backbones import smollm2, text_batches
-from step_measures import (
+
+from benchmarks.step_arms import ARMS, loss_of, prepared, running, why_not
+from benchmarks.step_backbones import smollm2, text_batches
+from benchmarks.step_measures import (
     adapter_bytes,
     bytes_of,
     floor_per_token_and_block,
     live_bytes,
-    loss_of,
     saved_per_token_and_block,
     timed_step,
     weights_of,
 )
-
 from peftkit.runs.process import keep_freed_memory
 
 ROWS = {

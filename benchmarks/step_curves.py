@@ -10,9 +10,10 @@ import time
 
 import peft
 import torch
-from step_arms import ARMS, prepared, running
-from step_backbones import smollm2, text_batches
-from step_measures import train_step
+
+from benchmarks.step_arms import ARMS, prepared, running
+from benchmarks.step_backbones import smollm2, text_batches
+from benchmarks.step_measures import train_step
 
 ROWS, TOKENS, STORAGE = 4, 64, "nf4"
 RUNS = (("a", 0), ("a", 1), ("f", 0), ("c", 0))

@@ -5,14 +5,15 @@ the peak.
 import gc
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from step_arms import loss_of
-from step_gradients import GradientsInPlace
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from benchmarks.step_arms import loss_of
+from benchmarks.step_gradients import GradientsInPlace
 from peftkit.memory.storages import LiveStorages
 
 
@@ -75,7 +76,8 @@ class Explained(LiveStorages):
     def __init__(self, peak):
         super().__init__()
         self.wanted, self.made, self.ignored = peak, {}, set()
-        self.at_peak, self.last = None, ""
+        self.at_peak: Any = None  # bytes by kind, once the peak is reached
+        self.last = ""
 
     def ignore(self, *tensors):
         """Do not count the storages of `tensors`, nor name them."""

@@ -4,10 +4,11 @@ values.
 
 import json
 from statistics import median
+from typing import Any
 
-from step_arms import ARMS
-from step_curves import differences
-from step_traced import EXPLAINED_ARMS, EXPLAINED_ROWS
+from benchmarks.step_arms import ARMS
+from benchmarks.step_curves import differences
+from benchmarks.step_traced import EXPLAINED_ARMS, EXPLAINED_ROWS
 
 GIB, MIB = 2**30, 2**20
 WHOLE = ("f", "f-quarter", "f-half", "f-three-quarters", "f-all", "f-weights")
@@ -97,7 +98,7 @@ _ABOUT = {
 
 
 def _by_row(found):
-    rows = {}
+    rows: dict[str, Any] = {}
     for each in found:
         if "row" in each:
             rows.setdefault(each["row"], {})[each["arm"]] = each
@@ -238,7 +239,7 @@ def _gpu_goals(rows):
         ours = {arm: totals[arm] for arm in WHOLE if arm in totals}
         if not ours:
             continue
-        best = min(ours, key=ours.get)
+        best = min(ours, key=lambda arm: ours[arm])
         limit = goal if goal is not None else totals.get("d", float("inf"))
         others = [_cell(totals.get(arm), ".2f") for arm in "ad"]
         words = [

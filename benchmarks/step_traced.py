@@ -1,7 +1,7 @@
 """Memory of a training step on a GPU, traced without one: real code on fake tensors, whose live
 storages are counted.
 
-    python benchmarks/step.py --traced [--rows "8B nf4 b1" ...] [--arms a f-all ...]
+    python -m benchmarks.step --traced [--rows "8B nf4 b1" ...] [--arms a f-all ...]
     [--skip-longest]
 
 Nothing is computed: weights are fake, of the shapes of Llama 3. bitsandbytes' autograd function
@@ -17,12 +17,16 @@ import contextlib
 import gc
 import itertools
 import math
+from typing import Any
 from unittest import mock
 
 import torch
-from step_arms import ARMS, prepared, running, why_not
-from step_backbones import as_fake, config_of, random_llama, use_flash_stand_in
-from step_measures import (
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.step_arms import ARMS, prepared, running, why_not
+from benchmarks.step_backbones import as_fake, config_of, random_llama, use_flash_stand_in
+from benchmarks.step_measures import (
     Explained,
     adapter_bytes,
     bytes_of,
@@ -31,9 +35,6 @@ from step_measures import (
     saved_per_token_and_block,
     weights_of,
 )
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from peftkit.memory.fake import AllNonzero
 from peftkit.memory.storages import LiveStorages
 from peftkit.methods.lora import layer as linear
@@ -228,7 +229,7 @@ def traced_rows(names, arms, longest, keep):
     more.
     """
     found = []
-    wanted = {}
+    wanted: dict[Any, Any] = {}
     for name in names:
         shape, storage, rows, tokens = TRACED[name]
         wanted.setdefault((shape, storage), []).append((name, rows, tokens))

@@ -152,7 +152,7 @@ def _with_sound(
         inputs["sample"] = False  # these add noise to what they hear
     if config.is_encoder_decoder:
         return inputs
-    token = getattr(config, "audio_token_id", None) or getattr(config, "audio_token_index", 0)
+    token: Any = getattr(config, "audio_token_id", None) or getattr(config, "audio_token_index", 0)
     for name, value in (("input_ids", token), ("attention_mask", 1)):
         heard = torch.full((2, sound.tokens), value)
         inputs[name] = torch.cat([text[name][:, :3], heard, text[name][:, 3:]], dim=1)

@@ -177,7 +177,7 @@ def _keep_every_kind_of_layer(
     """Choose the fewest layers (at least two) that cover every kind in the lists with one entry a
     layer.
     """
-    count_name = next((name for name in LAYER_COUNTS if name in declared), None)
+    count_name = next((name for name in LAYER_COUNTS if name in declared), "")
     count = getattr(default, count_name, 0) if count_name else 0
     lists = {
         name: value
