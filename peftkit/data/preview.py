@@ -1,6 +1,4 @@
-"""Show what a model will learn from: decoded examples with the supervised tokens marked, and length
-statistics.
-"""
+"""Show what a model will learn from: decoded examples with the supervised tokens marked."""
 
 import statistics
 from collections.abc import Iterator
@@ -16,46 +14,52 @@ _BOLD_GREEN, _DIM, _PLAIN = "\033[1;32m", "\033[2m", "\033[0m"
 def preview(
     rendered: Rendered, tokenizer: PreTrainedTokenizerBase, *, count: int = 3, color: bool = False
 ) -> str:
-    """Return a text of `count` examples and the statistics of all.
+    """Return the first `count` examples as text, and statistics of all examples.
 
-    Supervised stretches stand between ⟦ and ⟧, or in green with `color`.
+    Supervised tokens are between ⟦ and ⟧, or green if `color` is set.
     """
-    blocks = []
+    lines = []
     for number, example in enumerate(rendered.examples[:count], 1):
-        head = f"--- example {number}: {len(example.input_ids)} tokens, {example.supervised} supervised"
-        blocks.append(f"{head}\n{_marked(example, tokenizer, color)}")
-    return "\n".join([*blocks, "---", *_statistics(rendered)])
+        lines.append(
+            f"--- example {number}: {len(example)} tokens, {example.supervised} supervised"
+        )
+        lines.append(_mark(example, tokenizer, color))
+    return "\n".join([*lines, "---", *_describe(rendered)])
 
 
-def _marked(example: Example, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+def _mark(example: Example, tokenizer: PreTrainedTokenizerBase, color: bool) -> str:
+    """Return an example's text with the supervised stretches marked."""
     left, right = (_PLAIN + _BOLD_GREEN, _PLAIN + _DIM) if color else ("⟦", "⟧")
-    parts = [
-        f"{left}{tokenizer.decode(ids)}{right}" if supervised else tokenizer.decode(ids)
-        for supervised, ids in _stretches(example)
-    ]
-    return (_DIM + "".join(parts) + _PLAIN) if color else "".join(parts)
+    text = ""
+    for supervised, ids in _stretches(example):
+        decoded = tokenizer.decode(ids)
+        text += f"{left}{decoded}{right}" if supervised else decoded
+    return f"{_DIM}{text}{_PLAIN}" if color else text
 
 
 def _stretches(example: Example) -> Iterator[tuple[bool, list[int]]]:
-    run: list[int] = []
-    state = False
+    """Yield runs of tokens that are all supervised, or all not, and which of the two they are."""
+    stretch: list[int] = []
+    supervised = False
     for token, label in zip(example.input_ids, example.labels, strict=True):
-        if (label != IGNORED) != state:
-            if run:
-                yield state, run
-            run, state = [], label != IGNORED
-        run.append(token)
-    if run:
-        yield state, run
+        if (label != IGNORED) != supervised:
+            if stretch:
+                yield supervised, stretch
+            stretch = []
+            supervised = label != IGNORED
+        stretch.append(token)
+    if stretch:
+        yield supervised, stretch
 
 
-def _statistics(rendered: Rendered) -> list[str]:
-    lengths = sorted(len(example.input_ids) for example in rendered.examples)
+def _describe(rendered: Rendered) -> list[str]:
+    lengths = sorted(map(len, rendered.examples))
+    total = sum(lengths)
     supervised = sum(example.supervised for example in rendered.examples)
-    quantile = lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))]
+    percentile = lengths[min(len(lengths) - 1, int(len(lengths) * 0.95))]
     return [
         str(rendered),
-        f"tokens: {sum(lengths)}, of which supervised: {supervised} ({supervised / sum(lengths):.0%})",
-        f"length in tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, 95th percentile {quantile}, "
-        f"longest {lengths[-1]}",
+        f"tokens: {total}, of which supervised: {supervised} ({supervised / total:.0%})",
+        f"length in tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, "
+        f"95th percentile {percentile}, longest {lengths[-1]}",
     ]

@@ -88,7 +88,7 @@ def test_a_tokenizer_of_whole_words_with_special_tokens():
 def test_slow_tokenizers_are_refused():
     from transformers import ByT5Tokenizer
 
-    with pytest.raises(DataError, match="tells no character offsets"):
+    with pytest.raises(DataError, match="returns no character offsets"):
         place_words(ROW, ByT5Tokenizer(), max_length=9, label_on="first")
 
 
