@@ -24,13 +24,13 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from peftkit.runs.comparison import compare, summaries
+    from peftkit.runs.comparison import compare, read_runs
 
     check_output(options.output)
     if options.output or not options.json:
         text = compare(options.runs, options.output, metric=options.metric)
     print(
-        json.dumps([asdict(run) for run in summaries(options.runs)], indent=2)
+        json.dumps([asdict(run) for run in read_runs(options.runs)], indent=2)
         if options.json
         else text
     )

@@ -28,13 +28,13 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from peftkit.files import write_json
     from peftkit.runs.opening import open_run
-    from peftkit.runs.prediction import measured
+    from peftkit.runs.prediction import measure
 
     check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]
     rows = runs[0].task.read(options.data) if options.data else runs[0].held_out_rows()
     data = options.data or runs[0].held_out()
-    found = measured(runs, rows, batch_size=options.batch_size)
+    found = measure(runs, rows, batch_size=options.batch_size)
     print(f"{' + '.join(options.runs)} on {data}")
     for name, value in found.metrics.items():
         print(f"  {name:<24} {value:.4f}")

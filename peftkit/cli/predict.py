@@ -30,13 +30,13 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from peftkit.files import write_rows
     from peftkit.runs.opening import open_run
-    from peftkit.runs.prediction import outputs_of
+    from peftkit.runs.prediction import predict
 
     check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]
     task = runs[0].task
     rows = task.read(options.data, labelled=False)
-    predictions = task.predictions(rows, outputs_of(runs, rows, batch_size=options.batch_size))
+    predictions = task.predictions(rows, predict(runs, rows, batch_size=options.batch_size))
     write_rows(
         Path(options.output), (row | each for row, each in zip(rows, predictions, strict=True))
     )

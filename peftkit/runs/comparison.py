@@ -249,6 +249,3 @@ def _drawable(runs: Sequence[RunSummary]) -> list[str]:
             names |= dict.fromkeys(point)
     names.pop("step", None)
     return list(names)
-
-
-summaries = read_runs

@@ -86,6 +86,3 @@ def _check_that_they_average(runs: Sequence[Opened]) -> None:
             )
     if len(runs) > 1 and not first.task.averages:
         raise ConfigError(f"{first.directory} writes texts, which have no mean: name one run")
-
-
-outputs_of, measured = predict, measure
