@@ -237,7 +237,7 @@ def test_a_trial_that_a_crash_left_running_is_run_again_unless_it_still_runs(at)
 def test_a_directory_holds_one_search(at):
     at({"adapter.r": [4, 8]}, trials=1)
     with pytest.raises(
-        ConfigError, match="holds a sweep whose space differ; choose another --output"
+        ConfigError, match="holds a sweep whose space differs; choose another --output"
     ):
         at({"adapter.r": [4, 16]}, trials=1)
 
@@ -289,7 +289,7 @@ def test_a_grid_needs_lists_and_a_search_held_out_rows(at):
 def test_many_keys_are_checked_two_by_two(at, tmp_path):
     space = {f"adapter.options.key{n}": [1, 2] for n in range(12)}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    assert len(list(read_space(tmp_path / "space.yaml")._corners())) == 12 * 11 // 2 * 4
+    assert len(list(read_space(tmp_path / "space.yaml").corners())) == 12 * 11 // 2 * 4
 
 
 def test_values_of_every_kind_reach_the_recipe_as_they_are(at, tmp_path):
@@ -311,7 +311,7 @@ def test_the_time_limit_begins_no_new_trial(at):
 
 def test_the_last_error_of_a_log(tmp_path):
     path = tmp_path / "log"
-    assert last_error(path) == "it said nothing"
+    assert last_error(path) == "it printed nothing"
     path.write_text(
         "step 1\nTraceback\ntorch.OutOfMemoryError: 8 GiB\nsubprocess.CalledProcessError: Command\n"
     )

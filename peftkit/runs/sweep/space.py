@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _MOST_CORNERS = 1000
+_ROUNDING = 1e-9  # (high - low) / step may be a whole number less a rounding error
+_SET_FOR_EACH_TRIAL = ("run_dir", "config", "train.resume")
 
 
 @section
 class Range:
-    """Numbers from `low` to `high`, both included: whole numbers where both bounds and the step are
-    whole.
+    """Numbers from `low` to `high`, both included.
+
+    They are whole numbers if both bounds and the step are.
     """
 
     low: int | float
@@ -47,164 +50,176 @@ class Range:
     @property
     def last(self) -> int | float:
         """The largest value that the steps from `low` reach."""
-        return (
-            self.high
-            if self.step is None
-            else self.low + self.step * math.floor((self.high - self.low) / self.step + 1e-9)
-        )
+        if self.step is None:
+            return self.high
+        steps = math.floor((self.high - self.low) / self.step + _ROUNDING)
+        return self.low + self.step * steps
 
     def distribution(self) -> "BaseDistribution":
-        """Return it for Optuna."""
+        """Return the range as Optuna takes it."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        if (
-            isinstance(self.low, int)
-            and isinstance(self.high, int)
-            and isinstance(self.step, int | None)
-        ):
-            return IntDistribution(self.low, int(self.last), log=self.log, step=self.step or 1)
-        return FloatDistribution(self.low, self.last, log=self.log, step=self.step)
+        low, high, step = self.low, self.high, self.step
+        if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
+            return IntDistribution(low, int(self.last), log=self.log, step=step or 1)
+        return FloatDistribution(low, self.last, log=self.log, step=step)
+
+
+Dimension = Range | list[Any]
+"""What is tried of one key."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The dotted keys that are tried, each with a range or a list of values. Optuna is given the
-    values of lists as JSON.
+    """The dotted keys that are tried, each with a range or a list of values.
+
+    Optuna takes only plain values, so a list's values are handed to it as JSON.
     """
 
-    dimensions: Mapping[str, Range | list[Any]]
+    dimensions: Mapping[str, Dimension]
 
     def distributions(self) -> dict[str, "BaseDistribution"]:
-        """Return the space for Optuna."""
+        """Return the space as Optuna takes it."""
         from optuna.distributions import CategoricalDistribution
 
-        return {
-            key: each.distribution()
-            if isinstance(each, Range)
-            else CategoricalDistribution([*map(json.dumps, each)])
-            for key, each in self.dimensions.items()
-        }
+        found: dict[str, BaseDistribution] = {}
+        for key, dimension in self.dimensions.items():
+            if isinstance(dimension, Range):
+                found[key] = dimension.distribution()
+            else:
+                found[key] = CategoricalDistribution(list(map(json.dumps, dimension)))
+        return found
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Return the config's values for what Optuna has drawn."""
-        return {key: drawn[key] if isinstance(each, Range) else json.loads(drawn[key])
-                for key, each in self.dimensions.items()}  # fmt: skip
+        found = {}
+        for key, dimension in self.dimensions.items():
+            is_range = isinstance(dimension, Range)
+            found[key] = drawn[key] if is_range else json.loads(drawn[key])
+        return found
+
+    def first_values(self) -> dict[str, Any]:
+        """Return one point of the space: the lowest value or the first of each key."""
+        return {key: _ends(dimension)[0] for key, dimension in self.dimensions.items()}
 
     def grid(self) -> list[dict[str, str]]:
         """Return every point of the space as Optuna would draw it.
 
         Raises:
-            ConfigError: a key has a range and no list.
+            ConfigError: a key has a range instead of a list.
         """
-        ranges = [key for key, each in self.dimensions.items() if isinstance(each, Range)]
+        texts = []
+        ranges = []
+        for key, dimension in self.dimensions.items():
+            if isinstance(dimension, Range):
+                ranges.append(key)
+            else:
+                texts.append(list(map(json.dumps, dimension)))
         if ranges:
             raise ConfigError(
-                f"a grid is made of lists of values; {', '.join(ranges)} has a range: write the values out"
+                f"a grid is made of lists of values; {', '.join(ranges)} has a range: write the "
+                "values out"
             )
-        texts = [list(map(json.dumps, each)) for each in self.dimensions.values()]  # type: ignore[arg-type]
-        return [
-            dict(zip(self.dimensions, point, strict=True)) for point in itertools.product(*texts)
-        ]
+        points = itertools.product(*texts)
+        return [dict(zip(self.dimensions, point, strict=True)) for point in points]
 
     def check(self, kind: type, base: Path, output: Path) -> None:
-        """Build the config at every corner of the space, or where these are too many at those of
-        every two keys.
+        """Build the config at every corner of the space.
+
+        Where there are too many corners, every two keys take all their ends, and the other keys
+        stay at their first.
 
         Raises:
             ConfigError: names every key that is unknown and every value that is refused, with the
                 values at that corner.
         """
         problems: dict[str, str] = {}
-        for values in self._corners():
+        for values in self.corners():
             try:
-                read(kind, words(base, values, output))
+                read(kind, arguments(base, values, output))
             except ConfigError as problem:
                 lines = str(problem).splitlines()
                 for line in lines[1:] or lines:
                     problems.setdefault(line.strip(), spelled(values))
         if problems:
-            lines = [f"  {line} (with {where})" for line, where in problems.items()]
-            raise ConfigError(
-                "\n".join(["the recipe does not take every point of the space:", *lines])
-            )
+            lines = ["the recipe does not take every point of the space:"]
+            lines += [f"  {line} (with {values})" for line, values in problems.items()]
+            raise ConfigError("\n".join(lines))
 
-    def _corners(self) -> Iterator[dict[str, Any]]:
-        ends = {
-            key: [each.low, each.last] if isinstance(each, Range) else each
-            for key, each in self.dimensions.items()
-        }
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """Yield the corners that `check` looks at."""
+        ends = {key: _ends(dimension) for key, dimension in self.dimensions.items()}
         if math.prod(map(len, ends.values())) <= _MOST_CORNERS:
-            yield from (
-                dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values())
-            )
+            for corner in itertools.product(*ends.values()):
+                yield dict(zip(ends, corner, strict=True))
             return
+        first = self.first_values()
         for one, other in itertools.combinations(ends, 2):
-            rest = {key: values[0] for key, values in ends.items()}
-            yield from (
-                rest | {one: a, other: b} for a, b in itertools.product(ends[one], ends[other])
-            )
+            for one_value, other_value in itertools.product(ends[one], ends[other]):
+                yield first | {one: one_value, other: other_value}
+
+
+def _ends(dimension: Dimension) -> list[Any]:
+    """Return the bounds of a range, or all values of a list."""
+    return [dimension.low, dimension.last] if isinstance(dimension, Range) else dimension
 
 
 def read_space(path: Path) -> Space:
-    """Read a space from a YAML file: ``train.learning_rate: {low: 1e-4, high: 1e-2, log: true}``,
-    ``adapter.r: [4, 8]``.
+    """Read a space from a YAML file.
+
+    A line is ``train.learning_rate: {low: 1e-4, high: 1e-2, log: true}``, or ``adapter.r: [4, 8]``.
 
     Raises:
         ConfigError: the file cannot be read, or a key has neither a range nor a list of different
             values.
     """
-    dimensions = {
-        str(key): _dimension(str(key), given, path) for key, given in load_yaml(path).items()
-    }
+    dimensions = {}
+    for key, given in load_yaml(path).items():
+        dimensions[str(key)] = _read_dimension(str(key), given, path)
     if not dimensions:
         raise ConfigError(f"{path} names no key to try")
     return Space(dimensions)
 
 
-def _dimension(key: str, given: Any, path: Path) -> Range | list[Any]:
-    if key in ("run_dir", "config", "train.resume"):
+def _read_dimension(key: str, given: Any, path: Path) -> Dimension:
+    if key in _SET_FOR_EACH_TRIAL:
         raise ConfigError(f"{path}: {key} is set for each trial and cannot be tried")
     if isinstance(given, dict) and given.keys() & {"low", "high"}:
         return build(Range, given, f"{path}, {key}")
     if not isinstance(given, list):
         raise ConfigError(
-            f"{path}: {key} must be a list of values, or a range such as {{low: 1, high: 8}} (got {given!r})"
+            f"{path}: {key} must be a list of values, or a range such as "
+            f"{{low: 1, high: 8}} (got {given!r})"
         )
     try:
-        texts = [json.dumps(value) for value in given]
+        different = set(map(json.dumps, given))
     except TypeError as problem:
         raise ConfigError(f"{path}: {key}: {problem}") from problem
-    if not texts or len(set(texts)) < len(texts):
+    if not given or len(different) < len(given):
         raise ConfigError(f"{path}: {key} must list different values (got {given!r})")
     return given
 
 
-def words(base: Path, values: Mapping[str, Any], run_dir: Path) -> list[str]:
-    """Return the arguments of a recipe for the base config with other values."""
-    pairs = [(f"--{key}", json.dumps(value, ensure_ascii=False)) for key, value in values.items()]
-    return [
-        "--config",
-        str(base),
-        *itertools.chain(*pairs),
-        "--run_dir",
-        json.dumps(str(run_dir), ensure_ascii=False),
-    ]
+def arguments(base: Path, values: Mapping[str, Any], run_dir: Path) -> list[str]:
+    """Return a recipe's command line for the base config with other values."""
+    words = ["--config", str(base)]
+    for key, value in {**values, "run_dir": str(run_dir)}.items():
+        words += [f"--{key}", json.dumps(value, ensure_ascii=False)]
+    return words
 
 
 def spelled(values: Mapping[str, Any]) -> str:
-    """Return values for people: ``train.learning_rate=0.001, adapter.r=8``."""
+    """Return values as a person reads them: ``train.learning_rate=0.001, adapter.r=8``."""
     return ", ".join(f"{key}={shown(value)}" for key, value in values.items())
 
 
 def shown(value: Any) -> str:
-    """Return one value for people."""
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-    )
+    """Return one value as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
 
 
 def name_of(values: Mapping[str, Any]) -> str:
