@@ -1,4 +1,4 @@
-"""The cheap training step: the same numbers with less memory and less time than PEFT's recipe."""
+"""The cheap training step: the same numbers, with less memory and time than PEFT's own."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,8 +19,9 @@ __all__ = ["Lean", "has_chunked_loss", "prepare", "summed"]
 
 @dataclass(frozen=True)
 class Lean:
-    """What of a training step is made lean. All of it gives PEFT's numbers, up to the rounding of
-    an update's scale.
+    """Which parts of a training step are made lean.
+
+    All of them give PEFT's numbers, up to the rounding of a scaled update.
     """
 
     layers: bool = True
@@ -28,9 +29,9 @@ class Lean:
     loss: bool = True
     """A language model's logits are never whole (`peftkit.lean.chunked_loss`)."""
     norms: bool = True
-    """Norms keep their inputs alone (`peftkit.lean.norms_and_feed_forwards`)."""
+    """Norms keep only their inputs (`peftkit.lean.norms_and_feed_forwards`)."""
     feed_forward: bool = True
-    """Feed-forward layers keep what their first layers give, alone."""
+    """Feed-forward layers keep only the outputs of their first layers."""
     weights: bool = False
     """4-bit layers dequantise once for a checkpointed block's second forward pass and its backward
     pass; that takes the memory of one block's weights in 16 bits."""
@@ -39,12 +40,11 @@ class Lean:
 
     @classmethod
     def of(cls, wanted: "Lean | bool") -> "Lean":
-        """Return what True, all, and False, nothing, stand for."""
+        """Return `wanted`, where True stands for all of the defaults and False for nothing."""
         if isinstance(wanted, cls):
             return wanted
-        return cls(
-            layers=bool(wanted), loss=bool(wanted), norms=bool(wanted), feed_forward=bool(wanted)
-        )
+        is_lean = bool(wanted)
+        return cls(layers=is_lean, loss=is_lean, norms=is_lean, feed_forward=is_lean)
 
 
 def prepare(model: nn.Module, wanted: Lean | bool) -> None:
@@ -60,15 +60,9 @@ def prepare(model: nn.Module, wanted: Lean | bool) -> None:
         found["norms"] = recompute_norms(model)
     if lean.feed_forward:
         found["feed_forward"] = recompute_feed_forwards(model)
-    extend(
-        model,
-        "lean",
-        found
-        | {
-            "loss": "in chunks, if the first step finds that it can be"
-            if lean.loss
-            else "the model's own"
-        },
-    )
+    found["loss"] = "the model's own"
+    if lean.loss:
+        found["loss"] = "in chunks, if the first step finds that it can be"
+    extend(model, "lean", found)
     if lean.loss:
         chunk_loss(model)

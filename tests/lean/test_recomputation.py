@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import peftkit
 from peftkit.lean.norms_and_feed_forwards import recompute_feed_forwards, recompute_norms
-from peftkit.lean.recomputation import _alone, recomputed
+from peftkit.lean.recomputation import _holders_of_an_unshared_gradient, recomputed
 from peftkit.memory.storages import LiveStorages
 from peftkit.methods.lora.forward_backward import Update, dropped
 from tests.conftest import llama_config
@@ -78,7 +78,7 @@ def test_output_and_gradients_are_those_of_the_function(dtype):
     assert all_equal(gradients(output, inputs), gradients(gate(*inputs), inputs))
 
 
-def test_without_a_gradient_it_is_the_function_alone():
+def test_without_a_gradient_it_is_the_function_holders_of_an_unshared_gradient():
     (x,) = leaves((ROWS, WIDTH))
     with torch.no_grad():
         assert recomputed(norm, x).grad_fn is None
@@ -451,9 +451,9 @@ def test_a_gradient_that_somebody_holds_stays_what_it_is(monkeypatch, holder):
 def test_who_holds_a_gradient_may_be_learnt_in_a_checkpointed_block():
     """Which must save as much when it is computed again, and learns nothing then."""
     inputs = leaves((ROWS, WIDTH), (ROWS, WIDTH))
-    _alone.cache_clear()
+    _holders_of_an_unshared_gradient.cache_clear()
     output = checkpoint(lambda *inputs: recomputed(gate, *inputs), *inputs, use_reentrant=False)
-    assert _alone.cache_info().currsize
+    assert _holders_of_an_unshared_gradient.cache_info().currsize
     for one, other in zip(gradients(output, inputs), gradients(gate(*inputs), inputs), strict=True):
         assert torch.equal(one, other)
 

@@ -17,7 +17,8 @@ from transformers import (
 import peftkit
 from benchmarks import zoo
 from peftkit.errors import AdapterFileError, ConfigError, TargetError
-from peftkit.methods.prefix.layer import PrefixLayer
+from peftkit.forwards import unwrap_forward, wrap_forward
+from peftkit.methods.prefix.layer import PrefixLayer, attend
 from peftkit.methods.prefix.model import PrefixConfig
 from tests.architectures import ARCHITECTURES
 from tests.conftest import llama_config, logits
@@ -598,14 +599,9 @@ def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_late
     backbone.config._attn_implementation = "sdpa"
     model = peftkit.attach(backbone, CONFIG)
     attention = backbone.model.layers[1].self_attn
-    attention.forward.keywords.clear()
-    passed_over = (
-        attention.forward.func,
-        attention.forward.args[0],
-        attention,
-        lambda *a, **k: (k["hidden_states"], None),
-    )
-    attention.forward = lambda *args, **kwargs: passed_over[0](*passed_over[1:], *args, **kwargs)
+    unwrap_forward(attention, "prefix")
+    attention.forward = lambda **kwargs: (kwargs["hidden_states"], None)
+    wrap_forward(attention, attend, "prefix")
     with pytest.raises(
         TargetError,
         match=r"prefix of model.layers.1.self_attn could not join.*attn_implementation='sdpa'",

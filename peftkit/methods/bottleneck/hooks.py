@@ -7,7 +7,6 @@ adapters of their own, and gradient checkpointing may run a block twice. What on
 one is left on the module for that moment: a source leaves its input, a norm its input and output.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,8 +14,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
+from peftkit.forwards import unwrap_forward, wrap_forward
 
 CHILD = "bottlenecks"  # not to begin like the parameters, "bottleneck_", by which PEFT tells these
+_WRAPPER = "bottleneck"
 _INPUT = "_peftkit_input"
 _NORMED = "_peftkit_normed"
 _NORMS = "_peftkit_norms"
@@ -30,17 +31,11 @@ def open_host(host: nn.Module, layer: nn.Module) -> None:
     """Make `layer` a child of `host`, and let it change what the host's forward gives, however that
     is called.
     """
-    _watch(host)
+    wrap_forward(host, _run, _WRAPPER)
     host.add_module(CHILD, layer)
 
 
-def _watch(module: nn.Module) -> None:
-    own = vars(module).get("forward") or functools.partial(type(module).forward, module)
-    if getattr(own, "func", None) is not _run:
-        vars(module)["forward"] = functools.partial(_run, module, own)
-
-
-def _run(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a host or a block; nothing that was left for it outlives that, not even when
     checkpointing stops it early.
     """
@@ -48,7 +43,7 @@ def _run(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) 
     for norm in norms:
         vars(norm)[_LISTENS] = True
     try:
-        output = own(*args, **kwargs)
+        output = forward(*args, **kwargs)
         layer = module._modules.get(CHILD)
         return output if layer is None else layer(output)
     finally:
@@ -75,7 +70,7 @@ def move_outside(wrapper: nn.Module) -> None:
     base = wrapper._modules.get("base_layer")
     layer = base._modules.pop(CHILD, None) if base is not None else None
     if base is not None and layer is not None:
-        vars(base)["forward"] = vars(base)["forward"].args[1]
+        unwrap_forward(base, _WRAPPER)
         open_host(wrapper, layer)
 
 
@@ -176,7 +171,7 @@ def open_tap(
     if closes_block or reads_residual:
         names = {id(part): name for name, part in block.named_modules()}
         vars(block)[_NORMS] = tuple(names[id(norm)] for norm in norms)
-        _watch(block)
+        wrap_forward(block, _run, _WRAPPER)
         for norm in norms:
             if reads_residual:
                 vars(norm)[_LISTENS_ALWAYS] = True

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from peft.import_utils import is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 
 from peftkit.lean import Lean
@@ -152,23 +152,22 @@ class LeanLinear(LeanForward, lora.Linear):
     """LoRA on a float layer, ``nn.Linear`` or ``Conv1D``."""
 
 
-class LeanLinear4bit(LeanForward, Linear4bit):
-    """LoRA on a 4-bit layer."""
+_LEAN: dict[type, type] = {lora.Linear: LeanLinear}
 
-    rounds_update = True
+if is_bnb_available():
+    from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
 
+    class LeanLinear4bit(LeanForward, Linear4bit):
+        """LoRA on a 4-bit layer."""
 
-class LeanLinear8bitLt(LeanForward, Linear8bitLt):
-    """LoRA on an int8 layer."""
+        rounds_update = True
 
-    rounds_update = True
+    class LeanLinear8bitLt(LeanForward, Linear8bitLt):
+        """LoRA on an int8 layer."""
 
+        rounds_update = True
 
-_LEAN: dict[type, type] = {
-    lora.Linear: LeanLinear,
-    Linear4bit: LeanLinear4bit,
-    Linear8bitLt: LeanLinear8bitLt,
-}
+    _LEAN |= {Linear4bit: LeanLinear4bit, Linear8bitLt: LeanLinear8bitLt}
 
 
 def make_lean(layer: LoraLayer, arithmetic: Arithmetic) -> str | None:

@@ -14,6 +14,9 @@ from peftkit.errors import ConfigError, TargetError
 from peftkit.methods.prefix.attention import Joining, Prefix
 from peftkit.methods.prefix.matrix_products import Heads
 
+CHILD = "prefix"
+"""Name of the module that is added to an attention."""
+
 
 class PrefixLayer(nn.Module, BaseTunerLayer):
     """The prefixes of one attention module, by the name of their adapter; a child of that module.
@@ -114,15 +117,14 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
         )
 
 
-def attend(
-    layer: PrefixLayer, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def attend(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run an attention module's forward pass with the active prefix joined.
 
     Raises:
         TargetError: the attention went a way on which the prefix could not join. It is never left
             out in silence.
     """
+    layer: Any = getattr(module, CHILD)
     prefix = layer.active_prefix()
     if prefix is None:
         return forward(*args, **kwargs)

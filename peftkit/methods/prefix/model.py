@@ -11,7 +11,6 @@ padded on the left need ``position_ids`` that count real tokens (``generate`` pa
 models with learned positions do.
 """
 
-import functools
 import inspect
 import re
 from collections.abc import Iterable
@@ -25,12 +24,12 @@ from torch import nn
 from peftkit.anatomy import Attention, attentions, why_none
 from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError, TargetError, nearest
+from peftkit.forwards import unwrap_forward, wrap_forward
 from peftkit.methods.peft_registry import register
-from peftkit.methods.prefix.layer import PrefixLayer, attend
+from peftkit.methods.prefix.layer import CHILD, PrefixLayer, attend
 from peftkit.methods.resolution import numbered_blocks, resolved_copy
 
-CHILD = "prefix"
-"""Name of the module that is added to an attention."""
+_WRAPPER = "prefix"
 _FUSED_KERNELS = re.compile(r"flash|flex|paged", re.IGNORECASE)
 
 
@@ -236,8 +235,7 @@ class PrefixModel(BaseTuner):
         layer = getattr(target, CHILD, None)
         if not isinstance(layer, PrefixLayer):
             layer = PrefixLayer(self._sites[current_key])
-            own = vars(target).get("forward", functools.partial(type(target).forward, target))
-            vars(target)["forward"] = functools.partial(attend, layer, target, own)
+            wrap_forward(target, attend, _WRAPPER)
             target.add_module(CHILD, layer)
         layer.add(adapter_name, peft_config, next(target.parameters()).device)
 
@@ -249,7 +247,7 @@ class PrefixModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(getattr(module, CHILD, None), PrefixLayer):
                 delattr(module, CHILD)
-                vars(module)["forward"] = vars(module)["forward"].args[2]
+                unwrap_forward(module, _WRAPPER)
         backbone: nn.Module = self.model
         return backbone
 
