@@ -1,6 +1,4 @@
-"""How good predictions are: classes, rankings, entities, texts. Well-kept libraries do the
-counting.
-"""
+"""How good predictions are: classes, rankings, entities, texts. Established libraries count."""
 
 import re
 
@@ -22,7 +20,6 @@ _LOWER = {
 
 
 def lower_is_better(metric: str) -> bool:
-    """Tell from a metric's name whether less of it is better: losses, perplexities and errors of
-    all kinds.
-    """
-    return not _LOWER.isdisjoint(re.split(r"[\W_]+", metric.lower()))
+    """Return whether less is better, judged by the metric's name: losses, perplexities, errors."""
+    words = re.split(r"[\W_]+", metric.lower())
+    return not _LOWER.isdisjoint(words)

@@ -1,4 +1,4 @@
-"""Metrics of one class for each row."""
+"""Metrics of one class per row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import numpy as np
 
 from peftkit.metrics.tables import markdown
 
+_TINY = 1e-12  # instead of 0, which has no logarithm and divides nothing
+
 
 def class_metrics(
     labels: Sequence[str],
@@ -14,36 +16,37 @@ def class_metrics(
     predicted: Sequence[int],
     probabilities: Sequence[Sequence[float]],
 ) -> dict[str, float]:
-    """Return accuracy, macro F1, the mean of -log p of the right class (nll) and, for two classes,
-    F1 of the second and area under the ROC curve.
+    """Return accuracy, macro F1, and the mean of -log p of the right class (``nll``).
+
+    With two classes there are also the F1 of the second class, and the area under the ROC curve
+    (``auc``) if both classes occur.
 
     Args:
-        labels: The classes' names.
+        labels: The names of the classes.
         true: The right class of each row, as a number.
-        predicted: The class that was chosen for each row.
-        probabilities: Of each class, for each row: (rows, classes).
+        predicted: The predicted class of each row.
+        probabilities: The probability of each class, for each row: (rows, classes).
     """
     from sklearn.metrics import accuracy_score, f1_score, roc_auc_score  # takes a second to import
 
-    everything = range(len(labels))
+    classes = list(range(len(labels)))
+    macro_f1 = f1_score(true, predicted, labels=classes, average="macro", zero_division=0)
+    by_class = np.asarray(probabilities)  # [rows, classes]
+    of_right_class = by_class[range(len(true)), true]  # [rows]
     metrics = {
         "accuracy": float(accuracy_score(true, predicted)),
-        "macro_f1": float(
-            f1_score(true, predicted, labels=list(everything), average="macro", zero_division=0)
-        ),
-        "nll": float(
-            -np.log(np.maximum(np.asarray(probabilities)[range(len(true)), true], 1e-12)).mean()
-        ),
+        "macro_f1": float(macro_f1),
+        "nll": float(-np.log(np.maximum(of_right_class, _TINY)).mean()),
     }
     if len(labels) == 2:
         metrics["f1"] = float(f1_score(true, predicted, zero_division=0))
         if len(set(true)) == 2:
-            metrics["auc"] = float(roc_auc_score(true, np.asarray(probabilities)[:, 1]))
+            metrics["auc"] = float(roc_auc_score(true, by_class[:, 1]))
     return metrics
 
 
 def class_report(labels: Sequence[str], true: Sequence[int], predicted: Sequence[int]) -> str:
-    """Return a Markdown table of precision, recall, F1 and rows of each class, and their means."""
+    """Return a Markdown table: precision, recall, F1 and rows of each class, and their means."""
     from sklearn.metrics import classification_report
 
     found: Any = classification_report(
@@ -54,20 +57,29 @@ def class_report(labels: Sequence[str], true: Sequence[int], predicted: Sequence
         output_dict=True,
         zero_division=0,
     )
-    names = [*labels, "macro avg", "weighted avg"]
-    columns = ("precision", "recall", "f1-score", "support")
-    rows = [
-        [name, *(f"{found[name][c]:.3f}" for c in columns[:3]), f"{found[name]['support']:.0f}"]
-        for name in names
-    ]
+    rows = []
+    for name in (*labels, "macro avg", "weighted avg"):
+        entry = found[name]
+        rows.append(
+            [
+                name,
+                f"{entry['precision']:.3f}",
+                f"{entry['recall']:.3f}",
+                f"{entry['f1-score']:.3f}",
+                f"{entry['support']:.0f}",
+            ]
+        )
     return markdown(["class", "precision", "recall", "F1", "rows"], rows)
 
 
 def confusion(
     labels: Sequence[str], true: Sequence[int], predicted: Sequence[int]
 ) -> dict[str, Any]:
-    """Return how often each class (rows) was taken for each (columns): ``{"labels": ..., "counts":
-    ...}``.
+    """Return how often each class was predicted as each class.
+
+    Returns:
+        ``{"labels": [...], "counts": [[...], ...]}``: a row of counts for each true class, and in
+        it a column for each predicted class.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -76,11 +88,16 @@ def confusion(
 
 
 def best_threshold(true: Sequence[int], positive: Sequence[float]) -> float:
-    """Return the probability of the second class from which choosing it gives the highest F1 on
-    these rows.
+    """Return the threshold with the highest F1 on some rows.
+
+    A row is of the second class if that class's probability is at least the threshold.
+
+    Args:
+        true: The right class of each row, 0 or 1.
+        positive: The probability of the second class, for each row.
     """
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, thresholds = precision_recall_curve(true, positive)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, _TINY)  # [thresholds + 1]
     return float(thresholds[int(f1[:-1].argmax())])

@@ -1,4 +1,4 @@
-"""Metrics of ranked lists: one list of candidates for each user or query."""
+"""Metrics of ranked lists of candidates, one list per user or query; and of predicted scores."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -13,60 +13,67 @@ def ranking_metrics(
     *,
     cutoff: int = 10,
 ) -> dict[str, float]:
-    """Return the means over groups of NDCG, reciprocal rank and hit rate within the first `cutoff`
-    candidates.
+    """Return the means over groups of NDCG, reciprocal rank, and hit rates at 1 and 3.
 
-    Groups of one candidate, and those with nothing relevant, have no ranking to judge and are left
-    out. Equal scores count as the mean of their orders for NDCG (scikit-learn), and against the
-    model for the two others.
+    Groups with one candidate, or with nothing relevant, have no ranking to judge and are left out.
+    Candidates with equal scores count for NDCG as the mean of their orders (scikit-learn). For the
+    other metrics, the wrong candidates come first.
 
     Args:
-        groups: Whose list each candidate belongs to.
+        groups: The group, such as a user or a query, of each candidate.
         relevance: How right each candidate is; 0 is wrong.
         scores: The model's scores; the highest comes first.
-        cutoff: How far down the lists is looked.
+        cutoff: How many candidates of each list count.
     """
     from sklearn.metrics import ndcg_score
 
     lists: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for group, right, score in zip(groups, relevance, scores, strict=True):
         lists[group].append((float(right), float(score)))
-    judged = [
-        np.array(entries)
-        for entries in lists.values()
-        if len(entries) > 1 and any(r > 0 for r, _ in entries)
-    ]
-    if not judged:
+
+    gains, reciprocals, first, among_three = [], [], [], []
+    for candidates in lists.values():
+        if not _is_ranking(candidates):
+            continue
+        right, score = np.array(candidates).T  # [candidates], [candidates]
+        gains.append(ndcg_score(right[None], score[None], k=cutoff))
+        rank = _first_rank(right, score)
+        reciprocals.append(1 / rank if rank <= cutoff else 0.0)
+        first.append(rank == 1)
+        among_three.append(rank <= 3)
+    if not gains:
         return {}
-    ranks = [_first_rank(entries) for entries in judged]
     return {
-        f"ndcg@{cutoff}": float(
-            np.mean([ndcg_score(e[None, :, 0], e[None, :, 1], k=cutoff) for e in judged])
-        ),
-        f"mrr@{cutoff}": float(np.mean([1 / rank if rank <= cutoff else 0.0 for rank in ranks])),
-        "hit_rate@1": float(np.mean([rank == 1 for rank in ranks])),
-        "hit_rate@3": float(np.mean([rank <= 3 for rank in ranks])),
+        f"ndcg@{cutoff}": float(np.mean(gains)),
+        f"mrr@{cutoff}": float(np.mean(reciprocals)),
+        "hit_rate@1": float(np.mean(first)),
+        "hit_rate@3": float(np.mean(among_three)),
     }
 
 
+def _is_ranking(candidates: Sequence[tuple[float, float]]) -> bool:
+    """Return whether a list has several candidates, and a relevant one among them."""
+    return len(candidates) > 1 and any(right > 0 for right, _ in candidates)
+
+
+def _first_rank(relevance: np.ndarray, scores: np.ndarray) -> int:
+    """Return the rank, from 1, of the relevant candidate with the highest score.
+
+    Wrong candidates with the same score come before it.
+    """
+    best = scores[relevance > 0].max()
+    return int(1 + (scores[relevance <= 0] >= best).sum())
+
+
 def score_metrics(true: Sequence[float], scores: Sequence[float]) -> dict[str, float]:
-    """Return Spearman's and Pearson's correlation and the mean absolute error of predicted scores."""
+    """Return Spearman's and Pearson's correlation and the mean absolute error of scores."""
     from scipy.stats import pearsonr, spearmanr
 
     error = float(np.mean(np.abs(np.subtract(true, scores))))
     if len(true) < 2 or len(set(true)) == 1 or len(set(scores)) == 1:
-        return {"mean_absolute_error": error}  # a correlation with a constant is not defined
+        return {"mean_absolute_error": error}  # the correlation with a constant is not defined
     return {
         "spearman": float(spearmanr(true, scores).statistic),
         "pearson": float(pearsonr(true, scores).statistic),
         "mean_absolute_error": error,
     }
-
-
-def _first_rank(entries: np.ndarray) -> int:
-    """Return the place, from 1, of the best-scored relevant candidate, behind all wrong ones with
-    the same score.
-    """
-    relevance, scores = entries[:, 0], entries[:, 1]
-    best = scores[relevance > 0].max()
-    return int(1 + (scores[relevance <= 0] >= best).sum())

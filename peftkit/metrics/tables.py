@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; line breaks and bars in cells are made harmless."""
-    return "\n".join(
-        "| " + " | ".join(map(_cell, row)) + " |" for row in (head, ["---"] * len(head), *rows)
-    )
+    """Return a Markdown table. Line breaks, bars and tags in cells are made harmless."""
+    lines = []
+    for row in (head, ["---"] * len(head), *rows):
+        lines.append(f"| {' | '.join(map(_escape, row))} |")
+    return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
+def _escape(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

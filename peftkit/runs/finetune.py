@@ -25,7 +25,7 @@ from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.recording import summary
 from peftkit.runs.directory import Run
 from peftkit.runs.launcher import start_requested_processes
@@ -96,7 +96,7 @@ class Finetuning:
         self.recipe = recipe
         self.run = run
         self.start: Opened | None = None
-        self.measured: dict[str, Measured] = {}  # the report's columns: before, after, merged
+        self.measured: dict[str, Measurement] = {}  # the report's columns: before, after, merged
         self.remarks: list[str] = []
 
     def open_start(self) -> None:
@@ -204,7 +204,7 @@ class Finetuning:
         values = self.run.remembered("before")
         if values is None:
             values = self.run.remember("before", vars(self._measure(self.model)))
-        before = Measured(**values)
+        before = Measurement(**values)
         self.run.say(f"before: {_spelled(before)}")
         best = self.config.train.best
         if self.held_out and best not in before.metrics:
@@ -293,7 +293,7 @@ class Finetuning:
             self.run.say(f"the adapter is in {self.adapter_directory}, the report in {path}")
         self.accelerator.end_training()
 
-    def _measure(self, model: nn.Module, *, settle: bool = False) -> Measured:
+    def _measure(self, model: nn.Module, *, settle: bool = False) -> Measurement:
         """Return loss and metrics on the held-out rows, and on those of the old task.
 
         Without held-out rows, the training rows are measured.
@@ -312,7 +312,7 @@ class Finetuning:
 
     def measure_outputs(
         self, model: nn.Module, rows: Sequence[Row], *, settle: bool = False
-    ) -> Measured:
+    ) -> Measurement:
         """Return how good the model's outputs are, without the loss.
 
         Args:
@@ -416,5 +416,5 @@ def _position_count(model: nn.Module) -> int | None:
     return min(counts, default=None)
 
 
-def _spelled(measured: Measured) -> str:
+def _spelled(measured: Measurement) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in measured.metrics.items())

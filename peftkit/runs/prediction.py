@@ -11,7 +11,7 @@ from torch import nn
 import peftkit
 from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.runs.opening import Opened
 from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
@@ -36,7 +36,7 @@ def predict(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> 
     return outputs[0] if len(runs) == 1 else runs[0].task.averaged(outputs)
 
 
-def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> Measured:
+def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> Measurement:
     """Return the metrics of a run on labelled rows, or of the mean of several runs.
 
     A single run's loss is among its metrics; a mean has none.

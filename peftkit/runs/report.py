@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from peftkit.files import read_json, write_file
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.metrics.tables import markdown
 from peftkit.runs.figures import draw_all
 from peftkit.training.metrics_log import read_metrics
@@ -23,7 +23,7 @@ _CAPTIONS = {
 def write_report(
     directory: Path,
     title: str,
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, Measurement],
     shown: Sequence[tuple[str, str]] = (),
     *,
     remarks: Sequence[str] = (),
@@ -54,7 +54,7 @@ def write_report(
     return report
 
 
-def _table_of_metrics(measured: Mapping[str, Measured]) -> str:
+def _table_of_metrics(measured: Mapping[str, Measurement]) -> str:
     names: dict[str, None] = {}  # each once, in the order of the first column
     for column in measured.values():
         names |= dict.fromkeys(column.metrics)
@@ -84,7 +84,7 @@ def _cost(lines: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) ->
 
 
 def _table_of_predictions(
-    measured: Mapping[str, Measured], shown: Sequence[tuple[str, str]]
+    measured: Mapping[str, Measurement], shown: Sequence[tuple[str, str]]
 ) -> str:
     rows = []
     for number, (given, expected) in enumerate(shown):

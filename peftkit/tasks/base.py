@@ -13,7 +13,7 @@ from peftkit.backbones.loading import Head
 from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 
 
 class Task(ABC):
@@ -122,9 +122,9 @@ class Task(ABC):
         """Return the columns that a prediction adds to each row."""
 
     @abstractmethod
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return how good the outputs are."""
 
     @abstractmethod
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
-        """Return, for each of `Measured.predictions`, what was asked and what was expected."""
+        """Return, for each of `Measurement.predictions`, what was asked and what was expected."""

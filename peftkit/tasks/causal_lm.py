@@ -18,7 +18,7 @@ from peftkit.data.row_files import Row
 from peftkit.data.supervised_tokens import Example, Rendered, render_prompt, render_rows
 from peftkit.data.table_rows import list_paths
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.tasks.base import Task
 from peftkit.tasks.generation import answer
 from peftkit.tasks.inference import evaluating, in_shares
@@ -149,11 +149,13 @@ class CausalLMTask(Task):
         """Return ``prediction``, a text."""
         return [{"prediction": text} for text in outputs]
 
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return the share of answers that state what their rows expect, where rows expect
         something.
         """
-        return Measured(fact_accuracy([self.question(row) for row in rows], outputs), list(outputs))
+        return Measurement(
+            fact_accuracy([self.question(row) for row in rows], outputs), list(outputs)
+        )
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's question, and what it expects or its own answer."""

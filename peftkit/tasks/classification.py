@@ -17,7 +17,7 @@ from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss, regression_loss
 from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
@@ -243,7 +243,7 @@ class ClassificationTask(Task):
             for number, each in zip(self._decided(outputs), outputs, strict=True)
         ]
 
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return accuracy, F1, AUC for two classes, a report of the classes, the confusion matrix;
         and rankings.
         """
@@ -261,7 +261,7 @@ class ClassificationTask(Task):
         details = class_report(labels, true, predicted)
         if len(labels) == 2:
             details += f"\n\nf1, auc, rankings and thresholds are those of the class {labels[1]!r}."
-        return Measured(metrics, names, details, confusion(labels, true, predicted))
+        return Measurement(metrics, names, details, confusion(labels, true, predicted))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's own columns and its label."""
@@ -313,7 +313,7 @@ class ScoringTask(ClassificationTask):
         """Return ``prediction``, the score."""
         return [{"prediction": each} for each in outputs]
 
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return correlations, the mean absolute error and, with groups, rankings."""
         true = [float(row["score"]) for row in rows]
         metrics = score_metrics(true, outputs)
@@ -321,4 +321,4 @@ class ScoringTask(ClassificationTask):
             metrics |= ranking_metrics(
                 [row["group"] for row in rows], [max(0.0, score) for score in true], outputs
             )
-        return Measured(metrics, [f"{each:.3g}" for each in outputs])
+        return Measurement(metrics, [f"{each:.3g}" for each in outputs])

@@ -14,7 +14,7 @@ from peftkit.data.row_files import Row
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
 
@@ -158,9 +158,9 @@ class Seq2SeqTask(Task):
         """Return ``prediction``, a text."""
         return [{"prediction": text} for text in outputs]
 
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return the metrics of the texts against the rows' own."""
-        return Measured(
+        return Measurement(
             dict(self.metrics([row[self.target] for row in rows], outputs)), list(outputs)
         )
 

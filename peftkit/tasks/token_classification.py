@@ -18,7 +18,7 @@ from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss
 from peftkit.metrics.entities import are_entities, entity_metrics, entity_report, tag_metrics
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
 
@@ -215,7 +215,7 @@ class TokenClassificationTask(Task):
             found.append({"predicted_tags": ours} | places)
         return found
 
-    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measured:
+    def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return F1 of whole entities and by type; for tags that mark no entities, the share of
         right tags.
         """
@@ -231,8 +231,8 @@ class TokenClassificationTask(Task):
             for row, ours in zip(rows, predicted, strict=True)
         ]
         if not entities:
-            return Measured(tag_metrics(true, predicted), found)
-        return Measured(entity_metrics(true, predicted), found, entity_report(true, predicted))
+            return Measurement(tag_metrics(true, predicted), found)
+        return Measurement(entity_metrics(true, predicted), found, entity_report(true, predicted))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's text, and its entities or tags."""

@@ -9,7 +9,7 @@ import yaml
 from peftkit.config.keys import section
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
-from peftkit.metrics.measured import Measured
+from peftkit.metrics.measurement import Measurement
 from peftkit.runs.directory import Run
 from peftkit.runs.report import write_report
 from peftkit.training.metrics_log import MetricsLog, read_metrics
@@ -93,8 +93,8 @@ def test_the_report_shows_before_and_after(tmp_path):
         log.write(step, "train", {"loss": 4.0 / step, "items": 10, "seconds": 15.0 * step})
     log.write(4, "evaluation", {"loss": 1.2})
     measured = {
-        "before": Measured({"loss": 3.0}, ["no <idea>"]),
-        "after": Measured({"loss": 1.25, "right": 1}, ["£3.95"]),
+        "before": Measurement({"loss": 3.0}, ["no <idea>"]),
+        "after": Measurement({"loss": 1.25, "right": 1}, ["£3.95"]),
     }
     asked = [("how | much?", "£3.95")]
     text = write_report(tmp_path, "Title", measured, asked, remarks=["A remark."]).read_text()
