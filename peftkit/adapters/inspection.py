@@ -28,6 +28,7 @@ from peftkit.anatomy import (
     task_head,
 )
 from peftkit.backbones.loading import AUTO_CLASSES, Head, resolve_source
+from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.errors import BackboneError, PeftkitError
 
 
@@ -56,14 +57,22 @@ def empty_model(source: str, task: Head | None = None) -> PreTrainedModel:
     Raises:
         BackboneError: there is no config, or transformers has no such model.
     """
-    is_file = Path(source).suffix == ".json"
     try:
-        config = AutoConfig.from_pretrained(source if is_file else resolve_source(source))
+        config = AutoConfig.from_pretrained(_config_location(source))
         with torch.device("meta"), _quiet():
             model: PreTrainedModel = _model_class(config, task)(config)
     except (OSError, ValueError, KeyError) as problem:
         raise BackboneError(f"cannot build {source}: {problem}") from problem
     return model.eval()
+
+
+def _config_location(source: str) -> str:
+    """Return what transformers reads a config from: a config.json itself, without its weights."""
+    if Path(source).suffix != ".json":
+        return resolve_source(source)
+    if source.startswith(PACKAGE_PREFIX):
+        return str(package_file(source, BackboneError))
+    return source
 
 
 def _model_class(config: PretrainedConfig, task: Head | None) -> type[PreTrainedModel]:

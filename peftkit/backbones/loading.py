@@ -1,7 +1,6 @@
 """Load a frozen 16-, 8- or 4-bit backbone and make it trainable without up-casting anything."""
 
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from peftkit.backbones.quantization import (
     quantization_of,
 )
 from peftkit.backbones.quantized_forwards import quiet_int8_layers
+from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.errors import BackboneError, nearest
 from peftkit.files import cache_directory, recover, staged_directory
 from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
@@ -48,7 +48,6 @@ AUTO_CLASSES = {
     "image-classification": "AutoModelForImageClassification",
     "speech-seq2seq": "AutoModelForSpeechSeq2Seq",
 }
-_PACKAGE = "package:"
 
 
 def load_backbone(
@@ -202,6 +201,20 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def stored_dtype(source: str | Path) -> torch.dtype:
+    """Return the dtype of the weights at `source`: float32 where its config names none.
+
+    Raises:
+        BackboneError: there is no config at `source`.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(resolve_source(source))
+    except (OSError, ValueError, KeyError) as problem:
+        raise BackboneError(f"cannot read the config of {source}: {problem}") from problem
+    dtype = config.get_text_config().dtype or config.dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
 def describe_storage(model: nn.Module) -> dict[str, Any]:
     """Return how the model is stored: dtypes by size, and the modules with weight matrices that are
     not quantised.
@@ -237,7 +250,8 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
         BackboneError: a package, or a file or directory that `source` names, does not exist.
     """
     text = str(source)
-    path = _package_file(text) if text.startswith(_PACKAGE) else Path(text).expanduser()
+    is_in_package = text.startswith(PACKAGE_PREFIX)
+    path = package_file(text, BackboneError) if is_in_package else Path(text).expanduser()
     cache = Path(cache_dir).expanduser() if cache_dir else cache_directory()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -251,7 +265,7 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
         return str(path)
     is_path = (
         isinstance(source, Path)
-        or text.startswith((".", "/", "~", _PACKAGE))
+        or text.startswith((".", "/", "~", PACKAGE_PREFIX))
         or text.count("/") > 1
     )
     if is_path:
@@ -259,16 +273,6 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
             f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file"
         )
     return text
-
-
-def _package_file(source: str) -> Path:
-    package, _, name = source.removeprefix(_PACKAGE).partition("/")
-    spec = importlib.util.find_spec(
-        package
-    )  # finds without importing: the package may need others to be imported
-    if spec is None or not spec.submodule_search_locations:
-        raise BackboneError(f"{source}: the Python package {package!r} is not installed")
-    return Path(next(iter(spec.submodule_search_locations))) / name
 
 
 def _dequantized_gguf(path: Path, cache: Path) -> Path:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_SETTINGS = ("max_new_tokens", "temperature", "top_p")
+
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
@@ -14,22 +16,30 @@ def add_to(commands: Any) -> None:
     verb.add_argument("run_directory", metavar="RUN", help="a run of the recipe chat or causal_lm")
     verb.add_argument(
         "--prompt",
-        help="one question, or the beginning of a text; without it, lines are read and answered",
+        metavar="TEXT",
+        help="a question, or the beginning of a text (default: read lines and answer each)",
     )
     verb.add_argument(
-        "--max_new_tokens", type=int, default=256, help="longest answer in tokens (default: 256)"
+        "--max_new_tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longest answer, in tokens (default: 256)",
     )
     verb.add_argument(
         "--temperature",
         type=float,
         default=0.0,
-        help="0 (the default) always takes the likeliest token",
+        metavar="NUMBER",
+        help="above 0, draw tokens at random; 0 takes the likeliest (default: 0)",
     )
     verb.add_argument(
         "--top_p",
         type=float,
         default=1.0,
-        help="with a temperature: share of the probability to draw from",
+        metavar="NUMBER",
+        help="with a temperature, draw among the likeliest tokens that make up this probability "
+        "(default: 1)",
     )
     verb.set_defaults(run=_run)
 
@@ -42,19 +52,19 @@ def _run(options: argparse.Namespace) -> int:
     from peftkit.tasks.causal_lm import CausalLMTask
     from peftkit.tasks.generation import stream
 
-    names = ("max_new_tokens", "temperature", "top_p")
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in _SETTINGS}
     settings = build(GenerationSettings, values, "the command line").options()
     run = open_run(options.run_directory)
     task = run.task
     if not isinstance(task, CausalLMTask):
         raise ConfigError(
-            f"{run.directory} holds no language model; `peftkit predict` answers for its task"
+            f"{run.directory} holds no language model; use `peftkit predict` for its task"
         )
     model = run.model()
 
     def write(turns: list[dict[str, str]], text: str) -> str:
-        return _printed(stream(model, task.processor, task.prompt(turns, text), **settings))
+        prompt = task.prompt(turns, text)
+        return _print_text(stream(model, task.processor, prompt, **settings))
 
     try:
         if options.prompt is not None:
@@ -63,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
             _talk(write)
     except KeyboardInterrupt:
         print()
-        return 130  # 128 plus the signal's number
+        return 130  # 128 plus the number of SIGINT
     return 0
 
 
@@ -83,8 +93,8 @@ def _talk(write: Callable[[list[dict[str, str]], str], str]) -> None:
         turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
 
-def _printed(pieces: Iterator[str]) -> str:
-    """Print a text as it comes, and return it."""
+def _print_text(pieces: Iterator[str]) -> str:
+    """Print the pieces of a text as they come, and return the whole text."""
     written = []
     for piece in pieces:
         written.append(piece)

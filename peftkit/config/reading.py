@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftkit.config.keys import Key, keys
 from peftkit.config.mistakes import explain
+from peftkit.config.shipped import config_file
 from peftkit.errors import ConfigError
 
 T = TypeVar("T")
@@ -58,11 +59,6 @@ def to_yaml(config: object) -> str:
     """Return a config as YAML that `read` accepts, with every default filled in."""
     values = TypeAdapter(type(config)).dump_python(config, mode="json")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def config_file(text: str) -> Path:
-    """Return the file that ``--config`` names."""
-    return Path(text)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.data.samples import sample_file
 from peftkit.errors import DataError, nearest
 
@@ -15,7 +16,7 @@ _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Read all rows of a file, or of a sample (``sample:NAME/SPLIT``).
+    """Read all rows of a file, a sample (``sample:NAME/SPLIT``), or ``package:NAME/FILE``.
 
     Every row has every column; a value that is missing in the file is None. JSON values stay as
     they are written, so a date stays a text. The `datasets` library reads CSV and Parquet.
@@ -23,7 +24,7 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         DataError: the file does not exist, has an unknown ending, cannot be parsed, or has no rows.
     """
-    file = sample_file(str(path)) if str(path).startswith("sample:") else Path(path)
+    file = _find(str(path))
     if not file.is_file():
         raise DataError(f"there is no data file at {file}")
     if file.suffix not in _SUFFIXES:
@@ -32,6 +33,14 @@ def read_rows(path: str | Path) -> list[Row]:
     if not rows:
         raise DataError(f"{file} holds no rows")
     return _with_all_columns(rows)
+
+
+def _find(path: str) -> Path:
+    if path.startswith("sample:"):
+        return sample_file(path)
+    if path.startswith(PACKAGE_PREFIX):
+        return package_file(path, DataError)
+    return Path(path)
 
 
 def _read_json(file: Path) -> list[Row]:

@@ -9,6 +9,7 @@ from peftkit.config.reading import build, load_yaml
 from peftkit.data.row_files import Row, read_rows
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
+from peftkit.internals.transformers_messages import quiet_loading_report
 from peftkit.runs.recipes import load_recipe, recipe_named
 from peftkit.tasks.base import Task
 
@@ -49,10 +50,15 @@ class Opened:
         return read_rows(self.held_out())
 
     def backbone(self) -> Any:
-        """Load the frozen backbone, with the head for the run's task."""
-        return peftkit.load_backbone(
-            **self.config.model.arguments(), task=self.task.head, overrides=self.task.overrides()
-        )
+        """Load the frozen backbone, with the head for the run's task.
+
+        The head starts with random weights; those of the run are in the adapter.
+        """
+        arguments = self.config.model.arguments()
+        with quiet_loading_report():
+            return peftkit.load_backbone(
+                **arguments, task=self.task.head, overrides=self.task.overrides()
+            )
 
     def model(self) -> Any:
         """Load the backbone with the trained adapter."""

@@ -1,7 +1,10 @@
-"""What every recipe's config has, and how a recipe starts. Imports nothing heavy, so that `--help`
-is quick.
+"""What every recipe's config has, and how a recipe starts.
+
+It imports nothing heavy, so that `--help` is quick.
 """
 
+import dataclasses
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field
@@ -24,6 +27,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WITHOUT_CONFIG = {
+    "data": {"evaluation": 0.1},
+    "train": {"epochs": 3, "evaluate_every": 0.5},
+}
+"""What is set before the command line where no config is named.
+
+A tenth of the rows is held out and measured twice an epoch; the weights of the best evaluation are
+kept. Everything else has the defaults that the help shows: LoRA of rank 16 on all linear layers, a
+backbone in 16 bits, 8 rows a step.
+"""
+
 
 @section
 class RecipeSettings:
@@ -35,8 +49,10 @@ class RecipeSettings:
     """The method, and what it trains."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lean: LeanSettings = field(default_factory=LeanSettings)
-    run_dir: str
-    """Takes the adapter, the report, the metrics and the checkpoints."""
+    run_dir: str | None = None
+    """Takes the adapter, the report, the metrics and the checkpoints; null is runs/RECIPE-DATA,
+    such as runs/chat-dialogues for dialogues.jsonl.
+    """
     start: str | None = None
     """A run whose adapter to train on, on other rows; null starts a new adapter."""
     seed: NonNegativeInt = 0
@@ -84,13 +100,25 @@ def parse(kind: type[T], words: Sequence[str], program: str) -> T:
         program: How the recipe is called, for the help.
     """
     if "--help" in words or "-h" in words:
-        print(help_text(kind, program), end="")
+        print(help_text(kind, program, WITHOUT_CONFIG), end="")
         raise SystemExit(0)
     try:
-        return read(kind, words)
+        return read(kind, words, WITHOUT_CONFIG)
     except ConfigError as problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def default_run_dir(recipe: str, train: str | Sequence[str]) -> str:
+    """Return the directory of a run whose config names none, such as ``runs/chat-dialogues``.
+
+    Args:
+        recipe: The name of the recipe.
+        train: Its data: a file, a sample, or several.
+    """
+    first = train if isinstance(train, str) else train[0]
+    name = first.removeprefix("sample:") if first.startswith("sample:") else Path(first).stem
+    return f"runs/{recipe}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
 
 
 def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
@@ -101,12 +129,17 @@ def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
         task: Makes the task of a config.
         kind: The recipe's config, a `RecipeSettings`.
     """
+    script = Path(sys.argv[0]).resolve()
     config = parse(kind, sys.argv[1:], f"accelerate launch {sys.argv[0]}")
+    if config.run_dir is None:
+        config = dataclasses.replace(
+            config, run_dir=default_run_dir(script.stem, config.data.train)
+        )
     try:
         with quiet_bitsandbytes():
             from peftkit.runs.finetune import finetune
 
-            finetune(task, config, Path(sys.argv[0]).resolve())
+            finetune(task, config, script)
     except PeftkitError as problem:
         print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
         raise SystemExit(2) from problem

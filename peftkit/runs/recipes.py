@@ -5,16 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peftkit.config.shipped import shipped_directory
 from peftkit.errors import ConfigError, nearest
 
 
 def recipes() -> dict[str, Path]:
-    """Return the recipes by name: those of the installed package, or of the source tree that it is
-    imported from.
-    """
-    here = Path(__file__).parents[1]
-    directory = here / "_recipes" if (here / "_recipes").is_dir() else here.parent / "recipes"
-    return {path.stem: path for path in directory.glob("*.py")}
+    """Return the recipes that ship with peftkit, by name."""
+    return {path.stem: path for path in shipped_directory().glob("*.py")}
 
 
 def recipe_named(name: str) -> Path:
