@@ -1,9 +1,9 @@
 """The `peftkit` command: one file for each verb. Imports are lazy, so `--help` answers at once."""
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import peftkit
 from peftkit.cli import (
@@ -23,6 +23,13 @@ from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 
 _VERBS = (train, evaluate, predict, generate, compare, sweep, preview, inspect, merge, combine)
 _HELP = (["-h"], ["--help"])
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """The parser of one verb; it takes options as `--help` spells them, and no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +65,8 @@ def command_parser() -> argparse.ArgumentParser:
     )
     version = f"peftkit {peftkit.__version__}"
     parser.add_argument("--version", action="version", version=version)
-    exact = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=exact
+        dest="command", required=True, metavar="COMMAND", parser_class=_VerbParser
     )
     for verb in _VERBS:
         verb.add_to(commands)

@@ -1,4 +1,4 @@
-"""Checks of what the command line gives."""
+"""Checks of arguments, before the work begins."""
 
 import argparse
 from pathlib import Path
@@ -7,14 +7,14 @@ from peftkit.errors import ConfigError
 
 
 def positive(text: str) -> int:
-    """Return a whole number above 0: a type for argparse."""
+    """Return a whole number above 0; for argparse, as the type of an option."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
 
 
 def check_output(path: str | None) -> None:
-    """Refuse a file that cannot be written, before the work.
+    """Refuse an output file that cannot be written.
 
     Raises:
         ConfigError: its directory does not exist, or it is a directory.

@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
         "--output", metavar="FILE.md", help="write the tables to a file, with a picture beside it"
     )
     compare.add_argument(
-        "--metric", default="loss", help="what the picture shows over the steps (default: loss)"
+        "--metric", default="loss", help="the metric that the picture shows (default: loss)"
     )
     compare.add_argument("--json", action="store_true", help="print everything as JSON instead")
     compare.set_defaults(run=_run)
@@ -29,9 +29,7 @@ def _run(options: argparse.Namespace) -> int:
     check_output(options.output)
     if options.output or not options.json:
         text = compare(options.runs, options.output, metric=options.metric)
-    print(
-        json.dumps([asdict(run) for run in read_runs(options.runs)], indent=2)
-        if options.json
-        else text
-    )
+    if options.json:
+        text = json.dumps([asdict(run) for run in read_runs(options.runs)], indent=2)
+    print(text)
     return 0

@@ -10,18 +10,28 @@ from peftkit.cli.arguments import check_output, positive
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
     verb = commands.add_parser(
-        "evaluate", help="measure a finished run, or the mean of several, on labelled rows"
+        "evaluate",
+        help="measure a finished run on labelled rows, or the mean of several runs",
     )
     verb.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the directory of a run; the predictions of several are averaged (an ensemble)",
     )
     verb.add_argument(
-        "--data", help="a data file or sample:NAME/SPLIT (default: the first run's held-out rows)"
+        "--data",
+        metavar="FILE",
+        help="a data file, or sample:NAME/SPLIT (default: the first run's held-out rows)",
     )
     verb.add_argument(
-        "--batch_size", type=positive, default=32, help="rows in a batch (default: 32)"
+        "--batch_size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="rows in one forward pass (default: 32)",
     )
-    verb.add_argument("--output", help="also write the metrics to this JSON file")
+    verb.add_argument("--output", metavar="FILE.json", help="also write the metrics to this file")
     verb.set_defaults(run=_run)
 
 

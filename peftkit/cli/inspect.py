@@ -7,10 +7,13 @@ from typing import Any
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
     look = commands.add_parser(
-        "inspect", help="show a model's anatomy and what each method would touch; needs no weights"
+        "inspect",
+        help="show a model's anatomy and what each method would train; needs no weights",
     )
     look.add_argument(
-        "model", help="Hub id, directory, .gguf file, package:NAME/FILE, or a config.json"
+        "model",
+        metavar="MODEL",
+        help="a Hub id, a directory, a .gguf file, package:NAME/FILE, or a config.json",
     )
     look.add_argument(
         "--task",

@@ -1,4 +1,4 @@
-"""`peftkit predict`: what finished runs say of new rows."""
+"""`peftkit predict`: write the predictions of finished runs for new rows."""
 
 import argparse
 from pathlib import Path
@@ -10,19 +10,33 @@ from peftkit.cli.arguments import check_output, positive
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
     verb = commands.add_parser(
-        "predict", help="write what a finished run, or the mean of several, says of new rows"
+        "predict",
+        help="write the predictions of a finished run for new rows, or the mean of several runs",
     )
     verb.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directories; several are averaged (an ensemble)"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="the directory of a run; the predictions of several are averaged (an ensemble)",
     )
     verb.add_argument(
-        "--data", required=True, help="a data file or sample:NAME/SPLIT; it needs no labels"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a data file, or sample:NAME/SPLIT; it needs no labels",
     )
     verb.add_argument(
-        "--output", required=True, help="the JSONL file to write: the rows with their predictions"
+        "--output",
+        required=True,
+        metavar="FILE.jsonl",
+        help="the file to write: the rows with their predictions",
     )
     verb.add_argument(
-        "--batch_size", type=positive, default=32, help="rows in a batch (default: 32)"
+        "--batch_size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="rows in one forward pass (default: 32)",
     )
     verb.set_defaults(run=_run)
 
@@ -36,9 +50,9 @@ def _run(options: argparse.Namespace) -> int:
     runs = [open_run(directory) for directory in options.runs]
     task = runs[0].task
     rows = task.read(options.data, labelled=False)
-    predictions = task.predictions(rows, predict(runs, rows, batch_size=options.batch_size))
-    write_rows(
-        Path(options.output), (row | each for row, each in zip(rows, predictions, strict=True))
-    )
+    outputs = predict(runs, rows, batch_size=options.batch_size)
+    predictions = task.predictions(rows, outputs)
+    written = [row | each for row, each in zip(rows, predictions, strict=True)]
+    write_rows(Path(options.output), written)
     print(f"{options.output}: {len(rows)} rows")
     return 0

@@ -62,11 +62,11 @@ def _refuse_deepspeed(quantization: str | None) -> None:
     if quantization is not None:
         raise ConfigError(
             "DeepSpeed ZeRO-3 does not partition bitsandbytes weights: every process would hold the whole backbone; use "
-            "recipes/accelerate/fsdp2_qlora.yaml"
+            "the launch preset fsdp2_qlora"
         )
     raise ConfigError(
         "this loop does not train under DeepSpeed, which steps and partitions the weights by itself; use "
-        "recipes/accelerate/fsdp2_qlora.yaml, or transformers.Trainer"
+        "the launch preset fsdp2_qlora, or transformers.Trainer"
     )
 
 
@@ -87,7 +87,7 @@ def _check_fsdp(quantization: str | None, method: str) -> None:
     if method == "adalora":
         raise ConfigError(
             "AdaLoRA ranks whole triplets and cannot see them in the shards of FSDP; use "
-            "recipes/accelerate/ddp.yaml, or one process"
+            "the launch preset ddp, or one process"
         )
 
 

@@ -258,12 +258,12 @@ def test_arguments_are_checked(tmp_path):
 def test_combining_from_the_command_line(tmp_path, capsys):
     a = adapter(tmp_path / "a", peftkit.LoraConfig(r=4), 1)
     b = adapter(tmp_path / "b", peftkit.LoraConfig(r=4), 2)
-    assert main(["combine", str(tmp_path / "sum"), str(a), f"{b}:-0.5"]) == 0
+    assert main(["combine", str(a), f"{b}:-0.5", "--output", str(tmp_path / "sum")]) == 0
     combine({a: 1.0, b: -0.5}, tmp_path / "expected")
     found, expected = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sum", "expected")
     )
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert "1 x " in capsys.readouterr().out
-    assert main(["combine", str(tmp_path / "sum"), str(a), str(a)]) == 2
+    assert main(["combine", str(a), str(a), "--output", str(tmp_path / "sum")]) == 2
     assert "is named twice" in capsys.readouterr().err

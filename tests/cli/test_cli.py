@@ -1,14 +1,17 @@
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 import peftkit
-from peftkit.cli import main
+from peftkit.cli import command_parser, main
 from tests.conftest import randomize
 
 
@@ -34,12 +37,83 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_every_option_of_a_verb_is_in_its_help_and_every_word_of_the_help_is_accepted():
+    parser = command_parser()
+    verbs = parser._subparsers._group_actions[0].choices
+    assert set(verbs) >= {"train", "evaluate", "merge", "combine"}
+    for name, verb in verbs.items():
+        shown = set(re.findall(r"(?<![\w-])--[a-z_-]+", verb.format_help()))
+        accepted = {option for option in verb._option_string_actions if option.startswith("--")}
+        of_the_recipe = {"--config", "--config_file", "--model", "--data"}
+        if name in ("train", "preview"):
+            shown -= of_the_recipe
+        if name == "preview":
+            shown -= {"--help"}
+        assert shown | {"--help"} == accepted, name
+        assert not verb.allow_abbrev
+
+
+def test_inputs_come_first_and_what_is_written_is_named_by_output():
+    verbs = command_parser()._subparsers._group_actions[0].choices
+    for name in ("merge", "combine", "predict", "sweep", "compare", "evaluate"):
+        assert "--output" in verbs[name]._option_string_actions
+        for action in verbs[name]._actions:
+            assert action.option_strings or action.dest != "output"
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"peftkit {peftkit.__version__}\n"
+
+
+def test_the_help_of_a_recipe_through_train(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "text_pair", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: peftkit train text_pair [--config FILE]")
+    assert "--data.target label|score" in text
+
+
+def test_preview_asks_for_a_recipe(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["preview"])
+    assert ended.value.code == 2
+    assert "RECIPE" in capsys.readouterr().err
+
+
+def test_train_finds_configs_and_presets_by_name_and_hands_the_rest_on(monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(
+        "peftkit.cli.train.subprocess.call", lambda command, env: commands.append(command) or 0
+    )
+    monkeypatch.setattr("peftkit.cli.train.signal.signal", lambda *_: None)
+    words = ["chat", "--config", "chat/quickstart", "--train.max_steps", "1"]
+    assert main(["train", "--config_file", "ddp", *words]) == 0
+    place = commands[0].index("--config_file")
+    assert Path(commands[0][place + 1]).is_file()
+    assert commands[0][-4:] == words[1:]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *words, "--train.epoch", "3"])
+    assert ended.value.code == 2
+    assert "train.epoch: unknown key; did you mean 'epochs'?" in capsys.readouterr().err
+    assert len(commands) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train", "chta", "--config", "x"], "no recipe is named; recipes are causal_lm, chat, "),
-        (["preview", "--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
-        (["merge", "/nowhere", "/nowhere", "out"], "there is no directory /nowhere"),
+        (["preview", "chat", "--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
+        (["preview", "chta", "--config", "x"], "there is no recipe 'chta'"),
+        (["preview", "chat", "--config", "chat/quickstrat"], "did you mean 'chat/quickstart'"),
+        (
+            ["merge", "/nowhere", "/nowhere", "--output", "out"],
+            "there is no directory /nowhere",
+        ),
+        (["trian", "chat"], "there is no command 'trian'; did you mean 'train'?"),
     ],
 )
 def test_a_mistake_gets_one_clear_sentence_and_exit_code_2(capsys, words, message):
@@ -76,7 +150,7 @@ def config(llama_dir, tmp_path):
 
 
 def test_the_preview_shows_examples_and_lengths(config, capsys):
-    assert main(["preview", "--config", str(config), "--count", "2"]) == 0
+    assert main(["preview", "chat", "--config", str(config), "--count", "2"]) == 0
     text = capsys.readouterr().out
     assert "chat" in text
     assert text.count("--- example") == 2
@@ -93,6 +167,7 @@ def test_merging_from_the_command_line(llama_dir, tmp_path, ids):
                 "merge",
                 str(llama_dir),
                 str(tmp_path / "adapter"),
+                "--output",
                 str(tmp_path / "out"),
                 "--dtype",
                 "float32",
@@ -144,18 +219,26 @@ def test_the_chat_recipe_trains_reports_saves_merges_and_goes_on(config, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_recipe_ends_with_2_and_all_errors(config):
-    failed = run(
-        "train",
-        "--cpu",
-        "chat",
-        "--config",
-        str(config),
-        "--train.epoch",
-        "3",
-        "--model.quantization",
-        "nf3",
+def test_a_model_and_a_file_of_rows_are_enough_to_train(llama_dir, tmp_path):
+    rows = dialogues(tmp_path / "questions.jsonl", 12)
+    command = [sys.executable, "-c", "import sys; from peftkit.cli import main; sys.exit(main())"]
+    words = ["--model", str(llama_dir), "--data", str(rows), "--train.max_steps", "2"]
+    words += ["--train.batch_size", "2", "--data.max_length", "64"]
+    done = subprocess.run(
+        [*command, "train", "--cpu", "chat", *words], cwd=tmp_path, capture_output=True, text=True
     )
-    assert failed.returncode != 0
-    assert "train.epoch: unknown key; did you mean 'epochs'?" in failed.stderr
-    assert "model.quantization: input should be 'int8', 'nf4' or 'fp4'" in failed.stderr
+    assert done.returncode == 0, done.stderr
+    assert "values were not passed" not in done.stderr
+    directory = tmp_path / "runs" / "chat-questions"
+    written = yaml.safe_load((directory / "config.yaml").read_text())
+    assert written["run_dir"] == "runs/chat-questions"
+    assert written["data"]["evaluation"] == 0.1
+    assert (written["train"]["epochs"], written["train"]["evaluate_every"]) == (3, 0.5)
+    assert (directory / "adapter" / "adapter_config.json").is_file()
+
+    other = [*words, "--adapter.r", "4"]
+    refused = subprocess.run(
+        [*command, "train", "--cpu", "chat", *other], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert refused.returncode != 0
+    assert "differs in adapter.r" in refused.stderr

@@ -187,7 +187,7 @@ def test_one_run_is_measured_with_one_backbone(texts, monkeypatch):
             ["generate", "{run}", "--temperature", "-1"],
             "temperature: input should be greater than or equal to 0",
         ),
-        (["merge", "{run}", "out", "--quantization", "nf4"], "a run has its own"),
+        (["merge", "{run}", "--output", "out", "--quantization", "nf4"], "a run has its own"),
     ],
 )
 def test_mistakes_are_told_before_the_work(texts, capsys, monkeypatch, words, message):
@@ -216,7 +216,7 @@ def test_an_interruption_ends_the_writing_quietly(texts, monkeypatch, capsys):
 
 
 def test_a_run_is_merged_with_its_own_head_and_processor(pairs, tmp_path):
-    assert main(["merge", str(pairs), str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    assert main(["merge", str(pairs), "--output", str(tmp_path / "out")]) == 0
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     opened = open_run(pairs)
     batch = opened.task.processor("likes sea", "sea 1", return_tensors="pt")
