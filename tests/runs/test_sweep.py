@@ -322,6 +322,8 @@ def test_the_last_error_of_a_log(tmp_path):
 
 def test_the_command_line_starts_recipes_with_accelerate(at, tmp_path, monkeypatch, capsys):
     seen = {}
+    config = tmp_path / "a.yaml"
+    config.write_text("seed: 1")
 
     def fake(command, kind, base, space, output, settings):
         seen.update(command=command, kind=kind, settings=settings)
@@ -332,7 +334,7 @@ def test_the_command_line_starts_recipes_with_accelerate(at, tmp_path, monkeypat
         "sweep",
         "chat",
         "--config",
-        "a.yaml",
+        str(config),
         "--space",
         "b.yaml",
         "--output",
