@@ -5,28 +5,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
-def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def random_state() -> dict[str, Any]:
     """Return the states of all generators that a step may draw from, on this process."""
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
     version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    numpy_state = [name, [int(key) for key in keys], *(float(value) for value in rest)]
-    return tensors, {"python": [version, list(numbers), gauss], "numpy": numpy_state}
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
-def set_random_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` returned."""
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-    version, numbers, gauss = scalars["python"]
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = scalars["numpy"]
-    np.random.set_state(
-        (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached)
-    )
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def device_random_state(device: torch.device) -> torch.Tensor:
+    """Return the state of one device's generator, which any dropout there changes."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state()
+    return state

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "peftkit"
 FLOORS = [
     ["__init__", "errors"],
     ["config"],
-    ["files", "forwards", "internals", "labels", "recording", "random_state"],
+    ["files", "forwards", "internals", "labels", "recording", "random_state", "modes"],
     ["anatomy"],
     ["backbones"],
     ["lean"],

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from peftkit.config.task_sections import LossSettings
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
+from peftkit.random_state import device_random_state
 
 
 @runtime_checkable
@@ -115,9 +116,9 @@ class RDrop(_Regularizer):
         if self._is_checked:
             return self.loss.logits(model, batch)
         device = next(model.parameters()).device
-        before = _random_state(device)
+        before = device_random_state(device)
         logits = self.loss.logits(model, batch)
-        if torch.equal(before, _random_state(device)):
+        if torch.equal(before, device_random_state(device)):
             raise ConfigError(
                 "R-Drop needs dropout and the model has none: set the adapter's (adapter.lora_dropout, adapter.dropout, or "
                 "adapter.options.prefix_dropout), e.g. to 0.1"
@@ -322,13 +323,3 @@ def _input_embeddings(model: Any) -> nn.Module:
 
 def _is_training(model: nn.Module) -> bool:
     return model.training and torch.is_grad_enabled()
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Return the state of a device's random numbers, which any dropout that is at work changes."""
-    state: Tensor = (
-        torch.get_rng_state()
-        if device.type == "cpu"
-        else torch.get_device_module(device).get_rng_state()
-    )
-    return state

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from peftkit.runs.report import write_report
 from peftkit.runs.teacher import add_teacher
 from peftkit.tasks.base import Task
 from peftkit.training.accelerator import make_accelerator
+from peftkit.training.callbacks import Callback
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training
+from peftkit.training.loop import Training
 from peftkit.training.out_of_memory import explained
+from peftkit.training.state import TrainingState
 
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
@@ -228,12 +230,9 @@ class Finetuning:
             evaluation=self.held_out_examples,
             loss=self.task.loss,
             seed=self.config.seed,
-            hooks=Hooks(evaluate=self._held_out_metrics if measures_outputs else None),
+            callbacks=[_HeldOutMetrics(self)] if measures_outputs else [],
         )
         self.run.exit_if_interrupted(training.run())
-
-    def _held_out_metrics(self) -> dict[str, float]:
-        return self.measure_outputs(self.model, self.held_out).metrics
 
     @property
     def adapter_directory(self) -> Path:
@@ -350,6 +349,17 @@ class Finetuning:
             return []
         every = max(1, len(items) // count)
         return list(items[::every][:count])
+
+
+class _HeldOutMetrics(Callback):
+    """Measures the model's outputs on the held-out rows at each evaluation."""
+
+    def __init__(self, finetuning: Finetuning) -> None:
+        self._finetuning = finetuning
+
+    def measure(self, state: TrainingState) -> Mapping[str, float]:
+        """Return the task's metrics."""
+        return self._finetuning.measure_outputs(state.model, self._finetuning.held_out).metrics
 
 
 def _check_start(start: Opened, task: Task, config: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from peftkit.errors import DataError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
+from peftkit.modes import evaluation_mode
 
 
 def evaluate(
@@ -21,30 +22,35 @@ def evaluate(
     batch_size: int = 8,
     loss: Loss | None = None,
 ) -> dict[str, float]:
-    """Return the loss per supervised item (nats) over all examples, exact whatever the batch size;
-    of a language model, the perplexity too.
+    """Return the loss per supervised item (nats), and the perplexity if it is a language model's.
 
-    Memory does not grow with the number of examples. The model is left in the mode in which it
+    Memory does not grow with the number of examples. Each module is left in the mode in which it
     came.
+
+    Args:
+        model: The model.
+        examples: Held-out examples; ``len`` of one is its length.
+        collate: Makes a batch of tensors from a list of examples.
+        accelerator: Its processes share the examples.
+        batch_size: Examples in one forward pass.
+        loss: None is the cross-entropy of each supervised token.
+
+    Raises:
+        DataError: no item of the examples is supervised.
     """
     loss = loss or CausalLMLoss()
-    by_length = sorted(
-        range(len(examples)), key=lambda i: -len(examples[i])
-    )  # what does not fit shows at once
+    # The longest come first: what does not fit in memory shows at once.
+    by_length = sorted(range(len(examples)), key=lambda number: -len(examples[number]))
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
-    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
-                batch = on_device(accelerator.device, collate([examples[i] for i in numbers]))
-                count = torch.tensor(float(loss.count(batch))).to(totals)
-                with accelerator.autocast():
-                    summed = loss.sum(model, batch)
-                totals += torch.stack([summed.double(), count])
-    finally:
-        model.train(training)
+    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # [loss, items]
+    with evaluation_mode(model), torch.no_grad():
+        for numbers in batches[accelerator.process_index :: accelerator.num_processes]:
+            batch = collate([examples[number] for number in numbers])
+            batch = on_device(accelerator.device, batch)
+            count = torch.tensor(float(loss.count(batch))).to(totals)
+            with accelerator.autocast():
+                summed = loss.sum(model, batch)
+            totals += torch.stack([summed.double(), count])
     total, items = accelerator.reduce(totals).tolist()
     if not items:
         raise DataError("there is nothing to evaluate: no item of these rows has a label")

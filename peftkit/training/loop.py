@@ -1,9 +1,7 @@
-"""The training loop: any model with trained parameters, on any number of processes, through
-Accelerate's public API.
-"""
+"""The training loop: any model with trained parameters, on any number of processes."""
 
+import contextlib
 import dataclasses
-import functools
 import math
 import signal
 import time
@@ -16,42 +14,32 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from peftkit.backbones.quantization import model_quantization
 from peftkit.config.train import TrainSettings
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
-from peftkit.methods.adalora.allocation import Allocation
 from peftkit.random_state import random_state, set_random_state
-from peftkit.training import fsdp, model_checks
-from peftkit.training.checkpoint import Checkpoints, Trained, data_digest
+from peftkit.training import fsdp
+from peftkit.training.callbacks import Callback
+from peftkit.training.checkpoint import Checkpoints, data_digest
 from peftkit.training.evaluation import evaluate
 from peftkit.training.gradient_checkpointing import checkpoint_blocks
 from peftkit.training.interruption import Interruption
 from peftkit.training.metrics_log import MetricsLog
+from peftkit.training.model_checks import check_processes
 from peftkit.training.optimizer import make_optimizer, make_scheduler
-from peftkit.training.order import Order
-from peftkit.training.out_of_memory import explained, until_it_fits
+from peftkit.training.order import ExampleOrder, Order
+from peftkit.training.out_of_memory import Place, explained, until_it_fits
 from peftkit.training.passes import Passes
-from peftkit.training.progress import Outcome, Progress
+from peftkit.training.preparation import prepare
+from peftkit.training.progress import Outcome
 from peftkit.training.progress_line import ProgressLine, memory_bytes
 
-_SKIPPED_STEPS_LIMIT = (
-    20  # float16 scales its loss down after an overflow; so many in a row are not an overflow
-)
-
-
-@dataclasses.dataclass
-class Hooks:
-    """Where a method or a task joins the loop.
-
-    `after_step(step, total_steps)` runs after the optimiser's step, while the gradients are still
-    there. `evaluate()` runs on every process and returns further metrics for each evaluation; those
-    of the first process count.
-    """
-
-    after_step: Callable[[int, int], None] | None = None
-    evaluate: Callable[[], dict[str, float]] | None = None
+# Float16 scales its loss down after an overflow; so many skipped steps in a row are no overflow.
+_SKIPPED_STEPS_LIMIT = 20
 
 
 @dataclasses.dataclass
@@ -62,22 +50,27 @@ class Training:
     processes, so how a batch is cut does not matter. A loss or gradient that is not finite ends the
     run before it reaches a weight.
 
+    A resumed run is exact with an optimizer, scheduler and callbacks of yours too, if you give the
+    same ones again: their state is in the checkpoint.
+
     Args:
         model: A model from `attach`, or any module; it is trained in place.
-        examples: The training examples; ``len`` of one is its length in tokens, its ``repr`` tells
-            it from others.
+        examples: The training examples; ``len`` of one is its length in tokens, and its ``repr``
+            shows all that is learned from it.
         collate: Makes a batch of tensors from a list of examples.
         settings: How to train.
         run_dir: Takes ``metrics.jsonl`` and ``checkpoints/``.
-        accelerator: From `make_accelerator`, or one's own.
+        accelerator: From `make_accelerator`, or your own.
         evaluation: Held-out examples.
         loss: The loss.
-        hooks: Where a method or a task joins.
-        seed: Seed of the order of the examples.
-
-    Raises:
-        ConfigError: nothing can be trained, an evaluation is asked for without examples, or the
-            processes cannot do what the settings want (`peftkit.training.model_checks`).
+        optimizer: Makes an optimizer for the model, once that is on its device. None is AdamW as
+            the settings say; else their ``learning_rate``, ``weight_decay`` and betas do not count.
+        scheduler: Makes a schedule from the optimizer and the number of steps; its ``step`` is
+            called once per optimizer step. None is the schedule that the settings name.
+        order: The examples of each epoch, in order (`peftkit.training.order`). None is a new random
+            order in each.
+        callbacks: What else is done at the events of the training.
+        seed: Seed of the random order.
     """
 
     model: nn.Module
@@ -88,293 +81,353 @@ class Training:
     accelerator: Accelerator
     evaluation: Sequence[Sized] = ()
     loss: Loss = dataclasses.field(default_factory=CausalLMLoss)
-    hooks: Hooks = dataclasses.field(default_factory=Hooks)
+    optimizer: Callable[[nn.Module], Optimizer] | None = None
+    scheduler: Callable[[Optimizer, int], LRScheduler] | None = None
+    order: ExampleOrder | None = None
+    callbacks: Sequence[Callback] = ()
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        model, settings, accelerator = self.model, self.settings, self.accelerator
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+    def run(self) -> Outcome:
+        """Train to the end or to a signal, from the newest checkpoint in `run_dir` if there is one.
+
+        Raises:
+            CheckpointError: the checkpoint to resume from is damaged or belongs to another run.
+            ConfigError: nothing can be trained; the settings ask for what the data, the processes
+                or the evaluation do not have.
+            NonFiniteError: a loss or gradient is not finite.
+            OutOfMemoryError: a step or an evaluation does not fit in memory.
+        """
+        self._check()
+        self._plan_steps()
+        self._prepare()
+        self._resume()
+        self._log.start(self._state.step)
+        with (
+            Interruption() as interruption,
+            disable_input_dtype_casting(self.model, active=self._casts_are_idle()),
+        ):
+            received = self._train(interruption)
+        self._line.close()
+        return self._finish(received)
+
+    # Preparation
+
+    def _check(self) -> None:
+        """Refuse what cannot be trained."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ConfigError(
                 "the model has no parameter that requires a gradient; peftkit.attach gives it some"
             )
         if not self.examples:
             raise ConfigError("there are no examples to train on")
-        if settings.evaluate_every is not None and not self.evaluation:
+        if self.settings.evaluate_every is not None and not self.evaluation:
             raise ConfigError("train.evaluate_every needs held-out rows: set data.evaluation")
-        model_checks.check_processes(settings, model, accelerator)
-        lengths = list(map(len, self.examples))
-        cut = (settings.batch_size, settings.accumulate, accelerator.num_processes)
-        self.order = Order(lengths, *cut, self.seed, settings.group_by_length)
-        wanted = max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.total_steps = min(wanted, settings.max_steps or wanted)
-        self.evaluation_interval = _steps_between(
-            settings.evaluate_every, self.order.steps_per_epoch
+        check_processes(self.settings, self.model, self.accelerator)
+
+    def _plan_steps(self) -> None:
+        """Cut the examples into steps, and say when to evaluate and to save."""
+        settings = self.settings
+        lengths = [len(example) for example in self.examples]
+        self._longest = max(lengths)
+        self._order = Order(
+            lengths,
+            settings.batch_size,
+            settings.accumulate,
+            self.accelerator.num_processes,
+            self.seed,
+            settings.group_by_length,
+            self.order,
         )
-        self.save_interval = _steps_between(settings.save_every, self.order.steps_per_epoch)
-        self.explained = functools.partial(
-            explained, train=settings, quantization=model_quantization(model), longest=max(lengths)
+        per_epoch = self._order.steps_per_epoch
+        wanted = max(1, round(settings.epochs * per_epoch))
+        self._total_steps = min(wanted, settings.max_steps or wanted)
+        self._evaluation_interval = _interval(settings.evaluate_every, per_epoch)
+        self._save_interval = _interval(settings.save_every, per_epoch)
+
+    def _prepare(self) -> None:
+        """Put the model on its device and processes, and make what trains it."""
+        accelerator = self.accelerator
+        self._log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
+        unit = getattr(self.loss, "unit", "examples")
+        self._line = ProgressLine(self._total_steps, accelerator.is_main_process, unit)
+        self._quantization = model_quantization(self.model)
+        self.model.to(accelerator.device)
+        decided = checkpoint_blocks(self.model, self.settings, self._largest_loss)
+        if decided is not None:
+            self._line.message(decided)
+        prepared = prepare(
+            self.model, accelerator, self._total_steps, self._optimizer_for, self._scheduler_for
         )
-        decided = checkpoint_blocks(model.to(accelerator.device), settings, self._largest_loss)
-        shards, optimizer = self._prepare()
-        scheduler = make_scheduler(optimizer, settings, self.total_steps)
-        self.allocation = Allocation(
-            model, optimizer, self.total_steps, in_place=accelerator.num_processes == 1
-        )
-        self.passes = Passes(
-            self.prepared,
+        self._state = prepared.state
+        self._prepared_optimizer = prepared.optimizer
+        self._passes = Passes(
+            prepared.model,
             self.loss,
             self.examples,
             self.collate,
-            self.order,
+            self._order,
             accelerator,
-            self.explained,
+            self._explained,
         )
-        self.trained = Trained(model, optimizer, scheduler, self.allocation, shards)
-        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", accelerator)
-        self.log = MetricsLog(self.run_dir / "metrics.jsonl", accelerator)
-        self.line = ProgressLine(
-            self.total_steps,
-            accelerator.is_main_process,
-            getattr(self.loss, "unit", "examples"),
-        )
-        if decided is not None:
-            self.line.message(decided)
-        self.data_digest = data_digest(self.examples)
-        self.progress = Progress()
-        self.skipped = 0
+        checkpoints = self.run_dir / "checkpoints"
+        self._checkpoints = Checkpoints(checkpoints, accelerator, self.callbacks)
+        self._data_digest = data_digest(self.examples)
+        self._skipped_steps = 0
+
+    def _optimizer_for(self, model: nn.Module) -> Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer(model)
+        return make_optimizer(model, self.settings)
+
+    def _scheduler_for(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        if self.scheduler is not None:
+            return self.scheduler(optimizer, total_steps)
+        return make_scheduler(optimizer, self.settings, total_steps)
 
     def _largest_loss(self) -> Tensor:
         """Take the longest examples that one pass may get through the model."""
         by_length = sorted(self.examples, key=len, reverse=True)
-        batch = on_device(
-            self.accelerator.device, self.collate(by_length[: self.settings.batch_size])
-        )
-        with self.explained("forward"), self.accelerator.autocast():
+        largest = self.collate(by_length[: self.settings.batch_size])
+        batch = on_device(self.accelerator.device, largest)
+        with self._explained("forward"), self.accelerator.autocast():
             return self.loss.sum(self.model.train(), batch)
 
-    def _prepare(self) -> tuple[fsdp.Shards | None, torch.optim.Optimizer]:
-        """Make model and optimiser ready for the processes that there are."""
-        accelerator, self.prepared = self.accelerator, self.model
-        if fsdp.is_in_use():
-            shards = fsdp.Shards(self.model, accelerator)
-            optimizer = make_optimizer(self.model, self.settings)
-            self.optimizer = accelerator.prepare_optimizer(optimizer)
-            return shards, optimizer
-        optimizer = make_optimizer(self.model, self.settings)
-        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
-        # The loop does its own autocast; Accelerate's, on the model's forward, would cast all
-        # logits to float32.
-        accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        return None, optimizer
+    def _resume(self) -> None:
+        """Load a checkpoint, where the settings want it and there is one."""
+        wanted = self.settings.resume
+        if wanted == "never":
+            return
+        path = self._checkpoints.latest() if wanted == "auto" else Path(wanted)
+        if path is None:
+            return
+        if not path.is_dir():
+            raise CheckpointError(
+                f"train.resume is {wanted!r}: there is no checkpoint directory of that name"
+            )
+        self._checkpoints.restore(path, self._state, self._data_digest)
+        if path.parent.resolve() != self._checkpoints.directory.resolve():
+            self._state.progress.forget_best()  # another run's best is not in this directory
+        self._line.message(f"resumed at step {self._state.step} from {path}")
 
-    def run(self) -> Outcome:
-        """Train to the end, going on from the newest checkpoint in `run_dir` if there is one; or
-        until a signal comes.
+    # Steps
 
-        Raises:
-            CheckpointError: the checkpoint to go on from is damaged or belongs to another run.
-            ConfigError: the evaluation does not give the metric ``train.best``.
-            NonFiniteError: a loss or gradient is not finite.
-            OutOfMemoryError: a step or an evaluation does not fit in memory.
-        """
-        self._resume()
-        self.log.start(self.progress.step)
-        progress, received = self.progress, None
-        with (
-            Interruption() as interruption,
-            disable_input_dtype_casting(self.model, active=self._casts_are_idle()),
-        ):
-            self.model.train()
-            while (
-                progress.step < self.total_steps
-                and received is None
-                and not self._is_stopped_early()
-            ):
-                started = time.monotonic()
-                entry, received = self._step(interruption)
-                progress.seconds += time.monotonic() - started
-                self.log.write(progress.step, "train", entry | self._cost())
-                self.log.write_ranks(progress.step, self.allocation)
-                self.line.show(progress.step, entry, progress.seconds)
-                self._evaluate_and_save(stopping=received is not None)
-        self.line.close()
-        if self.trained.shards is not None:
-            self.trained.shards.dissolve()
-        if (
-            received is None
-            and self.settings.restore_best
-            and progress.best_step not in (None, progress.step)
-        ):
-            self.checkpoints.restore_weights(self.checkpoints.path(progress.best_step), self.model)
-        self.allocation.finish()
-        last = self.checkpoints.path(progress.step)
-        return Outcome(
-            progress.step, self.total_steps, progress.best_step, progress.best_value, received, last
-        )
+    def _train(self, interruption: Interruption) -> int | None:
+        """Take steps until the last, a signal or early stopping; return the signal if one came."""
+        state, received = self._state, None
+        self.model.train()
+        for callback in self.callbacks:
+            callback.on_train_start(state)
+        while state.step < self._total_steps and received is None and not self._is_stopped_early():
+            started = time.monotonic()
+            metrics, received = self._step(interruption)
+            state.progress.seconds += time.monotonic() - started
+            for callback in self.callbacks:
+                callback.on_step_end(state, metrics)
+            cost = {"seconds": state.progress.seconds, "memory_gib": memory_bytes()[1] / 2**30}
+            self._log.write(state.step, "train", metrics | cost)
+            self._log.write_ranks(state.step, state.method)
+            self._line.show(state.step, metrics, state.progress.seconds)
+            self._evaluate_and_save(is_stopping=received is not None)
+        return received
 
-    def _cost(self) -> dict[str, float]:
-        """Return the seconds of all steps so far, and the peak of the memory in GiB."""
-        return {"seconds": self.progress.seconds, "memory_gib": memory_bytes()[1] / 2**30}
+    def _is_stopped_early(self) -> bool:
+        patience = self.settings.early_stopping
+        return patience is not None and self._state.progress.evaluations_since_best >= patience
 
     def _casts_are_idle(self) -> bool:
-        """Tell whether autocast takes back at once what PEFT casts to float32 before an update:
-        without the casts, the same numbers and fewer copies. DoRA and other variants compute with
-        the cast input before autocast sees it.
+        """Whether autocast takes back at once what PEFT casts to float32 before an update.
+
+        Without the casts, the numbers are the same and there are fewer copies. DoRA and other
+        variants compute with the cast input before autocast sees it.
         """
         has_variant = any(getattr(module, "lora_variant", None) for module in self.model.modules())
         return self.accelerator.mixed_precision != "no" and not has_variant
 
     def _step(self, interruption: Interruption) -> tuple[dict[str, float], int | None]:
-        """Make one optimiser step; return what to log, and a signal if any process has received
-        one.
+        """Take one optimizer step.
+
+        Returns:
+            The step's metrics, and a signal if any process has received one.
         """
-        progress, accelerator = self.progress, self.accelerator
-        items, loss = self._gradients()
-        asked_to_stop = torch.tensor(
+        state, accelerator = self._state, self.accelerator
+        items, summed = self._accumulate_gradients()
+        # One reduction for both: the loss over all processes, and how many were asked to stop.
+        has_signal = torch.tensor(
             float(interruption.received is not None), device=accelerator.device
         )
-        total, stop = accelerator.reduce(torch.stack([loss, asked_to_stop])).tolist()
+        total, stopping = accelerator.reduce(torch.stack([summed, has_signal])).tolist()
         mean_loss = total / items
-        clipped = accelerator.clip_grad_norm_(
-            self.model.parameters(), self.settings.clip_norm or math.inf
-        )
-        norm = float(fsdp.whole(clipped))
+        clip_norm = self.settings.clip_norm or math.inf
+        norm = float(fsdp.whole(accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)))
         self._check_finite(mean_loss, norm)
-        rate = self.trained.scheduler.get_last_lr()[0]
-        with self.explained("step"):
-            self.allocation.before_step(finite=math.isfinite(norm))
-            self.optimizer.step()
-            self.allocation.after_step(progress.step + 1)
-        if self.hooks.after_step is not None:
-            self.hooks.after_step(progress.step, self.total_steps)
-        self.optimizer.zero_grad()
-        self.trained.scheduler.step()
-        progress.step += 1
-        progress.tokens += round(items)
-        entry = {"loss": mean_loss, "gradient_norm": norm, "learning_rate": rate, "items": items}
-        return entry, (interruption.received or signal.SIGTERM) if stop else None
+        metrics = {
+            "loss": mean_loss,
+            "gradient_norm": norm,
+            "learning_rate": state.scheduler.get_last_lr()[0],
+            "items": items,
+        }
+        self._update(is_finite=math.isfinite(norm))
+        state.progress.tokens += round(items)
+        received = (interruption.received or signal.SIGTERM) if stopping else None
+        return metrics, received
 
-    def _gradients(self) -> tuple[float, Tensor]:
-        """Do the passes of a step, with ``auto_batch`` in as many as it takes: see
-        `Passes.accumulate`.
-        """
-        settings, progress = self.settings, self.progress
+    def _update(self, *, is_finite: bool) -> None:
+        """Let the gradients change the parameters, with all that happens before and after."""
+        state = self._state
+        for callback in self.callbacks:
+            callback.before_optimizer_step(state)
+        with self._explained("step"):
+            state.method.before_step(finite=is_finite)
+            self._prepared_optimizer.step()
+            state.method.after_step(state.step + 1)
+        state.progress.step += 1
+        for callback in self.callbacks:
+            callback.after_optimizer_step(state)
+        self._prepared_optimizer.zero_grad()
+        state.scheduler.step()
+
+    def _accumulate_gradients(self) -> tuple[float, Tensor]:
+        """Do the passes of a step (`Passes.accumulate`), with ``auto_batch`` in smaller ones."""
+        settings, state = self.settings, self._state
         start = random_state() if settings.auto_batch else None
 
         def attempt(size: int) -> tuple[float, Tensor]:
-            self.order.batch_size = size
-            if start is not None:
-                set_random_state(*start)
-                self.optimizer.zero_grad()
-            return self.passes.accumulate(progress.step)
+            self._order.batch_size = size
+            if start is not None:  # each attempt draws the same dropout
+                set_random_state(start)
+                self._prepared_optimizer.zero_grad()
+            return self._passes.accumulate(state.step)
 
-        def tell(size: int) -> None:
-            progress.batch_size, number = (
-                size,
-                math.ceil(settings.batch_size * settings.accumulate / size),
-            )
-            self.log.write(
-                progress.step + 1, "auto_batch", {"batch_size": size, "accumulate": number}
-            )
-            self.line.message(
-                f"out of memory: from step {progress.step + 1} on, {number} passes of {size} make one step"
-            )
+        size = state.progress.batch_size or settings.batch_size
+        return until_it_fits(
+            attempt, size, may_halve=settings.auto_batch, tell=self._use_smaller_passes
+        )
 
-        size = progress.batch_size or settings.batch_size
-        return until_it_fits(attempt, size, may_halve=settings.auto_batch, tell=tell)
+    def _use_smaller_passes(self, size: int) -> None:
+        step = self._state.step + 1
+        passes = math.ceil(self.settings.batch_size * self.settings.accumulate / size)
+        self._state.progress.batch_size = size
+        self._log.write(step, "auto_batch", {"batch_size": size, "accumulate": passes})
+        self._line.message(
+            f"out of memory: from step {step} on, {passes} passes of {size} make one step"
+        )
 
     def _check_finite(self, loss: float, norm: float) -> None:
-        scaling = self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled()
-        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-        if math.isfinite(loss) and (
-            math.isfinite(norm) or (scaling and self.skipped < _SKIPPED_STEPS_LIMIT)
-        ):
+        """Stop before a loss or gradient that is not finite reaches a weight."""
+        scaler = self.accelerator.scaler
+        is_scaling = scaler is not None and scaler.is_enabled()
+        self._skipped_steps = 0 if math.isfinite(norm) else self._skipped_steps + 1
+        is_skipped = is_scaling and self._skipped_steps < _SKIPPED_STEPS_LIMIT
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not math.isfinite(norm) and not is_skipped:
+            what = f"the gradient's norm is {norm}"
+        else:
             return
-        what = (
-            f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        )
         raise NonFiniteError(
-            f"{what} at step {self.progress.step + 1}; no weight was changed by it and the last checkpoint stands. "
-            "Try a lower train.learning_rate, or train.precision=no"
+            f"{what} at step {self._state.step + 1}; no weight was changed by it and the last "
+            "checkpoint stands. Try a lower train.learning_rate, or train.precision=no"
         )
 
-    def _evaluate_and_save(self, stopping: bool) -> None:
+    # Evaluation and checkpoints
+
+    def _evaluate_and_save(self, *, is_stopping: bool) -> None:
         """Evaluate and save where the settings say so, at the end, and before stopping."""
-        progress = self.progress
-        at_end = progress.step == self.total_steps
-        due = self.evaluation_interval is not None and (
-            at_end or progress.step % self.evaluation_interval == 0
+        state = self._state
+        is_last = state.step == self._total_steps
+        is_evaluated = self._evaluation_interval is not None and (
+            is_last or state.step % self._evaluation_interval == 0
         )
-        if due:
-            metrics = self._evaluated()
-            self.log.write(progress.step, "evaluation", metrics)
-            self.line.message(
-                f"evaluation at step {progress.step}: "
-                + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-            )
-            # Before the budget is final, the model is larger than it may end, and no such one is
-            # the best.
-            progress.evaluated(metrics, self.settings.best, counts=self.allocation.is_final)
-        save_due = self.save_interval is not None and progress.step % self.save_interval == 0
-        if due or save_due or at_end or stopping:
-            self.checkpoints.save(
-                progress.step, self.trained, dataclasses.asdict(progress), self.data_digest
-            )
-            self.checkpoints.keep({progress.step, progress.best_step or progress.step})
+        if is_evaluated:
+            self._evaluate()
+        is_due = self._save_interval is not None and state.step % self._save_interval == 0
+        if is_due or is_evaluated or is_last or is_stopping:
+            path = self._checkpoints.save(state, self._data_digest)
+            self._checkpoints.keep({state.step, state.progress.best_step or state.step})
+            for callback in self.callbacks:
+                callback.on_checkpoint(state, path)
 
-    def _evaluated(self) -> dict[str, float]:
-        settings, progress = self.settings, self.progress
+    def _evaluate(self) -> None:
+        """Evaluate on the held-out examples, and take note of the result."""
+        state = self._state
+        with state.gathered():
+            measured = self._held_out_metrics()
+        # All processes stop, or go on, by the numbers of the first one.
+        metrics = dict(broadcast_object_list([measured])[0])
+        self._log.write(state.step, "evaluation", metrics)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._line.message(f"evaluation at step {state.step}: {shown}")
+        # A model that may still shrink is larger than the one to end with, so it is no best one.
+        state.progress.evaluated(metrics, self.settings.best, counts=state.method.is_final)
+        for callback in self.callbacks:
+            callback.on_evaluation(state, metrics)
+
+    def _held_out_metrics(self) -> dict[str, float]:
+        """Return the loss on the held-out examples, and what the callbacks measure."""
+        settings, progress = self.settings, self._state.progress
 
         def attempt(size: int) -> dict[str, float]:
-            with self.explained("evaluation"):
-                given = (self.model, self.evaluation, self.collate, self.accelerator)
-                return evaluate(*given, batch_size=size, loss=self.loss)
+            with self._explained("evaluation"):
+                return evaluate(
+                    self.model,
+                    self.evaluation,
+                    self.collate,
+                    self.accelerator,
+                    batch_size=size,
+                    loss=self.loss,
+                )
 
-        def tell(size: int) -> None:
+        def use_smaller_batches(size: int) -> None:
             progress.evaluation_batch_size = size
-            self.line.message(f"out of memory: evaluations go on with batches of {size}")
+            self._line.message(f"out of memory: evaluations go on with batches of {size}")
 
         size = (
             progress.evaluation_batch_size or settings.evaluation_batch_size or settings.batch_size
         )
-        with self.trained.gathered():
-            metrics = until_it_fits(attempt, size, may_halve=settings.auto_batch, tell=tell)
-            with self.explained("evaluation"):
-                metrics |= self.hooks.evaluate() if self.hooks.evaluate is not None else {}
-        return dict(
-            broadcast_object_list([metrics])[0]
-        )  # all processes stop, or go on, by the same numbers
-
-    def _is_stopped_early(self) -> bool:
-        patience = self.settings.early_stopping
-        return patience is not None and self.progress.evaluations_since_best >= patience
-
-    def _resume(self) -> None:
-        """Go on from a checkpoint, where the settings want it and there is one."""
-        wanted = self.settings.resume
-        path = (
-            self.checkpoints.latest()
-            if wanted == "auto"
-            else None
-            if wanted == "never"
-            else Path(wanted)
+        metrics = until_it_fits(
+            attempt, size, may_halve=settings.auto_batch, tell=use_smaller_batches
         )
-        if path is not None:
-            if not path.is_dir():
-                raise CheckpointError(
-                    f"train.resume is {wanted!r}: there is no checkpoint directory of that name"
-                )
-            self.progress = Progress(
-                **self.checkpoints.restore(path, self.trained, self.data_digest)
-            )
-            if (
-                path.parent.resolve() != self.checkpoints.directory.resolve()
-            ):  # another run's: its best is not here
-                self.progress.forget_best()
-            self.line.message(f"resumed at step {self.progress.step} from {path}")
+        with self._explained("evaluation"):
+            for callback in self.callbacks:
+                metrics |= callback.measure(self._state)
+        return metrics
+
+    # The end
+
+    def _finish(self, received: int | None) -> Outcome:
+        """Leave the model as the caller gets it: whole, and with the best weights if wanted."""
+        state, progress = self._state, self._state.progress
+        if state.shards is not None:
+            state.shards.dissolve()
+        if received is None and self.settings.restore_best:
+            self._restore_best()
+        state.method.finish()
+        outcome = Outcome(
+            progress.step,
+            self._total_steps,
+            progress.best_step,
+            progress.best_value,
+            received,
+            self._checkpoints.path(progress.step),
+        )
+        for callback in self.callbacks:
+            callback.on_train_end(state, outcome)
+        return outcome
+
+    def _restore_best(self) -> None:
+        progress = self._state.progress
+        if progress.best_step is not None and progress.best_step != progress.step:
+            path = self._checkpoints.path(progress.best_step)
+            self._checkpoints.restore_weights(path, self.model)
+
+    def _explained(self, place: Place) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a lack of memory is an error that says what to change."""
+        return explained(
+            place, self.settings, quantization=self._quantization, longest=self._longest
+        )
 
 
-def _steps_between(every: float | None, steps_per_epoch: int) -> int | None:
+def _interval(every: float | None, steps_per_epoch: int) -> int | None:
     """Return an interval in steps: up to 1, `every` is a share of an epoch; above, it is steps."""
     if every is None:
         return None

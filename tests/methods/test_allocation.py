@@ -21,7 +21,7 @@ from peftkit.training.evaluation import evaluate
 from peftkit.training.metrics_log import read_metrics
 from tests.conftest import logits, randomize
 from tests.training.job import launch, ragged_examples, train, trained
-from tests.training.test_loop import _CrashError, crash_at
+from tests.training.test_loop import CrashAt, CrashError
 
 MATRICES = 14  # linear layers of the tiny Llama
 RAGGED = ragged_examples(5, seed=2)
@@ -336,8 +336,8 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
     options = {"adapter": config(lora_dropout=0.1), "evaluation": RAGGED}
     whole, outcome = train(tmp_path / "whole", llama_dir, settings, **options)
     for step in crashes:
-        with pytest.raises(_CrashError):
-            train(tmp_path / "cut", llama_dir, settings, hooks=crash_at(step), **options)
+        with pytest.raises(CrashError):
+            train(tmp_path / "cut", llama_dir, settings, callbacks=[CrashAt(step)], **options)
     torch.rand(100)
     resumed, again = train(tmp_path / "cut", llama_dir, settings, **options)
     expected, found = trained(whole), trained(resumed)

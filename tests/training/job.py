@@ -2,7 +2,6 @@
 launch`.
 """
 
-import itertools
 import json
 import os
 import subprocess
@@ -22,7 +21,8 @@ from peftkit.labels import IGNORED
 from peftkit.runs.directory import Run
 from peftkit.runs.launcher import start_requested_processes
 from peftkit.training.accelerator import make_accelerator
-from peftkit.training.loop import Hooks, Training
+from peftkit.training.callbacks import Callback
+from peftkit.training.loop import Training
 
 ADAPTERS = {
     "prefix": peftkit.PrefixConfig(
@@ -47,10 +47,20 @@ def ragged_examples(count=22, seed=0, vocabulary=12):
 
 
 def train(
-    run_dir, model_dir, settings, *, quantization=None, dtype="float32", dropout=0.1, hooks=None, evaluation=(),
+    run_dir,
+    model_dir,
+    settings,
+    *,
+    quantization=None,
+    dtype="float32",
+    dropout=0.1,
     adapter=None,
-):  # fmt: skip
-    """Train LoRA, or another adapter, on a tiny model; return the model and the outcome."""
+    **options,
+):
+    """Train LoRA, or another adapter, on a tiny model; return the model and the outcome.
+
+    `options` are those of `Training`.
+    """
     torch.manual_seed(0)
     backbone = peftkit.load_backbone(
         model_dir, quantization=quantization, dtype=getattr(torch, dtype)
@@ -59,9 +69,8 @@ def train(
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = make_accelerator(settings, model, Path(run_dir))
     training = Training(
-        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator,
-        evaluation=evaluation, hooks=hooks or Hooks(),
-    )  # fmt: skip
+        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator, **options
+    )
     return model, training.run()
 
 
@@ -81,7 +90,7 @@ def main(
     torch.set_num_threads(1)
     adapter = peftkit.AdaLoraConfig(**adalora) if adalora else ADAPTERS[method] if method else None
     options |= {
-        "hooks": hooks_for(slow, crash_at, worsening),
+        "callbacks": [Disturbance(slow, crash_at, worsening)],
         "adapter": adapter,
         "evaluation": ragged_examples(evaluate, seed=3),
     }
@@ -104,22 +113,25 @@ def _check_backbone(backbone, model_dir, quantization=None, dtype="float32", **o
     assert torch.equal(found, expected)
 
 
-def hooks_for(slow=False, crash_at=None, worsening=False):
-    """Hooks that slow a run down, end it, or give it an accuracy that falls, and on other processes
-    rises.
-    """
-    counts = itertools.count(1)
+class Disturbance(Callback):
+    """Slows a run down, ends it, or measures an accuracy that falls, and on other processes rises."""
 
-    def after_step(step, total):
-        if slow:
+    def __init__(self, slow=False, crash_at=None, worsening=False):
+        self.slow, self.crash_at, self.worsening = slow, crash_at, worsening
+        self.evaluations = 0
+
+    def after_optimizer_step(self, state):
+        if self.slow:
             time.sleep(0.1)
-        if step + 1 == crash_at:
+        if state.step == self.crash_at:
             raise RuntimeError("crashed as it was told to")
 
-    def evaluate():
-        return {"accuracy": float(next(counts)) ** (-1 if PartialState().is_main_process else 1)}
-
-    return Hooks(after_step=after_step, evaluate=evaluate if worsening else None)
+    def measure(self, state):
+        self.evaluations += 1
+        if not self.worsening:
+            return {}
+        is_main = PartialState().is_main_process
+        return {"accuracy": 1 / self.evaluations if is_main else float(self.evaluations)}
 
 
 def launch(flags, arguments, *, module="accelerate.commands.launch", **variables):

@@ -166,7 +166,7 @@ def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(
     )  # fmt: skip
     model, outcome = train(
         tmp_path / "one", llama_dir, WHOLE | settings, quantization="nf4", adapter=job.ADAPTERS[method],
-        evaluation=ragged_examples(7, seed=3), hooks=job.hooks_for(worsening=True),
+        evaluation=ragged_examples(7, seed=3), callbacks=[job.Disturbance(worsening=True)],
     )  # fmt: skip
     assert (len(losses(tmp_path / "two")), outcome.step, outcome.best_step) == (4, 4, 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -8,7 +8,6 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -19,8 +18,9 @@ from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.files import read_tensors
 from peftkit.losses.base import CausalLMLoss, ModelLoss
 from peftkit.training.accelerator import make_accelerator
+from peftkit.training.callbacks import Callback
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training
+from peftkit.training.loop import Training
 from peftkit.training.metrics_log import read_metrics
 from peftkit.training.order import Order
 from tests.conftest import llama_config
@@ -230,12 +230,22 @@ def test_what_cannot_be_trained_is_refused(backbone, llama_dir, tmp_path):
     settings = TrainSettings(precision="no")
     accelerator = make_accelerator(settings, backbone, tmp_path)
     with pytest.raises(ConfigError, match="no parameter that requires a gradient"):
-        Training(backbone, ragged_examples(), PadRight(2), settings, tmp_path, accelerator)
+        Training(backbone, ragged_examples(), PadRight(2), settings, tmp_path, accelerator).run()
     with pytest.raises(ConfigError, match="evaluate_every needs held-out rows"):
         train(tmp_path, llama_dir, {"evaluate_every": 1.0})
 
 
 # evaluation
+
+
+class Measured(Callback):
+    """Adds metrics with given values to each evaluation."""
+
+    def __init__(self, **values):
+        self.values = {name: iter(each) for name, each in values.items()}
+
+    def measure(self, state):
+        return {name: next(each) for name, each in self.values.items()}
 
 
 def test_evaluation_is_exact_whatever_the_batch_size(backbone):
@@ -284,12 +294,13 @@ def test_the_best_evaluation_is_that_of_the_metric_that_is_named(
     """An accuracy is better higher, an error rate lower; the first of equals stays, and what is no
     number is no best.
     """
-    values = iter([(0.5, 0.5), (0.9, 0.5), (0.2, 0.1), (float("nan"), float("nan")), (0.9, 0.1)])
-    hooks = Hooks(
-        evaluate=lambda: dict(zip(("accuracy", "word_error_rate"), next(values), strict=True))
-    )
+    accuracies = [0.5, 0.9, 0.2, float("nan"), 0.9]
+    error_rates = [0.5, 0.5, 0.1, float("nan"), 0.1]
+    measured = Measured(accuracy=accuracies, word_error_rate=error_rates)
     settings = {"batch_size": 8, "epochs": 5, "evaluate_every": 1.0, "best": best}
-    _, outcome = train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
+    _, outcome = train(
+        tmp_path, llama_dir, settings, callbacks=[measured], evaluation=ragged_examples(3)
+    )
     curve = losses(tmp_path, "evaluation")
     assert outcome.best_step == (expected or 3 * (1 + curve.index(min(curve))))
     assert outcome.best_value == {"accuracy": 0.9, "word_error_rate": 0.1, "loss": min(curve)}[best]
@@ -297,11 +308,11 @@ def test_the_best_evaluation_is_that_of_the_metric_that_is_named(
 
 def test_a_metric_that_the_evaluation_does_not_give_is_refused(llama_dir, tmp_path):
     settings = {"batch_size": 8, "evaluate_every": 1.0, "best": "acuracy"}
-    hooks = Hooks(evaluate=lambda: {"accuracy": 1.0})
+    measured = Measured(accuracy=[1.0])
     with pytest.raises(
         ConfigError, match=r"gives loss, perplexity, accuracy; did you mean 'accuracy'\?"
     ):
-        train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
+        train(tmp_path, llama_dir, settings, callbacks=[measured], evaluation=ragged_examples(3))
 
 
 def test_only_a_language_model_has_a_perplexity(backbone):
@@ -342,16 +353,19 @@ def test_a_fraction_of_an_epoch_and_a_number_of_steps_are_intervals(llama_dir, t
 # going on
 
 
-class _CrashError(Exception):
+class CrashError(Exception):
     pass
 
 
-def crash_at(step):
-    def after_step(done, total):
-        if done + 1 == step:
-            raise _CrashError
+class CrashAt(Callback):
+    """Ends the run after a step's update, before anything is saved."""
 
-    return Hooks(after_step=after_step)
+    def __init__(self, step):
+        self.step = step
+
+    def after_optimizer_step(self, state):
+        if state.step == self.step:
+            raise CrashError
 
 
 ADAPTERS = {
@@ -395,8 +409,8 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
     }
     whole, outcome = train(tmp_path / "whole", llama_dir, settings, **options)
     for step in (7, 15):
-        with pytest.raises(_CrashError):
-            train(tmp_path / "cut", llama_dir, settings, hooks=crash_at(step), **options)
+        with pytest.raises(CrashError):
+            train(tmp_path / "cut", llama_dir, settings, callbacks=[CrashAt(step)], **options)
     torch.rand(100)
     resumed, again = train(tmp_path / "cut", llama_dir, settings, **options)
     expected, found = trained(whole), trained(resumed)
@@ -426,7 +440,7 @@ def test_two_runs_of_one_seed_are_the_same(llama_dir, tmp_path):
 
 def test_a_finished_run_has_nothing_left_to_do(llama_dir, tmp_path):
     first, _ = train(tmp_path, llama_dir, {"batch_size": 8})
-    again, outcome = train(tmp_path, llama_dir, {"batch_size": 8}, hooks=crash_at(1))
+    again, outcome = train(tmp_path, llama_dir, {"batch_size": 8}, callbacks=[CrashAt(1)])
     assert outcome.step == outcome.total_steps
     assert all(torch.equal(value, trained(again)[name]) for name, value in trained(first).items())
 
@@ -538,23 +552,3 @@ def test_a_second_signal_ends_the_program():
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, inherited)
-
-
-def test_hooks_see_gradients_and_add_metrics(llama_dir, tmp_path):
-    seen = []
-    model = None
-
-    def after_step(step, total):
-        seen.append((step, total))
-
-    hooks = Hooks(after_step=after_step, evaluate=lambda: {"answer": 42.0})
-    model, _ = train(
-        tmp_path,
-        llama_dir,
-        {"batch_size": 8, "evaluate_every": 1.0},
-        hooks=hooks,
-        evaluation=ragged_examples(3),
-    )
-    assert isinstance(model, nn.Module)
-    assert seen == [(0, 3), (1, 3), (2, 3)]
-    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["answer"] == 42.0

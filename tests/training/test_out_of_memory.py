@@ -15,8 +15,9 @@ from peftkit.errors import OutOfMemoryError
 from peftkit.files import read_tensors
 from peftkit.losses.base import CausalLMLoss
 from peftkit.training.accelerator import make_accelerator
+from peftkit.training.callbacks import Callback
 from peftkit.training.evaluation import evaluate
-from peftkit.training.loop import Hooks, Training
+from peftkit.training.loop import Training
 from peftkit.training.metrics_log import read_metrics
 from peftkit.training.out_of_memory import explained
 from tests.training.job import ragged_examples, train, trained
@@ -36,6 +37,20 @@ class _Full(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         full()
+
+
+class FullAt(Callback):
+    """Runs out of memory after a step, or in each evaluation."""
+
+    def __init__(self, step=None, measures=False):
+        self.step, self.measures = step, measures
+
+    def after_optimizer_step(self, state):
+        if state.step == self.step:
+            full()
+
+    def measure(self, state):
+        return full() if self.measures else {}
 
 
 def limit(monkeypatch, examples, *, training=True, where="forward"):
@@ -108,9 +123,9 @@ def test_the_machines_own_memory_counts_too_and_other_errors_pass():
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize("place", ["forward", "backward", "step", "evaluation", "hook"])
+@pytest.mark.parametrize("place", ["forward", "backward", "step", "evaluation", "callback"])
 def test_a_run_that_does_not_fit_says_what_to_change(llama_dir, tmp_path, monkeypatch, place):
-    hooks = Hooks(evaluate=full if place == "hook" else None)
+    callbacks = [FullAt(measures=True)] if place == "callback" else []
     if place in ("forward", "backward", "evaluation"):
         limit(monkeypatch, 0, training=place != "evaluation", where=place)
     if place == "step":
@@ -118,11 +133,11 @@ def test_a_run_that_does_not_fit_says_what_to_change(llama_dir, tmp_path, monkey
     settings = {"batch_size": 4, "evaluate_every": 1, "max_steps": 1, "auto_batch": False}
     expected = {
         "step": "in the optimiser's step",
-        "hook": "in the evaluation",
+        "callback": "in the evaluation",
         "evaluation": "in the evaluation",
     }
     with pytest.raises(OutOfMemoryError, match=expected.get(place, f"in the {place} pass")):
-        train(tmp_path, llama_dir, settings, hooks=hooks, evaluation=ragged_examples(3))
+        train(tmp_path, llama_dir, settings, callbacks=callbacks, evaluation=ragged_examples(3))
 
 
 # smaller passes
@@ -162,9 +177,8 @@ def test_a_resumed_run_remembers_what_fits(llama_dir, tmp_path, monkeypatch):
     sizes = limit(monkeypatch, 3)
     settings = {"batch_size": 6, "auto_batch": True, "save_every": 0.25, "epochs": 1}
     whole, _ = train(tmp_path / "whole", llama_dir, settings, dropout=0.3)
-    crash = Hooks(after_step=lambda step, total: full() if step == 2 else None)
     with pytest.raises(torch.OutOfMemoryError):
-        train(tmp_path / "cut", llama_dir, settings, dropout=0.3, hooks=crash)
+        train(tmp_path / "cut", llama_dir, settings, dropout=0.3, callbacks=[FullAt(step=3)])
     sizes.clear()
     resumed, _ = train(tmp_path / "cut", llama_dir, settings, dropout=0.3)
     assert max(sizes) == 3
