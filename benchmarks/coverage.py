@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import zoo
-from benchmarks.coverage_checks import METHODS, serve
+from benchmarks.coverage_checks import METHODS, has_counterpart, serve
 
 ROOT = Path(__file__).parent.parent
-WITHOUT_PEFT = "bottleneck"  # PEFT has no such method
 FIELDS = ("task", "type", "method", "library")
 
 
@@ -78,7 +77,7 @@ def questions(options: argparse.Namespace) -> Iterator[tuple[str, str, str, str]
         for method in METHODS:
             if method.startswith(tuple(options.methods)):
                 for library in options.libraries:
-                    if not (library == "peft" and method.startswith(WITHOUT_PEFT)):
+                    if library == "peftkit" or has_counterpart(method):
                         yield (*pair, method, library)
 
 

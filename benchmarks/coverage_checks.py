@@ -17,16 +17,10 @@ from torch import Tensor, nn
 import peftkit
 from benchmarks import zoo
 from peftkit.errors import PeftkitError
+from peftkit.methods.method import all_methods, method_training, variants
 
-METHODS = (
-    "lora",
-    "adalora",
-    "bottleneck-pfeiffer",
-    "bottleneck-houlsby",
-    "bottleneck-parallel",
-    "prefix",
-)
-MERGEABLE = ("lora", "adalora")
+METHODS = tuple(variants())
+METHOD_OF = {name: method for method in all_methods() for name in method.variants}
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
 _PEFT_TASKS = {
     "causal-lm": "CAUSAL_LM",
@@ -34,7 +28,17 @@ _PEFT_TASKS = {
     "token-classification": "TOKEN_CLS",
     "seq2seq-lm": "SEQ_2_SEQ_LM",
 }
-_BUDGET = {"init_r": 6, "target_r": 3, "tinit": 1, "tfinal": 1, "total_step": 6}
+
+
+def steps_for(method: str) -> int:
+    """Return how many steps to train: as many as the method's schedule has, else three."""
+    return int(getattr(variants()[method].small(), "total_step", 3))
+
+
+def has_counterpart(method: str) -> bool:
+    """Return whether PEFT has the method, too."""
+    kind = METHOD_OF[method]
+    return kind.config_class.__module__.startswith("peft.") or bool(kind.converts_from)
 
 
 class Failed(Exception):  # noqa: N818 -- an outcome, not a mistake
@@ -51,28 +55,19 @@ class Peftkit:
     @staticmethod
     def attach(specimen: zoo.Specimen, method: str) -> peft.PeftModel:
         """Attach with the method's plain config: nothing is named."""
-        kind, _, placement = method.partition("-")
-        if kind == "lora":
-            config = peftkit.LoraConfig(r=4)
-        elif kind == "adalora":
-            config = peftkit.AdaLoraConfig(**_BUDGET)
-        elif kind == "bottleneck":
-            config = peftkit.BottleneckConfig(placement=placement)
-        else:
-            config = peftkit.PrefixConfig(num_virtual_tokens=4)
-        return peftkit.attach(specimen.model, config)
+        return peftkit.attach(specimen.model, variants()[method].small())
 
     @staticmethod
-    def stepper(model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+    def stepper(
+        model: peft.PeftModel, optimizer: torch.optim.Optimizer, total_steps: int
+    ) -> Callable[[int], None]:
         """Return what takes one optimiser step; for AdaLoRA it takes care of the budget too."""
-        from peftkit.methods.adalora.allocation import Allocation
-
-        allocation = Allocation(model, optimizer, _BUDGET["total_step"])
+        training = method_training(model, optimizer, total_steps)
 
         def step(number: int) -> None:
-            allocation.before_step()
+            training.before_step()
             optimizer.step()
-            allocation.after_step(number)
+            training.after_step(number)
 
         return step
 
@@ -108,21 +103,21 @@ class PlainPeft:
         )  # none for images and speech, as in PEFT's own examples
         if task == "SEQ_2_SEQ_LM" and not specimen.config.is_encoder_decoder:
             task = "CAUSAL_LM"
-        if method == "prefix":
+        config = variants()[method].small()
+        if isinstance(config, peftkit.PrefixConfig):
             task = task or ("SEQ_2_SEQ_LM" if specimen.task == "speech-seq2seq" else None)
-            config = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type=task)
+            config = peft.PrefixTuningConfig(num_virtual_tokens=config.num_virtual_tokens)
         else:
-            heads = ["classifier"] if specimen.task == "image-classification" else None
-            settings = {"target_modules": "all-linear", "task_type": task, "modules_to_save": heads}
-            config = (
-                peft.LoraConfig(r=4, **settings)
-                if method == "lora"
-                else peft.AdaLoraConfig(**_BUDGET, **settings)
-            )
+            config.target_modules = "all-linear"
+            if specimen.task == "image-classification":
+                config.modules_to_save = ["classifier"]
+        config.task_type = task
         return peft.get_peft_model(specimen.model, config)
 
     @staticmethod
-    def stepper(model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Callable[[int], None]:
+    def stepper(
+        model: peft.PeftModel, optimizer: torch.optim.Optimizer, total_steps: int
+    ) -> Callable[[int], None]:
         """Return what takes one optimiser step; for AdaLoRA it takes care of the budget too."""
         allocate = getattr(model.base_model, "update_and_allocate", None)
 
@@ -176,13 +171,13 @@ def run_checks(library: Any, specimen: zoo.Specimen, method: str) -> None:
     own = list(backbone.named_parameters())
     with check("attaches"):
         model = library.attach(specimen, method)
-    if method != "prefix":
+    if METHOD_OF[method].starts_as_backbone:
         with check("is the identity at the start"):
             expect_equal(outputs(model, batch), before)
     with check("trains the adapter and the head only"):
         _check_what_trains(model, own, specimen.task)
     with check("trains"):
-        _train(library, model, specimen, _BUDGET["total_step"] if method == "adalora" else 3)
+        _train(library, model, specimen, steps_for(method))
     with check("evaluates with labels, changed by training"):
         after = outputs(model, batch)
         assert all(torch.isfinite(value).all() for value in after.values()), (
@@ -195,7 +190,7 @@ def run_checks(library: Any, specimen: zoo.Specimen, method: str) -> None:
         expect_equal(outputs(loaded, batch), after)
     with check("disabled, is the backbone"), model.disable_adapter():
         expect_equal(outputs(model, batch), before)
-    if method in MERGEABLE:
+    if METHOD_OF[method].settings.merges:
         with check("merges"):
             expect_close(outputs(library.merge(model), batch), after)
     if hasattr(library, "detach"):
@@ -284,7 +279,7 @@ def _train(library: Any, model: nn.Module, specimen: zoo.Specimen, steps: int) -
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     reached: set[str] = set()
     torch.manual_seed(0)
-    take = library.stepper(model, optimizer)
+    take = library.stepper(model, optimizer, steps)
     for step in range(1, steps + 1):
         model.train()
         loss = model(**specimen.batch(labels=True, seed=step)).loss

@@ -5,7 +5,7 @@ peftkit`` is quick.
 
 PEFT learns of peftkit's methods when `peft` is imported already, or else at the first use of a
 name; before a bare ``peft.PeftModel.from_pretrained`` of one of their directories, import `peft`
-first, or `peftkit.methods`.
+first, or `peftkit.methods.method`.
 """
 
 import importlib
@@ -19,7 +19,7 @@ __version__ = "0.1.0.dev0"
 _HOME = {
     "AdaLoraCallback": "peftkit.methods.adalora.trainer_callback",
     "AdaLoraConfig": "peft",
-    "BottleneckConfig": "peftkit.methods.bottleneck.layer",
+    "BottleneckConfig": "peftkit.methods.bottleneck.model",
     "LoraConfig": "peft",
     "PrefixConfig": "peftkit.methods.prefix.model",
     "attach": "peftkit.adapters.attaching",
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 if "peft" in sys.modules:  # else the first use of a name above does it
-    importlib.import_module("peftkit.methods")  # which makes peftkit's methods known to PEFT
+    importlib.import_module("peftkit.methods.method")  # which makes peftkit's methods known to PEFT
 
 
 def __getattr__(name: str) -> Any:

@@ -3,33 +3,26 @@
 import torch
 
 import peftkit
+from peftkit.methods.method import all_methods, variants
 from tests.architectures import ARCHITECTURES
 
-METHODS = {
-    "lora": lambda: peftkit.LoraConfig(r=4),
-    "adalora": lambda: peftkit.AdaLoraConfig(init_r=4, target_r=2, tinit=1, tfinal=2, total_step=8),
-    "houlsby": lambda: peftkit.BottleneckConfig(placement="houlsby", reduction_factor=4),
-    "pfeiffer": lambda: peftkit.BottleneckConfig(placement="pfeiffer", reduction_factor=4),
-    "scaled_parallel": lambda: peftkit.BottleneckConfig(
-        placement="scaled_parallel", reduction_factor=4
-    ),
-    "prefix": lambda: peftkit.PrefixConfig(num_virtual_tokens=3),
+METHODS = {name: variant.small for name, variant in variants().items()}
+METHOD_OF = {name: method for method in all_methods() for name in method.variants}
+# What these architectures do not have, in the words of the sentence that refuses a method.
+LACKS = {
+    "mamba2": {"attention"},
+    "convnext": {"attention", "feed-forward layer"},
+    "resnet": {"attention", "feed-forward layer", "linear layer"},
 }
-# What cannot be, with a part of the sentence that says so.
-REFUSED = {
-    ("prefix", "mamba2"): "no attention",
-    ("prefix", "convnext"): "no attention",
-    ("prefix", "resnet"): "no attention",
-    ("adalora", "resnet"): "no linear layer",
-    ("houlsby", "convnext"): "placement='pfeiffer'",
-    ("houlsby", "resnet"): "placement='pfeiffer'",
-    ("scaled_parallel", "convnext"): "placement='pfeiffer'",
-    ("scaled_parallel", "resnet"): "placement='pfeiffer'",
-}
+REFUSED = {}
+for _name, _lacking in LACKS.items():
+    for _method, _variant in variants().items():
+        if _variant.needs in _lacking:
+            REFUSED[_method, _name] = _variant.needs
 PAIRS = [
     (method, name) for name in ARCHITECTURES for method in METHODS if (method, name) not in REFUSED
 ]
-MERGEABLE = [(method, name) for method, name in PAIRS if method in ("lora", "adalora")]
+MERGEABLE = [(method, name) for method, name in PAIRS if METHOD_OF[method].settings.merges]
 GENERATING = [
     (method, name)
     for method, name in PAIRS
@@ -41,6 +34,11 @@ def attached(method, name, *, trained=True):
     """Return a model with an adapter; trained, its values are such as training leaves."""
     model = peftkit.attach(ARCHITECTURES[name].model(), METHODS[method]())
     return shaken(model) if trained else model.eval()
+
+
+def frozen(model):
+    """Freeze a backbone, as attaching will: torch picks a kernel by whether a weight is trained."""
+    return model.requires_grad_(False)
 
 
 def shaken(model, scale=0.1):

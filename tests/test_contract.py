@@ -12,16 +12,27 @@ from safetensors.torch import load_file
 import peftkit
 from peftkit.errors import TargetError
 from tests.architectures import ARCHITECTURES
-from tests.contract import GENERATING, MERGEABLE, METHODS, PAIRS, REFUSED, attached, output, shaken
+from tests.contract import (
+    GENERATING,
+    MERGEABLE,
+    METHOD_OF,
+    METHODS,
+    PAIRS,
+    REFUSED,
+    attached,
+    frozen,
+    output,
+    shaken,
+)
 
 each_pair = pytest.mark.parametrize(("method", "name"), PAIRS)
 
 
 @each_pair
 def test_attaching_changes_nothing_yet(method, name):
-    if method == "prefix":
+    if not METHOD_OF[method].starts_as_backbone:
         pytest.skip("a prefix takes a share of the attention from its first step on")
-    model, batch = ARCHITECTURES[name].model(), ARCHITECTURES[name].batch()
+    model, batch = frozen(ARCHITECTURES[name].model()), ARCHITECTURES[name].batch()
     before = output(model, batch)
     assert torch.equal(output(peftkit.attach(model, METHODS[method]()), batch), before)
 
@@ -37,7 +48,7 @@ def test_only_the_adapter_and_the_head_train_and_three_steps_change_the_output(m
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     heads = [part for part in model.modules() if isinstance(part, ModulesToSaveWrapper)]
-    prefix = {"lora": "lora_", "adalora": "lora_", "prefix": "prefix_"}.get(method, "bottleneck_")
+    prefix = METHOD_OF[method].tuner_class.prefix
     for key, parameter in model.named_parameters():
         whole = any(
             parameter is inner for head in heads for inner in head.modules_to_save.parameters()
@@ -110,7 +121,7 @@ def test_what_was_saved_loads_into_another_model_and_gives_the_same_bits(method,
 
 @each_pair
 def test_disabled_it_is_the_backbone_and_detached_too(method, name):
-    model, batch = ARCHITECTURES[name].model(), ARCHITECTURES[name].batch()
+    model, batch = frozen(ARCHITECTURES[name].model()), ARCHITECTURES[name].batch()
     before, state = (
         output(model, batch),
         {key: value.clone() for key, value in model.state_dict().items()},

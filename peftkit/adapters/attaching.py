@@ -1,6 +1,7 @@
 """Attach an adapter to a model and take it off again: all or nothing."""
 
 import contextlib
+from collections import Counter
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -8,15 +9,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from peftkit import methods
 from peftkit.adapters.snapshot import Snapshot
 from peftkit.backbones.cpu_weight_repacking import prevent_cpu_repacking
 from peftkit.errors import ConfigError, PeftkitError, TargetError
 from peftkit.lean import Lean, prepare
 from peftkit.methods.after_injection import settle
-from peftkit.methods.lora.layer import make_layers_lean
-from peftkit.methods.peft_registry import garbage_stays, quiet_peft
-from peftkit.recording import note
+from peftkit.methods.method import Arithmetic, Method, method_of, methods_on
+from peftkit.methods.peft_registry import garbage_stays, injecting, quiet_peft
+from peftkit.recording import extend, note
 
 _SNAPSHOT = "_peftkit_snapshot"
 
@@ -72,27 +72,26 @@ def attach_reversibly(
             f"the model has an adapter {name!r} already; attach under another name, or detach first"
         )
     prevent_cpu_repacking(model)
+    method = method_of(config)
     with first.lifted() if first else contextlib.nullcontext():
         bare = first.model if first else model
-        resolved = methods.resolve(config, bare)
-        left_alone = methods.left_alone(resolved, bare)
+        resolved = method.resolve(config, bare)
+        left_alone = method.left_alone(resolved, bare)
     if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
         resolved.modules_to_save = []
-    if first and methods.changes_backbone(resolved):
+    if first and method.changes_backbone(resolved):
         raise ConfigError(
             f"init_lora_weights={config.init_lora_weights!r} writes to the backbone's weights, on which another adapter of the "
             "model stands; attach it first, or alone"
         )
-    before = Snapshot(model, copy_weights=methods.changes_backbone(resolved))
+    before = Snapshot(model, copy_weights=method.changes_backbone(resolved))
     try:
         if first is None:
             prepare(bare, lean)
-        with quiet_peft(), methods.injection(resolved):
-            adapted = (
-                methods.join(model, resolved, name) if first else _wrapped(model, resolved, name)
-            )
+        with quiet_peft(), injecting(method.peft_type, method.tuner_class):
+            adapted = _joined(model, resolved, name) if first else _wrapped(model, resolved, name)
         settle(adapted, name)
-        make_layers_lean(adapted, lean)
+        _make_layers_lean(adapted, Lean.of(lean))
     except BaseException as problem:
         before.restore()
         if isinstance(problem, Exception) and not isinstance(
@@ -115,6 +114,62 @@ def _wrapped(model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel
     if config.modules_to_save == []:
         return PeftModel(model, config, adapter_name=name)
     return get_peft_model(model, config, adapter_name=name)
+
+
+def _joined(model: PeftModel, config: PeftConfig, name: str) -> PeftModel:
+    """Inject one more adapter into a model that has some.
+
+    It joins the active adapters of other methods and takes the place of those of its own. The first
+    adapter's tuner stays the model's, and from then on switches the layers of all methods.
+
+    Raises:
+        ConfigError: the layers of two methods would wrap each other.
+    """
+    method = method_of(config)
+    _check_room(method, methods_on(model))
+    tuner, backbone = model.base_model, model.get_base_model()
+    kept = []
+    for other in model.active_adapters:
+        if model.peft_config[other].peft_type != config.peft_type:
+            kept.append(other)
+    del (
+        backbone.peft_config
+    )  # the tuners' common dictionary, which PEFT takes for a sign of trouble
+    method.tuner_class(backbone, {name: config}, name)
+    model.peft_config[name] = config
+    backbone.peft_config = model.peft_config
+    tuner.tuner_layer_cls = BaseTunerLayer
+    active = [*kept, name]
+    tuner.set_adapter(active)
+    for other, other_config in model.peft_config.items():
+        is_trained = other in active and not other_config.inference_mode
+        tuner.set_requires_grad(other, requires_grad=is_trained)
+    model.active_adapter = name
+    return model
+
+
+def _check_room(method: Method, others: list[Method]) -> None:
+    for other in others:
+        if other is not method and other.wraps_layers and method.wraps_layers:
+            raise ConfigError(
+                f"{method.title} and {other.title} cannot be on one model, since both change the "
+                "weights of its layers; detach first"
+            )
+
+
+def _make_layers_lean(model: PeftModel, lean: Lean) -> None:
+    """Make the layers of all methods lean, and note those that take PEFT's path, by reason."""
+    arithmetic: Arithmetic = "lean"
+    if not lean.layers:
+        arithmetic = "peft"
+    elif lean.exact:
+        arithmetic = "exact"
+    reasons: Counter[str | None] = Counter()
+    for method in methods_on(model):
+        reasons |= method.make_lean(model, arithmetic)
+    lean_layers = reasons.pop(None, 0)
+    found = {"layers": lean_layers, "layers_of_peft": dict(reasons)}
+    extend(model.get_base_model(), "lean", found)
 
 
 def _trains_head(model: PeftModel, *, besides: str) -> bool:

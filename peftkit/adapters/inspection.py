@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -30,20 +29,7 @@ from peftkit.anatomy import (
 from peftkit.backbones.loading import AUTO_CLASSES, Head, resolve_source
 from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.errors import BackboneError, PeftkitError
-
-
-def configs() -> dict[str, PeftConfig]:
-    """Return the methods that are shown, with what is said of their settings."""
-    return {
-        "LoRA, r = 16": peftkit.LoraConfig(r=16),
-        "AdaLoRA, r = 12 to 8": peftkit.AdaLoraConfig(init_r=12, target_r=8, total_step=1000),
-        "bottleneck, houlsby, d / 16": peftkit.BottleneckConfig(placement="houlsby"),
-        "bottleneck, pfeiffer, d / 16": peftkit.BottleneckConfig(placement="pfeiffer"),
-        "bottleneck, scaled parallel, d / 16": peftkit.BottleneckConfig(
-            placement="scaled_parallel"
-        ),
-        "prefix, 30 tokens": peftkit.PrefixConfig(num_virtual_tokens=30),
-    }
+from peftkit.methods.method import variants
 
 
 def empty_model(source: str, task: Head | None = None) -> PreTrainedModel:
@@ -203,7 +189,8 @@ def _ends(model: PreTrainedModel) -> list[str]:
 def _method_lines(model: PreTrainedModel, total: int) -> list[str]:
     """Return what each method would do, which is found by doing it and undoing it."""
     rows = []
-    for name, config in configs().items():
+    for variant in variants().values():
+        name, config = variant.label, variant.shown()
         try:
             with torch.device("meta"):  # no time for values that nobody sees
                 adapted = peftkit.attach(model, config, lean=False)

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -19,8 +17,7 @@ from peftkit.anatomy import output_modules
 from peftkit.backbones.quantization import dequantized_weight, quantization_of, stores_conv1d
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
-from peftkit.methods.adalora.layer import AdaLoraLinear, adapted_layers
-from peftkit.methods.peft_registry import quiet_peft
+from peftkit.methods.method import Method, method_of
 from peftkit.recording import note
 
 
@@ -56,26 +53,11 @@ def merge(
         raise ConfigError(
             f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32"
         )
-    if isinstance(model, PeftModel) and len(model.active_adapters) > 1:
-        active = ", ".join(model.active_adapters)
-        raise ConfigError(
-            f"{active} are active, and one adapter is merged at a time; choose it with model.set_adapter(name)"
-        )
-    if isinstance(model, PeftModel) and (others := _not_mergeable(model)):
-        raise ConfigError(
-            f"{others} cannot be merged: it is no update of a weight; keep it beside the backbone"
-        )
-    adapter = model.peft_config.get(model.active_adapter) if isinstance(model, PeftModel) else None
-    is_foreign = isinstance(adapter, AdaLoraConfig) and not adapted_layers(
-        model, model.active_adapter
-    )
-    if not isinstance(adapter, LoraConfig) or is_foreign:
-        raise ConfigError(
-            f"{type(model).__name__} has no active LoRA adapter to merge; attach or load returns a model that has"
-        )
+    name = _adapter_to_merge(model)
+    config = model.peft_config[name]
     backbone: PreTrainedModel = model.get_base_model()
     with torch.no_grad():
-        parameters = _merged_parameters(backbone, adapter, model.active_adapter)
+        parameters = _merged_parameters(backbone, method_of(config), config, name)
         state = {
             name: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
             for name, tensor in parameters
@@ -83,14 +65,14 @@ def merge(
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
-    config = copy.deepcopy(backbone.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = dtype
+    plain_config = copy.deepcopy(backbone.config)
+    if hasattr(plain_config, "quantization_config"):
+        del plain_config.quantization_config
+    plain_config.dtype = dtype
     if _is_untied(backbone, state):
-        config.get_text_config().tie_word_embeddings = False
+        plain_config.get_text_config().tie_word_embeddings = False
     with init_empty_weights(include_buffers=False):
-        merged: PreTrainedModel = type(backbone)(config)
+        merged: PreTrainedModel = type(backbone)(plain_config)
     merged.load_state_dict(state, strict=False, assign=True)
     merged.tie_weights()
     if getattr(backbone, "generation_config", None) is not None:
@@ -104,17 +86,25 @@ def merge(
     return merged
 
 
-def _not_mergeable(model: PeftModel) -> str | None:
-    """Return what active adapter of a method of ours is no update of weights."""
-    kinds = {name: str(model.peft_config[name].peft_type.value) for name in model.active_adapters}
-    return next(
-        (
-            f"the {kind.lower()} adapter {name!r}"
-            for name, kind in kinds.items()
-            if kind in ("BOTTLENECK", "PREFIX")
-        ),
-        None,
-    )
+def _adapter_to_merge(model: PeftModel) -> str:
+    """Return the name of the one active adapter.
+
+    Raises:
+        ConfigError: there is none, there are several, or it cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise ConfigError(
+            f"{type(model).__name__} has no active adapter to merge; attach or load returns a model "
+            "that has"
+        )
+    active = list(model.active_adapters)
+    if len(active) > 1:
+        raise ConfigError(
+            f"{', '.join(active)} are active, and one adapter is merged at a time; choose it with "
+            "model.set_adapter(name)"
+        )
+    method_of(model.peft_config[active[0]]).check_mergeable(model, active[0])
+    return str(active[0])
 
 
 def save_merged(
@@ -129,37 +119,32 @@ def save_merged(
 
 
 def _merged_parameters(
-    module: nn.Module, config: LoraConfig, adapter: str, prefix: str = ""
+    module: nn.Module, method: Method, config: PeftConfig, name: str, prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and values of the plain model's weights: dequantised, merged, trained heads in
-    their places.
+    """Yield names and values of the plain model's weights.
+
+    Quantised weights are dequantised, adapted ones merged, and trained heads are in their places.
     """
-    if isinstance(module, ParamWrapper):
-        raise ConfigError(
-            f"LoRA on the parameter of {prefix[:-1]} (target_parameters) cannot be merged yet"
-        )
-    is_conv1d = stores_conv1d(
-        module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    )
-    if isinstance(module, BaseTunerLayer):
-        layer: nn.Module = module.get_base_layer()
-        if adapter in getattr(module, "lora_A", {}) or adapter in getattr(
-            module, "lora_embedding_A", {}
-        ):
-            layer = _merged_layer(module, config, adapter)
-        module = layer
+    wrapped = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    is_conv1d = stores_conv1d(wrapped)
+    if isinstance(module, BaseTunerLayer) and name in module._get_available_adapters():
+        module = method.merged_layer(module, _float_copy(wrapped), config, name)
+    else:
+        module = wrapped
     if isinstance(module, ModulesToSaveWrapper):
         trained = module.modules_to_save
-        module = trained[adapter] if adapter in trained else module.original_module  # noqa: SIM401  (no .get)
-    for name, parameter in module.named_parameters(recurse=False):
-        is_quantized = name == "weight" and quantization_of(module) is not None
+        module = trained[name] if name in trained else module.original_module  # noqa: SIM401
+    for key, parameter in module.named_parameters(recurse=False):
+        is_quantized = key == "weight" and quantization_of(module) is not None
         tensor = dequantized_weight(module) if is_quantized else parameter.detach()
-        yield prefix + name, tensor.T.contiguous() if is_conv1d and name == "weight" else tensor
-    for name, buffer in module.named_buffers(recurse=False):
-        if name not in module._non_persistent_buffers_set:
-            yield prefix + name, buffer
-    for name, child in module.named_children():
-        yield from _merged_parameters(child, config, adapter, f"{prefix}{name}.")
+        if is_conv1d and key == "weight":
+            tensor = tensor.T.contiguous()
+        yield prefix + key, tensor
+    for key, buffer in module.named_buffers(recurse=False):
+        if key not in module._non_persistent_buffers_set:
+            yield prefix + key, buffer
+    for key, child in module.named_children():
+        yield from _merged_parameters(child, method, config, name, f"{prefix}{key}.")
 
 
 def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
@@ -173,33 +158,6 @@ def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
     keys = [f"{names[id(module)]}.weight" for module in ends if id(module) in names]
     weights = [state[key] for key in keys if key in state]
     return len(weights) == 2 and not torch.equal(*weights)
-
-
-def _merged_layer(layer: LoraLayer, config: LoraConfig, adapter: str) -> nn.Module:
-    """Merge one layer in float32: its adapter is put on a float copy of its base, where PEFT merges
-    it, variants and all.
-    """
-    alone = nn.Module()
-    alone.layer = base = _float_copy(layer.get_base_layer())
-    if isinstance(layer, AdaLoraLinear):
-        base.get_parameter("weight").add_(layer.get_delta_weight(adapter).float())
-        return base
-    single = copy.deepcopy(config)
-    single.target_modules, single.modules_to_save, single.target_parameters = ["layer"], None, None
-    single.layers_to_transform = single.layer_replication = single.exclude_modules = None
-    single.rank_pattern, single.alpha_pattern = {}, {}
-    single.r, single.lora_alpha = layer.r[adapter], layer.lora_alpha[adapter]
-    single.init_lora_weights = True
-    single.lora_dropout, single.task_type, single.inference_mode = 0.0, None, True
-    single.base_model_name_or_path = None
-    with quiet_peft():
-        wrapped = get_peft_model(alone, single, adapter_name=adapter)
-    copied: nn.Module = alone.layer
-    for key in layer.adapter_layer_names:
-        weights = {name: value.float() for name, value in getattr(layer, key).state_dict().items()}
-        getattr(copied, key).load_state_dict(weights)
-    merged: nn.Module = wrapped.merge_and_unload(safe_merge=True).layer
-    return merged
 
 
 def _float_copy(base: nn.Module) -> nn.Module:

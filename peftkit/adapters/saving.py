@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import peft
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from peftkit import methods
-from peftkit.adapters import fingerprint
 from peftkit.adapters.attaching import attach_reversibly
+from peftkit.adapters.fingerprint import check_backbone, header_of, read_about
 from peftkit.backbones.quantization import model_quantization
 from peftkit.errors import AdapterFileError, ConfigError, nearest
 from peftkit.files import (
@@ -28,7 +27,8 @@ from peftkit.files import (
     write_tensors,
 )
 from peftkit.lean import Lean
-from peftkit.methods.peft_registry import quiet_peft
+from peftkit.methods.method import all_methods, method_of
+from peftkit.methods.peft_registry import adapter_tensors, injecting
 
 
 def save(model: PeftModel, directory: str | Path, *, name: str = "default") -> None:
@@ -55,10 +55,10 @@ def write_adapter(
     backbone: PreTrainedModel, config: PeftConfig, tensors: dict[str, Tensor], directory: str | Path
 ) -> None:
     """Write config and weights of an adapter of `backbone` as a PEFT directory; see `save`."""
-    about = fingerprint.as_metadata(fingerprint.of(backbone), model_quantization(backbone))
+    header = header_of(backbone, model_quantization(backbone))
     with staged_directory(Path(directory)) as stage:
         write_json(stage / CONFIG_NAME, _config_fields(backbone, config))
-        write_tensors(stage / WEIGHTS_NAME, tensors, {"peftkit": about})
+        write_tensors(stage / WEIGHTS_NAME, tensors, header)
 
 
 def load(
@@ -86,17 +86,20 @@ def load(
             config declares.
         BaseMismatchError: the adapter was trained on another backbone.
         NonFiniteError: a weight is NaN or infinite.
-        TargetError: the config names modules that the backbone has not.
+        TargetError: the config names modules that the backbone does not have.
     """
     path = Path(directory)
     recover(path)
     config = _read_config(path)
     metadata, shapes = read_header(path / WEIGHTS_NAME)
-    if verify_backbone and "peftkit" in metadata:
-        fingerprint.check(metadata["peftkit"], backbone, path)
+    about = read_about(metadata, path) if verify_backbone else {}
+    if about:
+        check_backbone(about, backbone, path)
     tensors = read_tensors(path / WEIGHTS_NAME)
-    _check_rank(config, shapes, path)
-    config, tensors = methods.converted(config, tensors, backbone)
+    bare = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    config, tensors = _converted(config, tensors, bare)
+    method = method_of(config)
+    _check_sides(method.sides(config), shapes, path)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     config.inference_mode = not trainable
     if getattr(config, "modules_to_save", []) is None:
@@ -108,23 +111,24 @@ def load(
             {key: tuple(value.shape) for key, value in adapter_tensors(adapted, name).items()},
             path,
         )
-        with methods.injection(config):
+        with injecting(method.peft_type, method.tuner_class):
             set_peft_model_state_dict(adapted, tensors, adapter_name=name)
         if not trainable:
-            methods.simplify(adapted, name)
+            method.simplify(adapted, name)
     except BaseException:
         before.restore()
         raise
     return adapted
 
 
-def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """Return the adapter's weights under the names that they have in its file."""
-    with quiet_peft():
-        tensors: dict[str, Tensor] = get_peft_model_state_dict(
-            model, adapter_name=name, save_embedding_layers=False
-        )
-    return tensors
+def _converted(
+    config: PeftConfig, tensors: dict[str, Tensor], model: PreTrainedModel
+) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Return config and weights of a file, as one of peftkit's methods reads it."""
+    for method in all_methods():
+        if isinstance(config, method.converts_from):
+            return method.convert(config, tensors, model)
+    return config, tensors
 
 
 def _config_fields(backbone: PreTrainedModel, config: PeftConfig) -> dict[str, Any]:
@@ -152,6 +156,7 @@ def _read_config(path: Path) -> PeftConfig:
     fields = read_json(file)
     kind = fields.pop("peft_type", None)
     fields.pop("peft_version", None)
+    all_methods()  # makes them known to PEFT
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise AdapterFileError(f"{file}: peft_type is {kind!r}, which PEFT does not know")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
@@ -168,25 +173,16 @@ def _read_config(path: Path) -> PeftConfig:
     return config
 
 
-def _check_rank(config: PeftConfig, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Refuse a rank that no weight of the file has, before memory of that size is asked for."""
-    ranks = [config.r, *config.rank_pattern.values()] if config.peft_type == "LORA" else []
-    ranks += [config.init_r] if config.peft_type == "ADALORA" else []
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
-    lengths = [
-        getattr(config, key)
-        for key in ("num_virtual_tokens", "encoder_hidden_size")
-        if hasattr(config, key)
-    ]
-    if (
-        config.peft_type == "PREFIX"
-        and max(lengths[: 1 + config.prefix_projection]) > largest
-        and shapes
-    ):
-        raise AdapterFileError(
-            f"{path}: the prefix has a side of {max(lengths)}, but no weight in {WEIGHTS_NAME} one longer than {largest}"
-        )
-    if any(isinstance(rank, int) and rank > largest for rank in ranks) and shapes:
-        raise AdapterFileError(
-            f"{path}: r is {max(ranks)}, but no weight in {WEIGHTS_NAME} has a side longer than {largest}"
-        )
+def _check_sides(sides: dict[str, int], shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse a size that no weight of the file has, before memory of that size is asked for."""
+    if not shapes:
+        return
+    largest = 0
+    for shape in shapes.values():
+        largest = max(largest, *shape)
+    for key, size in sides.items():
+        if isinstance(size, int) and size > largest:
+            raise AdapterFileError(
+                f"{path}: {key} is {size}, but no weight in {WEIGHTS_NAME} has a side longer than "
+                f"{largest}"
+            )

@@ -3,22 +3,16 @@ quick.
 """
 
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
-    Tag,
 )
 
 from peftkit.config.keys import section
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
 
 
 @section
@@ -50,141 +44,6 @@ class ModelSettings:
             "double_quantization": self.double_quantization,
             "attention": self.attention,
         }
-
-
-@section
-class AdapterSettings:
-    """What the methods have in common. Each names its config class of peft or peftkit, whose field
-    names it uses.
-    """
-
-    options: dict[str, Any] = field(default_factory=dict)
-    """Any other field of the method's config, e.g. {use_dora: true}."""
-
-    def __post_init__(self) -> None:
-        if self.options:
-            self.build()
-
-    def build(self) -> "PeftConfig":
-        """Return the method's config.
-
-        Raises:
-            ConfigError: an option is not a field of the config, stands beside `options` already, or
-                a value is refused.
-        """
-        import peftkit
-        from peftkit.errors import ConfigError, nearest
-
-        kind = getattr(peftkit, _CONFIGS[vars(self)["method"]])
-        known = kind.__dataclass_fields__
-        named = {name: value for name, value in vars(self).items() if name in known}
-        for name in self.options:
-            if name not in known:
-                raise ConfigError(f"adapter.options.{name}: unknown key{nearest(name, known)}")
-            if name in named:
-                raise ConfigError(f"adapter.options.{name}: set adapter.{name} instead")
-        try:
-            config: PeftConfig = kind(**named, **self.options)
-        except (TypeError, ValueError) as problem:
-            raise ConfigError(f"adapter.options: {problem}") from problem
-        return config
-
-
-_CONFIGS = {
-    "lora": "LoraConfig",
-    "adalora": "AdaLoraConfig",
-    "bottleneck": "BottleneckConfig",
-    "prefix": "PrefixConfig",
-}
-
-
-@section
-class LoraSettings(AdapterSettings):
-    """LoRA (arXiv:2106.09685); the names are those of peft.LoraConfig."""
-
-    method: Literal["lora"] = "lora"
-    r: PositiveInt = 16
-    """Rank of the update."""
-    lora_alpha: float = 32
-    """Scale: the update is multiplied by lora_alpha / r."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the input of the update."""
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Layers to adapt, by the ends of their names."""
-
-
-@section
-class AdaLoraSettings(AdapterSettings):
-    """AdaLoRA (arXiv:2303.10512); the names are those of peft.AdaLoraConfig. The run gives
-    total_step.
-    """
-
-    method: Literal["adalora"] = "adalora"
-    init_r: PositiveInt = 12
-    """Rank that every layer starts with."""
-    target_r: PositiveInt = 8
-    """Mean rank of the layers at the end."""
-    tinit: NonNegativeInt = 0
-    """Steps before the budget begins to fall."""
-    tfinal: NonNegativeInt = 0
-    """Steps at the end with the final budget."""
-    deltaT: PositiveInt = 1  # noqa: N815 -- PEFT's name
-    """Steps from one allocation to the next."""
-    lora_alpha: float = 32
-    """Scale: the update is multiplied by lora_alpha / init_r."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the input of the update."""
-    orth_reg_weight: NonNegativeFloat = 0.1
-    """Weight of the penalty that keeps singular vectors orthogonal."""
-    total_step: PositiveInt = 1_000_000
-    """Overwritten with the length of the run."""
-
-
-@section
-class BottleneckSettings(AdapterSettings):
-    """Bottleneck adapters; the names are those of peftkit.BottleneckConfig."""
-
-    method: Literal["bottleneck"] = "bottleneck"
-    placement: Literal["houlsby", "pfeiffer", "parallel", "scaled_parallel"] = "pfeiffer"
-    """After every sublayer (arXiv:1902.00751), after the block (arXiv:2005.00052), or beside the
-    feed-forward layer.
-    """
-    reduction_factor: PositiveFloat = 16.0
-    """Width of the model over the width of the bottleneck."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapter's output."""
-
-
-@section
-class PrefixSettings(AdapterSettings):
-    """Prefix tuning (arXiv:2101.00190); the names are those of peftkit.PrefixConfig."""
-
-    method: Literal["prefix"] = "prefix"
-    num_virtual_tokens: PositiveInt = 30
-    """Length of the prefix."""
-    prefix_projection: bool = False
-    """Learn keys and values by way of a two-layer network."""
-
-
-def _method(values: Any) -> str:
-    """Return which method a section is for: the one that it names, or LoRA."""
-    return str(
-        values.get("method", "lora")
-        if isinstance(values, dict)
-        else getattr(values, "method", "lora")
-    )
-
-
-Adapter = Annotated[
-    Annotated[LoraSettings, Tag("lora")]
-    | Annotated[AdaLoraSettings, Tag("adalora")]
-    | Annotated[BottleneckSettings, Tag("bottleneck")]
-    | Annotated[PrefixSettings, Tag("prefix")],
-    Discriminator(_method),
-]
-"""The section of a recipe that chooses the method: `method: lora` (the default), `adalora`,
-`bottleneck` or `prefix`.
-"""
 
 
 @section

@@ -7,7 +7,6 @@ from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import _ConvNd
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -15,26 +14,16 @@ from torch.utils._pytree import tree_map
 
 from peftkit.anatomy import is_reversible
 from peftkit.errors import ConfigError
-from peftkit.methods.bottleneck import hooks as taps
-
-_GEOMETRY = (
-    "stride",
-    "padding",
-    "kernel_size",
-    "dilation",
-    "groups",
-    "in_channels",
-    "out_channels",
-)
+from peftkit.methods.method import methods_on
 
 
 def settle(model: PeftModel, name: str) -> None:
     """Finish a model into which PEFT has injected the adapter `name`."""
+    for method in methods_on(model):
+        method.settle(model)
     _train_heads_in_float32(model, name)
-    _put_adapters_outside(model)
     _refuse_adapters_by_row(model)
     _adapt_shared_layers_once(model.get_base_model())
-    _show_geometry(model)
     _keep_statistics(model)
     _give_reversible_layers_a_gradient(model.get_base_model())
 
@@ -45,7 +34,6 @@ def _train_heads_in_float32(model: PeftModel, name: str) -> None:
     """
     for wrapper in model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
-            taps.listen_outside(wrapper, wrapper.original_module, *wrapper.modules_to_save.values())
             dtype = next(
                 (parameter.dtype for parameter in wrapper.original_module.parameters()), None
             )
@@ -73,17 +61,11 @@ def _is_float(x: Any) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def _put_adapters_outside(model: nn.Module) -> None:
-    for part in list(model.modules()):
-        if isinstance(part, BaseTunerLayer):
-            taps.move_outside(part)
-
-
 def _refuse_adapters_by_row(model: PeftModel) -> None:
     """Refuse ``adapter_names``, an adapter for each row, where a method has part in the model that
     would not heed it.
     """
-    if any(config.peft_type != "LORA" for config in model.peft_config.values()):
+    if not all(method.takes_adapter_names for method in methods_on(model)):
         vars(model.base_model)["_enable_peft_forward_hooks"] = _no_adapters_by_row
 
 
@@ -114,15 +96,6 @@ def _adapt_shared_layers_once(backbone: nn.Module) -> None:
                 setattr(
                     parent, name, first.setdefault((type(child), type(base), id(weight)), child)
                 )
-
-
-def _show_geometry(model: PeftModel) -> None:
-    """Let an adapted convolution tell its stride and padding, which models ask for before they call
-    it.
-    """
-    for part in model.modules():
-        if isinstance(part, _ConvNd):
-            vars(part).update({name: getattr(part.get_base_layer(), name) for name in _GEOMETRY})
 
 
 def _keep_statistics(model: PeftModel) -> None:

@@ -8,19 +8,21 @@ not later.
 
 PEFT rewrites the targets of a config for mixture-of-experts models that transformers 4 built
 otherwise: it takes the names of shared experts and of dense layers for those of the experts, adapts
-these instead, and renames weights when it loads them. `targets_as_they_are` holds it back.
+these instead, and renames weights when it loads them. `injecting` holds it back.
+
+Written for peft 0.21.
 """
 
 import contextlib
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import register_peft_method
+from peft.utils import register_peft_method, transformers_weight_conversion
 from torch import Tensor
 
 
@@ -49,20 +51,58 @@ def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTu
 
 
 @contextlib.contextmanager
-def targets_as_they_are() -> Iterator[None]:
-    """Let PEFT inject into just the modules that a config names, and load weights under just the
-    names they have.
+def injecting(peft_type: str, tuner_class: type[BaseTuner]) -> Iterator[None]:
+    """A context in which PEFT injects a method with `tuner_class`, into the targets as they are.
+
+    Outside of it, PEFT builds the method from its own class for everyone else.
     """
-    conversion = "peft.utils.transformers_weight_conversion"
-    with (
-        mock.patch(f"{conversion}.convert_peft_config_for_transformers"),
-        mock.patch(f"{conversion}.convert_peft_adapter_state_dict_for_transformers", _as_they_are),
-    ):
+    member = PeftType(peft_type)
+    own_class = PEFT_TYPE_TO_TUNER_MAPPING[member]
+    PEFT_TYPE_TO_TUNER_MAPPING[member] = tuner_class
+    try:
+        with _targets_as_they_are():
+            yield
+    finally:
+        PEFT_TYPE_TO_TUNER_MAPPING[member] = own_class
+
+
+@contextlib.contextmanager
+def _targets_as_they_are() -> Iterator[None]:
+    """Let PEFT inject into just the modules that a config names, and load just the given weights.
+
+    A PEFT without these two functions (they came with 0.19) rewrites nothing.
+    """
+    replacements: dict[str, Callable[..., Any]] = {
+        "convert_peft_config_for_transformers": _leave_config,
+        "convert_peft_adapter_state_dict_for_transformers": _leave_weights,
+    }
+    own = {
+        name: vars(transformers_weight_conversion)[name]
+        for name in replacements
+        if name in vars(transformers_weight_conversion)
+    }
+    vars(transformers_weight_conversion).update({name: replacements[name] for name in own})
+    try:
         yield
+    finally:
+        vars(transformers_weight_conversion).update(own)
 
 
-def _as_they_are(*, adapter_state_dict: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+def _leave_config(*args: Any, **kwargs: Any) -> None:
+    """Stand for a conversion in place that does nothing."""
+
+
+def _leave_weights(*, adapter_state_dict: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
     return adapter_state_dict
+
+
+def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """Return the weights of the adapter `name`, under the keys that they have in its file."""
+    with quiet_peft():
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(
+            model, adapter_name=name, save_embedding_layers=False
+        )
+    return tensors
 
 
 @contextlib.contextmanager
@@ -76,9 +116,12 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings(
             "ignore", message="Adapter name .* should not be contained in the prefix"
         )
+        # AdaLoRA may leave a layer no rank.
+        warnings.filterwarnings("ignore", message=".*zero-sized lora_A / lora_B")
+        # PEFT looks for LoRA's patterns, whose keys are modules; those of AdaLoRA are parameters.
         warnings.filterwarnings(
-            "ignore", message=".*zero-sized lora_A / lora_B"
-        )  # AdaLoRA may leave a layer no rank
+            "ignore", message="The following rank_pattern keys", category=RuntimeWarning
+        )
         yield
 
 

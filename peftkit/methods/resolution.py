@@ -69,6 +69,21 @@ def matching(name: str, model: nn.Module) -> list[str]:
     return found
 
 
+def shortest_names(layers: Iterable[str], model: nn.Module) -> set[str]:
+    """Return names by which PEFT finds exactly these layers.
+
+    That is the last part of a name where no other module has the same one, else the whole name.
+    """
+    wanted = set(layers)
+    others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in wanted}
+    found = set()
+    for name in wanted:
+        last = name.rpartition(".")[2]
+        is_ambiguous = last in others or last.isdigit()
+        found.add(name if is_ambiguous else last)
+    return found
+
+
 def numbered_blocks(numbers: Iterable[int] | None, model: nn.Module) -> list[Block]:
     """Return the blocks with these numbers in each of the model's stacks; None is all of them.
 

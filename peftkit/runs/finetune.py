@@ -18,13 +18,13 @@ from peftkit.adapters.attaching import attach
 from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
-from peftkit.config.sections import LoraSettings
 from peftkit.data.held_out_split import split_held_out
 from peftkit.data.replay import add_replay
 from peftkit.data.row_files import Row
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
+from peftkit.methods.adapter_section import DefaultSettings
 from peftkit.metrics.measurement import Measurement
 from peftkit.recording import summary
 from peftkit.runs.directory import Run
@@ -372,11 +372,12 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
         raise ConfigError(
             f"start: {config.start} was made by another recipe, for {start.task.head}"
         )
-    if config.merge and start.config.adapter.method not in ("lora", "adalora"):
+    if config.merge and not start.config.adapter.merges:
         raise ConfigError(
-            f"merge needs LoRA or AdaLoRA; the adapter of {config.start} is {start.config.adapter.method}"
+            f"merge: the adapter of {config.start} is {start.config.adapter.method}, which cannot be "
+            "folded into the weights"
         )
-    if config.adapter not in (start.config.adapter, LoraSettings()):
+    if config.adapter not in (start.config.adapter, DefaultSettings()):
         raise ConfigError(
             f"start: the adapter of {config.start} is trained on as it is; leave `adapter` out, or write it as there"
         )

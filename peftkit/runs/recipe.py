@@ -16,10 +16,11 @@ from pydantic import NonNegativeInt
 from peftkit.config.help import help_text
 from peftkit.config.keys import section
 from peftkit.config.reading import read
-from peftkit.config.sections import Adapter, LeanSettings, LoraSettings, ModelSettings, RowSettings
+from peftkit.config.sections import LeanSettings, ModelSettings, RowSettings
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError, PeftkitError
 from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
+from peftkit.methods.adapter_section import Adapter, DefaultSettings
 from peftkit.training.launch_checks import check_launch
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RecipeSettings:
 
     model: ModelSettings
     data: RowSettings
-    adapter: Adapter = field(default_factory=LoraSettings)
+    adapter: Adapter = field(default_factory=DefaultSettings)
     """The method, and what it trains."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lean: LeanSettings = field(default_factory=LeanSettings)
@@ -65,28 +66,19 @@ class RecipeSettings:
     """
 
     def __post_init__(self) -> None:
-        needs = [
-            (
-                "train.evaluate_every",
-                self.train.evaluate_every is not None,
-                self.data.evaluation is None,
-            ),
-            ("merge", self.merge, self.adapter.method not in ("lora", "adalora")),
-            (
-                "data.packing",
-                bool(getattr(self.data, "packing", False)),
-                self.adapter.method == "prefix",
-            ),
-        ]
-        what = {
-            "train.evaluate_every": "held-out rows: set data.evaluation",
-            "merge": "adapter.method lora or adalora",
-            "data.packing": "another adapter.method than prefix: a pack has one prefix, not one a text",
-        }
-        for key, is_asked, cannot in needs:
-            if is_asked and cannot:
-                raise ValueError(f"{key} needs {what[key]}")
-        check_launch(self.train, self.model.quantization, self.adapter.method)
+        adapter, method = self.adapter, self.adapter.method
+        if self.train.evaluate_every is not None and self.data.evaluation is None:
+            raise ValueError("train.evaluate_every needs held-out rows: set data.evaluation")
+        if self.merge and not adapter.merges:
+            raise ValueError(
+                f"merge folds an adapter into the weights, which adapter.method {method} cannot do: "
+                "leave merge out, or choose another method"
+            )
+        if getattr(self.data, "packing", False) and adapter.why_not_packed is not None:
+            raise ValueError(
+                f"data.packing cannot be used with adapter.method {method}: {adapter.why_not_packed}"
+            )
+        check_launch(self.train, self.model.quantization, adapter.why_not_sharded)
 
 
 def parse(kind: type[T], words: Sequence[str], program: str) -> T:

@@ -17,10 +17,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from peftkit.adapters.saving import adapter_tensors, write_adapter
+from peftkit.adapters.saving import write_adapter
 from peftkit.errors import CheckpointError
 from peftkit.files import WEIGHTS_NAME, read_json, read_tensors, write_json, write_tensors
-from peftkit.methods.adalora.layer import fit_ranks
+from peftkit.methods.method import methods_on
+from peftkit.methods.peft_registry import adapter_tensors
 from peftkit.random_state import random_state, set_random_state
 from peftkit.training.callbacks import Callback
 from peftkit.training.fsdp import shared_like, whole
@@ -76,7 +77,7 @@ class Checkpoints:
         weights = {name: whole(value) for name, value in state.trained_parameters().items()}
         if is_main:
             write_tensors(path / "trainable.safetensors", weights)
-            write_tensors(path / "allocation.safetensors", state.method.state())
+            write_tensors(path / "method.safetensors", state.method.state())
             scaler = self._accelerator.scaler
             progress = {
                 "step": state.step,
@@ -138,7 +139,7 @@ class Checkpoints:
         """
         saved = self._checked(path, data_digest)
         self.restore_weights(path, state.model)
-        state.method.load_state(read_tensors(path / "allocation.safetensors", CheckpointError))
+        state.method.load_state(read_tensors(path / "method.safetensors", CheckpointError))
         optimizer_state = _read(path, "optimizer")
         _share_out(optimizer_state, state.optimizer)
         state.optimizer.load_state_dict(optimizer_state)
@@ -189,7 +190,9 @@ class Checkpoints:
             CheckpointError: they are not those that `model` trains.
         """
         saved = read_tensors(path / "trainable.safetensors", CheckpointError)
-        fit_ranks(model, {name: value.shape for name, value in saved.items()})
+        shapes = {name: value.shape for name, value in saved.items()}
+        for method in methods_on(model):
+            method.fit_shapes(model, shapes)
         here = {
             name: parameter
             for name, parameter in model.named_parameters()

@@ -20,14 +20,17 @@ def uses_fsdp() -> bool:
 
 
 def check_launch(
-    train: TrainSettings, quantization: str | None, method: str, processes: int | None = None
+    train: TrainSettings,
+    quantization: str | None,
+    why_not_sharded: str | None = None,
+    processes: int | None = None,
 ) -> None:
     """Refuse settings that cannot be right on the processes that `accelerate launch` has started.
 
     Args:
         train: The section `train`.
         quantization: How the backbone is stored.
-        method: The adapter's method.
+        why_not_sharded: Why the adapter's method cannot be trained in shards; None where it can.
         processes: How many there are; None is what the environment says.
 
     Raises:
@@ -55,7 +58,7 @@ def check_launch(
     if _is_true("ACCELERATE_USE_DEEPSPEED"):
         _refuse_deepspeed(quantization)
     if uses_fsdp():
-        _check_fsdp(quantization, method)
+        _check_fsdp(quantization, why_not_sharded)
 
 
 def _refuse_deepspeed(quantization: str | None) -> None:
@@ -70,7 +73,7 @@ def _refuse_deepspeed(quantization: str | None) -> None:
     )
 
 
-def _check_fsdp(quantization: str | None, method: str) -> None:
+def _check_fsdp(quantization: str | None, why_not_sharded: str | None) -> None:
     for name, remark in _FSDP_OPTIONS.items():
         if _is_true(f"FSDP_{name}"):
             raise ConfigError(
@@ -84,11 +87,8 @@ def _check_fsdp(quantization: str | None, method: str) -> None:
         raise ConfigError(
             "FSDP cannot shard int8 weights, which carry their scales beside them; load the model in nf4"
         )
-    if method == "adalora":
-        raise ConfigError(
-            "AdaLoRA ranks whole triplets and cannot see them in the shards of FSDP; use "
-            "the launch preset ddp, or one process"
-        )
+    if why_not_sharded is not None:
+        raise ConfigError(why_not_sharded)
 
 
 def _is_true(variable: str) -> bool:

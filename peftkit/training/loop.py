@@ -225,7 +225,7 @@ class Training:
                 callback.on_step_end(state, metrics)
             cost = {"seconds": state.progress.seconds, "memory_gib": memory_bytes()[1] / 2**30}
             self._log.write(state.step, "train", metrics | cost)
-            self._log.write_ranks(state.step, state.method)
+            self._log.write_of_method(state.step, state.method)
             self._line.show(state.step, metrics, state.progress.seconds)
             self._evaluate_and_save(is_stopping=received is not None)
         return received

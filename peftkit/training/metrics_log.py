@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from peftkit.files import write_file
-from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.method import MethodTraining
 
 
 class MetricsLog:
@@ -37,20 +36,14 @@ class MetricsLog:
                 {f"{kind}/{name}": value for name, value in values.items()}, step=step
             )
 
-    def write_ranks(self, step: int, allocation: Allocation) -> None:
-        """Append one line of the kind "ranks", AdaLoRA's triplets a layer, where `step` has changed
-        them.
+    def write_of_method(self, step: int, method: MethodTraining) -> None:
+        """Append what the method has to say about a step, such as the ranks of AdaLoRA's layers.
 
-        The allocation remembers some hundred steps of the fall. Trackers, which take numbers, do
-        not get them.
+        Trackers, which take numbers, do not get it.
         """
-        last = allocation.history[-2:]
-        if (
-            last
-            and last[-1][0] == step
-            and (len(last) == 1 or not torch.equal(last[0][1], last[1][1]))
-        ):
-            self._append({"step": step, "kind": "ranks", "ranks": allocation.rank_map()[step]})
+        line = method.logged(step)
+        if line is not None:
+            self._append({"step": step, **line})
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:

@@ -2,12 +2,12 @@
 
 import torch
 from accelerate import Accelerator
-from peft.tuners.adalora import AdaLoraLayer
 from torch import nn
 
 from peftkit.backbones.quantization import model_quantization
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
+from peftkit.methods.method import methods_on
 from peftkit.training.launch_checks import check_launch, uses_fsdp
 
 _OVERFLOWS_IN_FP16 = (
@@ -57,10 +57,9 @@ def check_processes(settings: TrainSettings, model: nn.Module, accelerator: Acce
     Raises:
         ConfigError: says which, and what to do instead.
     """
-    method = (
-        "adalora" if any(isinstance(module, AdaLoraLayer) for module in model.modules()) else ""
-    )
-    check_launch(settings, model_quantization(model), method, accelerator.num_processes)
+    reasons = [method.settings.why_not_sharded for method in methods_on(model)]
+    why_not_sharded = next((reason for reason in reasons if reason is not None), None)
+    check_launch(settings, model_quantization(model), why_not_sharded, accelerator.num_processes)
     dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     if uses_fsdp() and len(dtypes) > 1:
         raise ConfigError(

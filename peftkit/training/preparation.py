@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.method import method_training
 from peftkit.training import fsdp
 from peftkit.training.state import TrainingState
 
@@ -55,6 +55,7 @@ def prepare(
         # logits to float32.
         accelerator.unwrap_model(prepared_model, keep_fp32_wrapper=False)
     scheduler = make_scheduler(optimizer, total_steps)
-    method = Allocation(model, optimizer, total_steps, in_place=accelerator.num_processes == 1)
+    in_place = accelerator.num_processes == 1
+    method = method_training(model, optimizer, total_steps, in_place=in_place)
     state = TrainingState(model, optimizer, scheduler, method, total_steps, shards)
     return Prepared(state, prepared_model, prepared_optimizer)

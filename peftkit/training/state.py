@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.method import MethodTraining
 from peftkit.training.fsdp import Shards
 from peftkit.training.progress import Progress
 
@@ -29,7 +29,7 @@ class TrainingState:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    method: Allocation
+    method: MethodTraining
     total_steps: int
     shards: Shards | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)

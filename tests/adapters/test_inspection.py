@@ -4,17 +4,12 @@ import pytest
 from transformers import AutoConfig, LlamaConfig
 
 import peftkit
-from peftkit.adapters.inspection import configs, describe, empty_model
+from peftkit.adapters.inspection import describe, empty_model
 from peftkit.cli import main
 from peftkit.errors import BackboneError, TargetError
+from peftkit.methods.method import variants
 from tests.architectures import ARCHITECTURES
-
-REFUSED = {
-    ("AdaLoRA, r = 12 to 8", "resnet"),
-    ("bottleneck, houlsby, d / 16", "resnet"),
-    ("bottleneck, scaled parallel, d / 16", "resnet"),
-    ("prefix, 30 tokens", "resnet"),
-}
+from tests.contract import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -26,9 +21,9 @@ def test_what_it_says_of_parameters_is_what_attaching_to_the_real_model_does(nam
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(tmp_path)
     text = describe(empty_model(str(tmp_path)))
-    assert text.startswith(f"{type(model).__name__}, ")
-    for method, config in configs().items():
-        line = next(line for line in text.splitlines() if line.startswith(method))
+    for method, variant in variants().items():
+        config = variant.shown()
+        line = next(line for line in text.splitlines() if line.startswith(variant.label))
         if (method, name) in REFUSED:
             with pytest.raises(TargetError) as caught:
                 peftkit.attach(model, config)
@@ -38,7 +33,7 @@ def test_what_it_says_of_parameters_is_what_attaching_to_the_real_model_does(nam
         trained = sum(
             parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
         )
-        shown = line.removeprefix(method).split()
+        shown = line.removeprefix(variant.label).split()
         digits, unit = float(shown[0]), {"k": 1e3, "M": 1e6}.get(shown[1], 1)
         assert digits * unit == pytest.approx(trained, rel=0.006)
         peftkit.detach(adapted)

@@ -127,7 +127,7 @@ def test_an_adapted_head_that_was_tied_to_the_embedding_is_untied(tmp_path, ids)
 
 
 def test_what_cannot_be_merged_is_refused(backbone):
-    with pytest.raises(ConfigError, match="no active LoRA adapter"):
+    with pytest.raises(ConfigError, match="no active adapter to merge"):
         peftkit.merge(backbone)
     model = peftkit.attach(backbone, peftkit.LoraConfig(r=4))
     with pytest.raises(ConfigError, match="cannot merge into"):

@@ -19,6 +19,8 @@ from peftkit.errors import AdapterFileError, ConfigError, TargetError
 from peftkit.files import read_tensors
 from peftkit.methods.adalora import layer as adalora
 from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.adalora.model import AdaLoraTuner
+from peftkit.methods.peft_registry import injecting
 from tests.conftest import logits, randomize
 
 from_peft = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -113,7 +115,7 @@ def test_a_layer_calls_its_base_and_never_touches_the_weight():
             return self.factor * x
 
     model = nn.ModuleDict({"layer": Doubler(), "head": nn.Linear(8, 8)})
-    with adalora.in_place_of_peft():
+    with injecting("ADALORA", AdaLoraTuner):
         adapted = peft.get_peft_model(model, config(target_modules=["layer"]))
     layer = randomize(adapted.base_model.model.layer, 0.3)
     x = torch.randn(3, 8)
@@ -409,7 +411,9 @@ def test_conv1d_layers_and_trained_heads_are_adapted_merged_and_exported(tmp_pat
 
 
 def test_what_cannot_be_exported_or_merged_is_refused(backbone, tmp_path):
-    with pytest.raises(ConfigError, match="no AdaLoRA adapter 'default' to export"):
+    with pytest.raises(
+        ConfigError, match="the lora adapter 'default' has no other form as plain LoRA"
+    ):
         peftkit.export_lora(peftkit.attach(backbone, peftkit.LoraConfig(r=2)), tmp_path)
 
 
@@ -418,7 +422,9 @@ def test_an_adapter_that_peft_attached_is_neither_trained_nor_merged(backbone):
     plain = peft.get_peft_model(backbone, config(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match=r"attach it with peftkit\.attach"):
         Allocation(plain, torch.optim.SGD(plain.parameters()), 10)
-    with pytest.raises(ConfigError, match="no active LoRA adapter"):
+    with pytest.raises(
+        ConfigError, match=r"PEFT itself has attached .*; load it with peftkit\.load"
+    ):
         peftkit.merge(plain)
 
 

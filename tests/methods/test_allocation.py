@@ -345,7 +345,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
     assert (again.best_step, again.best_value) == (outcome.best_step, outcome.best_value)
     for file in (
         "optimizer.safetensors",
-        "allocation.safetensors",
+        "method.safetensors",
         "adapter/adapter_model.safetensors",
     ):
         first, second = (read_tensors(each.checkpoint / file) for each in (outcome, again))

@@ -269,14 +269,14 @@ def test_deepspeed_and_a_wrong_global_batch_are_refused(llama_dir, tmp_path, mon
     with pytest.raises(ConfigError, match="is 16, but batch_size 4 x accumulate 3 x 1 process"):
         train(tmp_path, llama_dir, {"batch_size": 4, "accumulate": 3, "global_batch_size": 16})
     with pytest.raises(ConfigError, match="auto_batch works on one process"):
-        check_launch(TrainSettings(auto_batch=True), None, "lora", processes=2)
+        check_launch(TrainSettings(auto_batch=True), None, processes=2)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     for quantization, message in (
         (None, "does not train under DeepSpeed"),
         ("nf4", "does not partition bitsandbytes"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_launch(TrainSettings(), quantization, "lora")
+            check_launch(TrainSettings(), quantization)
 
 
 @pytest.mark.parametrize(

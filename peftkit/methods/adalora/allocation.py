@@ -3,6 +3,7 @@ the falling budget.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft.tuners.adalora import AdaLoraLayer
@@ -10,12 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from peftkit.errors import CheckpointError, ConfigError
-from peftkit.methods.adalora.layer import (
-    TRIPLET_DIMENSION,
-    AdaLoraLinear,
-    AdaLoraTuner,
-    replace_data,
-)
+from peftkit.methods.adalora.layer import TRIPLET_DIMENSION, AdaLoraLinear, replace_data
+from peftkit.methods.adalora.model import AdaLoraTuner
+from peftkit.methods.method import MethodTraining
 from peftkit.recording import note
 
 
@@ -52,7 +50,7 @@ def penalty_gradient(matrix: Tensor, weight: float, kept: Tensor | None = None) 
     return gradient
 
 
-class Allocation:
+class Allocation(MethodTraining):
     """Takes an AdaLoRA adapter through a training: call `before_step` before each optimiser step
     and `after_step` after it.
 
@@ -175,6 +173,18 @@ class Allocation:
         }
 
     # a checkpoint's part
+
+    def logged(self, step: int) -> dict[str, Any] | None:
+        """Return the ranks of the layers, where `step` has changed them.
+
+        The history has some hundred steps of the fall.
+        """
+        last = self.history[-2:]
+        if not last or last[-1][0] != step:
+            return None
+        if len(last) == 2 and torch.equal(last[0][1], last[1][1]):
+            return None
+        return {"kind": "ranks", "ranks": self.rank_map()[step]}
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold beside weights and optimiser, for `load_state`; empty

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peftkit.errors import PeftkitError
@@ -61,6 +63,16 @@ def _norms(block: nn.Module) -> list[nn.Module]:
     return [
         part for name in vars(block).get(_NORMS, ()) for part in block.get_submodule(name).modules()
     ]
+
+
+def follow_wrappers(model: nn.Module) -> None:
+    """Move adapters and listeners to the wrappers that PEFT has put around their modules since."""
+    for part in list(model.modules()):
+        if isinstance(part, ModulesToSaveWrapper):
+            listen_outside(part, part.original_module, *part.modules_to_save.values())
+    for part in list(model.modules()):
+        if isinstance(part, BaseTunerLayer):
+            move_outside(part)
 
 
 def move_outside(wrapper: nn.Module) -> None:

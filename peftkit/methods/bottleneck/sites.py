@@ -10,7 +10,7 @@ from peftkit.errors import TargetError
 from peftkit.methods.resolution import matching, numbered_blocks
 
 if TYPE_CHECKING:
-    from peftkit.methods.bottleneck.layer import BottleneckConfig
+    from peftkit.methods.bottleneck.config import BottleneckConfig
 
 
 @dataclass(frozen=True)

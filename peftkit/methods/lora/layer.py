@@ -8,20 +8,27 @@ on peft 0.21.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.import_utils import is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import _ConvNd
 from torch import Tensor, nn
 
-from peftkit.lean import Lean
 from peftkit.methods.lora.forward_backward import Update, dropped
-from peftkit.recording import extend
+from peftkit.methods.method import Arithmetic
 
-Arithmetic = Literal["lean", "exact", "peft"]
+_GEOMETRY = (
+    "stride",
+    "padding",
+    "kernel_size",
+    "dilation",
+    "groups",
+    "in_channels",
+    "out_channels",
+)
 
 
 def update_of(
@@ -183,16 +190,15 @@ def make_lean(layer: LoraLayer, arithmetic: Arithmetic) -> str | None:
     return layer.why_not() if isinstance(layer, LeanForward) else None
 
 
-def make_layers_lean(model: PeftModel, wanted: Lean | bool) -> None:
-    """Give LoRA layers the lean forward pass, and note the layers that take PEFT's path, by reason."""
-    lean = Lean.of(wanted)
-    arithmetic: Arithmetic = "lean"
-    if not lean.layers:
-        arithmetic = "peft"
-    elif lean.exact:
-        arithmetic = "exact"
-    reasons = Counter(
-        make_lean(layer, arithmetic) for layer in model.modules() if isinstance(layer, LoraLayer)
-    )
-    lean_layers = reasons.pop(None, 0)
-    extend(model.get_base_model(), "lean", {"layers": lean_layers, "layers_of_peft": dict(reasons)})
+def make_layers_lean(model: nn.Module, arithmetic: Arithmetic) -> Counter[str | None]:
+    """Give LoRA layers the lean forward pass; count them by why they take PEFT's path, or None."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    return Counter(make_lean(layer, arithmetic) for layer in layers)
+
+
+def show_geometry(model: nn.Module) -> None:
+    """Let an adapted convolution tell its stride and padding, which models ask for."""
+    for part in model.modules():
+        if isinstance(part, _ConvNd):
+            base = part.get_base_layer()
+            vars(part).update({name: getattr(base, name) for name in _GEOMETRY})

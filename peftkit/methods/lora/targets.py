@@ -2,29 +2,32 @@
 so y = W x until trained.
 """
 
-from collections.abc import Iterable
-
-from peft import AdaLoraConfig, LoraConfig
+from peft import LoraConfig
 from torch import nn
 
-from peftkit.anatomy import convolutions, is_convolutional, linear_layers
+from peftkit.anatomy import convolutions as convolution_layers
+from peftkit.anatomy import is_convolutional, linear_layers
 from peftkit.anatomy import left_alone as all_left_alone
 from peftkit.config.numbers import is_number, is_whole
 from peftkit.errors import ConfigError, TargetError
-from peftkit.methods.resolution import check_names, resolved_copy
+from peftkit.methods.resolution import check_names, resolved_copy, shortest_names
 
 # The inits of PEFT that write to the frozen weight, so that W + B A stays what W was.
 _MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def resolve(config: LoraConfig, model: nn.Module) -> LoraConfig:
-    """Return a copy of `config` with the targets, the task type and the trained heads that suit
-    `model`.
+def resolve(config: LoraConfig, model: nn.Module, *, convolutions: bool = True) -> LoraConfig:
+    """Return a copy of `config` with the targets, the task type and the trained heads for `model`.
 
-    Without ``target_modules`` (or with "all-linear"), every linear layer gets LoRA, except the
-    output embedding and the task head, which is trained whole; and so do convolutions over single
-    positions, which are linear layers by another name, and in a convolutional network all that have
-    no groups.
+    Without ``target_modules``, or with "all-linear", every linear layer gets LoRA. The output
+    embedding does not, nor does the task head, which is trained whole. Convolutions over single
+    positions are linear layers by another name and get it too. So do all convolutions without
+    groups in a network that is made of convolutions.
+
+    Args:
+        config: A ``LoraConfig`` or one of its subclasses.
+        model: The backbone.
+        convolutions: Whether the method has a form for convolutions.
 
     Raises:
         ConfigError: r, lora_alpha or lora_dropout is out of bounds.
@@ -33,23 +36,16 @@ def resolve(config: LoraConfig, model: nn.Module) -> LoraConfig:
     _check_bounds(config)
     resolved = resolved_copy(config, model)
     if config.target_modules in (None, "all-linear") and not config.target_parameters:
-        resolved.target_modules = set(_shortest_names(_layers(config, model), model))
-        if not resolved.target_modules:
-            raise TargetError(
-                f"{type(model).__name__} has no linear layer that {type(config).__name__} could adapt"
-            )
+        layers = linear_layers(model)
+        if convolutions:
+            layers = [*layers, *convolution_layers(model, pointwise=not is_convolutional(model))]
+        if not layers:
+            what = f"{type(model).__name__} has no linear layer"
+            raise TargetError(f"{what} that {type(config).__name__} could adapt")
+        resolved.target_modules = shortest_names(layers, model)
     elif not isinstance(config.target_modules, str):
         check_names(config.target_modules or (), model)
     return resolved
-
-
-def _layers(config: LoraConfig, model: nn.Module) -> list[str]:
-    """Return the layers to adapt. AdaLoRA, whose triplets are those of a matrix, has no form for
-    convolutions.
-    """
-    if isinstance(config, AdaLoraConfig):
-        return linear_layers(model)
-    return [*linear_layers(model), *convolutions(model, pointwise=not is_convolutional(model))]
 
 
 def left_alone(config: LoraConfig, model: nn.Module) -> dict[str, list[str]]:
@@ -87,14 +83,3 @@ def _check_bounds(config: LoraConfig) -> None:
         )
     if problems:
         raise ConfigError("LoraConfig: " + "; ".join(problems))
-
-
-def _shortest_names(layers: list[str], model: nn.Module) -> Iterable[str]:
-    """Return last parts of names where these mean the given layers and no other module, else whole
-    names.
-    """
-    wanted = set(layers)
-    others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in wanted}
-    for name in layers:
-        last = name.rpartition(".")[2]
-        yield name if last in others or last.isdigit() else last

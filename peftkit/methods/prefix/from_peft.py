@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from peftkit.anatomy.attention import Attention, attentions
 from peftkit.errors import AdapterFileError
+from peftkit.methods.prefix.config import PrefixConfig
 from peftkit.methods.prefix.layer import CHILD
-from peftkit.methods.prefix.model import PrefixConfig
 
 _WEIGHTS = "prompt_embeddings"
 
