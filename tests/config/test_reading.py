@@ -5,9 +5,10 @@ import yaml
 
 from peftkit.config.keys import section
 from peftkit.config.reading import build, read, to_yaml
-from peftkit.config.sections import Adapter, DataSettings, LoraSettings, ModelSettings
+from peftkit.config.sections import DataSettings, ModelSettings
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
+from peftkit.methods.adapter_section import Adapter, DefaultSettings
 from peftkit.runs.recipe import parse
 
 
@@ -17,7 +18,7 @@ class Config:
 
     model: ModelSettings
     data: DataSettings
-    adapter: Adapter = field(default_factory=LoraSettings)
+    adapter: Adapter = field(default_factory=DefaultSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run_dir: str = "runs/x"
     seed: int = 0
@@ -173,7 +174,7 @@ def test_an_option_that_peft_does_not_know_or_that_stands_elsewhere_is_refused()
     ):
         with pytest.raises(ConfigError, match=message):
             read(Config, [*NEEDED, "--adapter.options", options])
-    assert LoraSettings(r=4, options={"use_dora": True}).build().use_dora
+    assert DefaultSettings(r=4, options={"use_dora": True}).build().use_dora
 
 
 # The method
