@@ -9,6 +9,7 @@ from peftkit.config.sections import DataSettings, ModelSettings
 from peftkit.config.train import TrainSettings
 from peftkit.errors import ConfigError
 from peftkit.methods.adapter_section import Adapter, DefaultSettings
+from peftkit.methods.lora.settings import Settings
 from peftkit.runs.recipe import parse
 
 
@@ -174,7 +175,7 @@ def test_an_option_that_peft_does_not_know_or_that_stands_elsewhere_is_refused()
     ):
         with pytest.raises(ConfigError, match=message):
             read(Config, [*NEEDED, "--adapter.options", options])
-    assert DefaultSettings(r=4, options={"use_dora": True}).build().use_dora
+    assert Settings(r=4, options={"use_dora": True}).build().use_dora
 
 
 # The method
