@@ -1,9 +1,10 @@
-"""What a transformers model is made of, found from its structure. Everything that must know where
-things are asks here.
+"""What a transformers model is made of, found from its structure.
+
+Whatever must know where things are in a model asks here.
 """
 
 from peftkit.anatomy.attention import Attention, attentions, computes_attention, why_none
-from peftkit.anatomy.blocks import Block, Stack, Sublayer, is_convolutional, stacks
+from peftkit.anatomy.blocks import Block, Stack, is_convolutional, stacks
 from peftkit.anatomy.layers import (
     convolutions,
     features,
@@ -19,6 +20,7 @@ from peftkit.anatomy.layers import (
 )
 from peftkit.anatomy.norms import is_norm, stream_norms
 from peftkit.anatomy.outputs import first_tensor, with_first_tensor
+from peftkit.anatomy.sublayers import Sublayer
 
 __all__ = [
     "Attention",

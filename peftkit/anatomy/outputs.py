@@ -1,4 +1,4 @@
-"""The tensor of the stream in what a module gives."""
+"""The tensor of the residual stream in what a module returns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Return what a module adds to the stream, which may stand first in tuples or in a dictionary."""
+    """Return the tensor that a module adds to the stream: the first in a tuple or dictionary."""
     if isinstance(output, Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output
@@ -21,6 +21,7 @@ def with_first_tensor(output: Any, value: Tensor) -> Any:
     if isinstance(output, Mapping):
         key = next(key for key, entry in output.items() if entry is not None)
         return type(output)(**{**output, key: with_first_tensor(output[key], value)})
-    index = next(i for i, entry in enumerate(output) if entry is not None)
-    entries = [*output[:index], with_first_tensor(output[index], value), *output[index + 1 :]]
+    entries = list(output)
+    index = next(index for index, entry in enumerate(entries) if entry is not None)
+    entries[index] = with_first_tensor(entries[index], value)
     return output._make(entries) if hasattr(output, "_make") else type(output)(entries)
