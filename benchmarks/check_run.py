@@ -1,5 +1,4 @@
-"""Check what a finished chat run has left: the adapter in peftkit and in plain PEFT, and the merged
-model.
+"""Check a finished chat run: its adapter in peftkit and in plain PEFT, and the merged model.
 
 python -m benchmarks.check_run runs/quickstart [OUTPUT.json]
 """

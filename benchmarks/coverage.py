@@ -1,5 +1,4 @@
-"""Every architecture and task that transformers defines x every method: does it attach, train,
-save, load, merge, detach?
+"""Does each method attach, train, save, load, merge and detach, on every architecture and task?
 
     python -m benchmarks.coverage [--sample N] [--methods ...] [--tasks ...] [--types ...] [--jobs
     N] [--out FILE]
@@ -171,9 +170,7 @@ def _answer(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Return the report: a table of passes by task and method, and every reason with those it
-    applies to.
-    """
+    """Return the report: passes by task and method, and every reason with its pairs."""
     used = dict.fromkeys(
         pair for row in rows for pair in row["versions"].items()
     )  # more than one where some rows are old
@@ -233,8 +230,9 @@ def _passes(counter: Counter[str]) -> str:
 
 
 def _reasons(rows: list[dict[str, Any]], library: str, outcome: str) -> list[str]:
-    """Return the rows of an outcome grouped by method, check and reason; numbers and names of
-    layers do not tell apart.
+    """Group the rows of an outcome by method, check and reason.
+
+    Reasons that differ only in numbers or in names of layers are one.
     """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

@@ -209,8 +209,9 @@ def run_checks(library: Any, specimen: zoo.Specimen, method: str) -> None:
 
 @contextlib.contextmanager
 def check(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a failed check of that name; a refusal by attach stays
-    one.
+    """Turn whatever goes wrong inside into a failed check of that name.
+
+    A refusal by attach stays a refusal.
     """
     try:
         yield
@@ -303,8 +304,9 @@ def _train(library: Any, model: nn.Module, specimen: zoo.Specimen, steps: int) -
 
 
 def _unused_modules(specimen: zoo.Specimen) -> dict[str, bool]:
-    """Tell of each module of the bare model, all of it trainable, whether a training step leaves it
-    without gradient.
+    """Return for each module of the bare model whether a training step gives it no gradient.
+
+    The whole model is trained.
     """
     model = zoo.build(specimen.task, specimen.model_type).model.train()
     model(**specimen.batch(labels=True)).loss.backward()
@@ -315,7 +317,7 @@ def _unused_modules(specimen: zoo.Specimen) -> dict[str, bool]:
 
 
 def _host(name: str, unused: dict[str, bool]) -> bool:
-    """Tell whether the module that an adapter's parameter sits on is unused in the bare model."""
+    """Return whether the bare model does not use the module that an adapter's parameter is on."""
     path = [
         part for part in name.removeprefix("base_model.model.").split(".") if part != "base_layer"
     ]
@@ -324,8 +326,9 @@ def _host(name: str, unused: dict[str, bool]) -> bool:
 
 
 def serve(connection: Connection) -> None:
-    """Answer the questions that come over a connection, one at a time: what a worker process of
-    ``coverage.py`` does.
+    """Answer the questions that come over a connection, one at a time.
+
+    This is what a worker process of ``coverage.py`` does.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -1,5 +1,4 @@
-"""What each capability of the recipes does on a small real task, beside the plain run: one config,
-one change at a time.
+"""What each capability of the recipes does on a small real task, one change at a time.
 
     python -m benchmarks.effects [--quick] [--workers 2] [--seeds 3] [--only NAME ...] [--run-dir
     runs/effects]
@@ -56,9 +55,7 @@ from peftkit.runs.recipes import load_recipe, recipe_named
 
 
 def write_data(directory, sizes):
-    """Write the rows of every variant: drawn once, the same for all seeds; the test rows are read
-    by no run.
-    """
+    """Write the rows of every variant, the same for all seeds. No run reads the test rows."""
     directory.mkdir(parents=True, exist_ok=True)
     films, validation = read_rows("sample:films/train"), read_rows("sample:films/validation")
     draw = random.Random(0)
@@ -95,9 +92,7 @@ def with_rare(rows, count, share):
 
 
 def scores(task, rows, outputs, rare_share):
-    """What a task says of rows: its own metrics, the mean -log p of the right label, and the
-    confusion at two prevalences.
-    """
+    """The task's metrics, the mean -log p of the label, and the confusion at two prevalences."""
     found = task.measure(rows, outputs)
     labels = found.confusion["labels"]
     right = [each[labels.index(row["label"])] for row, each in zip(rows, outputs, strict=True)]
@@ -111,8 +106,9 @@ def scores(task, rows, outputs, rare_share):
 
 
 def as_rare(confusion, share):
-    """Recall, precision and macro F1 as if only a share of the rows were positive: each class's row
-    is weighed.
+    """Recall, precision and macro F1 as if only a share of the rows were positive.
+
+    Each class's row of the confusion matrix is weighted for that.
     """
     (right_negative, wrong_positive), (missed, right_positive) = confusion["counts"]
     negative = (1 - share) / max(1, right_negative + wrong_positive)
@@ -128,8 +124,9 @@ def as_rare(confusion, share):
 
 
 def tested(opened, run_dir, names, rare_share):
-    """The scores of a finished run on test files, with its own threshold and without; and its
-    probabilities, kept beside it.
+    """The scores of a finished run on test files, with its own threshold and without.
+
+    Its probabilities are kept beside it.
     """
     found = {}
     for name in names:
@@ -194,9 +191,7 @@ def trained(variant, seed, run_dir, about):
 
 
 def combined(variant, seed, run_dir, about):
-    """Combine the adapters of finished runs and test the result, in the place of the first run's
-    adapter.
-    """
+    """Combine the adapters of finished runs; test it in place of the first run's adapter."""
     torch.set_num_threads(1)
     how, parts = COMBINED[variant]
     parts = {filled(name, run_dir, seed): weight for name, weight in parts.items()}
@@ -224,9 +219,7 @@ class Journal:
         return [found for found in map(json.loads, lines) if found["about"] == self.about]
 
     def wait(self, variant, seed):
-        """Wait for the runs that this one builds on, which are before it in the queue and perhaps
-        still at work.
-        """
+        """Wait for the runs that this one builds on, which are earlier in the queue."""
         needs = json.dumps(
             filled(
                 VARIANTS[variant][0] if variant in VARIANTS else COMBINED[variant][1], "RUN", seed
@@ -270,8 +263,9 @@ class Journal:
 
 
 def queue(seeds):
-    """The runs, the most informative first: the plain ones, then the variants seed by seed, the
-    slow ones at the end.
+    """The runs, the most informative first.
+
+    The plain ones, then the variants seed by seed, the slow ones at the end.
     """
     late = (*LATE, *RADII, TEACHER)
     quick = [variant for variant in VARIANTS if variant != "plain" and variant not in late]

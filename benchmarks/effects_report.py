@@ -1,5 +1,6 @@
-"""What `effects.py` writes: every run as JSON, and the tables in Markdown. What is written by hand
-below them stays.
+"""What `effects.py` writes: every run as JSON, and the tables in Markdown.
+
+What was written by hand below the tables stays.
 """
 
 import json
@@ -39,9 +40,7 @@ def write_report(folder, run_dir, about, runs):
 
 
 def _ensemble(run_dir, plain):
-    """The mean of the plain runs' probabilities on the test rows, as `peftkit predict RUN RUN RUN`
-    gives it.
-    """
+    """The mean of the plain runs' probabilities, as `peftkit predict RUN RUN RUN` has it."""
     found = {}
     for name in ("films_test", "products_test"):
         rows = [

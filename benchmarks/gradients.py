@@ -1,5 +1,4 @@
-"""QLoRA gradients against float64 through the dequantised weights: peftkit and plain PEFT side by
-side.
+"""QLoRA gradients against float64 through the dequantised weights, in peftkit and in plain PEFT.
 
     python -m benchmarks.gradients [OUTPUT.json]
 

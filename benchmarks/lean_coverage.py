@@ -1,5 +1,4 @@
-"""Every architecture and task of transformers: which parts of the lean step engage, and does it
-give PEFT's numbers?
+"""On every architecture and task: which parts of the lean step engage, and are the numbers PEFT's?
 
     python -m benchmarks.lean_coverage [--sample N] [--tasks ...] [--types ...] [--timeout N] [--out
     FILE] [--again]
@@ -107,9 +106,7 @@ class Worker(coverage.Worker):
 
 
 def summary(rows: list[Row]) -> str:
-    """Return the report: counts by task, what engages, the losses that stay the model's own, and
-    what is not equal.
-    """
+    """Return the report: counts by task, what engages, whose loss is used, what differs."""
     compared = _of(rows, "all")
     used = dict.fromkeys(pair for row in rows for pair in row["versions"].items())
     lines = ["# Where the lean training step engages, and whether it gives PEFT's numbers", ""]
@@ -240,8 +237,9 @@ _TABLE: dict[str, Callable[[list[Row]], str]] = {
 
 
 def _grouped(title: str, found: list[tuple[Row, str]]) -> list[str]:
-    """Return the reasons, and the pairs that each applies to; numbers and names of layers do not
-    tell apart.
+    """Return the reasons, and the pairs that each applies to.
+
+    Reasons that differ only in numbers or in names of layers are one.
     """
     groups: dict[str, list[tuple[Row, str]]] = defaultdict(list)
     for row, reason in found:

@@ -1,6 +1,4 @@
-"""Does the lean training step give the numbers of the plain one, on one model, and which of its
-parts engage there?
-"""
+"""On one model: are the numbers of the lean step those of the plain one, and which parts engage?"""
 
 import contextlib
 import functools
@@ -86,15 +84,14 @@ def examine(task: str, model_type: str) -> dict[str, Any]:
 
 
 def _routes(module: nn.Module) -> bool:
-    """Tell whether a model can be told to add the losses of its routers, which choose experts, to
-    its own.
-    """
+    """Return whether a module can add the losses of its routers of experts to its own."""
     return hasattr(getattr(module, "config", None), "output_router_logits")
 
 
 def _compare_in_16_bits(found: dict[str, Any], take: Any) -> None:
-    """Compare the exact mode in bfloat16, where models convert what they read and write over it in
-    other places.
+    """Compare the exact mode in bfloat16.
+
+    There, models convert what they read, and write over it, in other places.
     """
     take = functools.partial(take, dtype=torch.bfloat16)
     try:
@@ -147,8 +144,7 @@ def _fail(found: dict[str, Any], outcome: str, reason: str) -> None:
 
 
 def differences(found: Steps, expected: Steps, floor: float = 1e-30) -> dict[str, Any]:
-    """Return the largest relative difference of a loss or a gradient, where it is, and what else is
-    not alike.
+    """Return the largest relative difference of a loss or gradient, and what else differs.
 
     Args:
         found: Some steps.

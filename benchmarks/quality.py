@@ -1,5 +1,4 @@
-"""How well each method learns a real task: test accuracy at equal optimiser steps, beside full
-fine-tuning.
+"""How well each method learns a real task, beside full fine-tuning, at equal optimizer steps.
 
     python -m benchmarks.quality [--quick] [--workers 2] [--run-dir runs/quality]
 
@@ -64,14 +63,14 @@ GRIDS = {
 
 
 def adapter(method, steps):
-    """The config of a method; LoRA, AdaLoRA at its end, and the bottlenecks have about as many
-    parameters: 0.33 million.
+    """The config of a method.
+
+    LoRA, AdaLoRA at its end, and the bottlenecks have about as many parameters: 0.33 million.
     """
     if method == "lora":
         return peftkit.LoraConfig(r=8, lora_alpha=16)
-    if (
-        method == "adalora"
-    ):  # alpha / init_r is LoRA's alpha / r; the phases are about those of the paper's SST-2 run
+    if method == "adalora":
+        # alpha / init_r is LoRA's alpha / r; the phases are about those of the paper's SST-2 run.
         return peftkit.AdaLoraConfig(
             init_r=12,
             target_r=8,
@@ -219,8 +218,9 @@ class Journal:
         return found
 
     def search(self, method):
-        """The learning rate of the best validation accuracy; where it is at an end of the grid, one
-        rate further is tried.
+        """The learning rate of the best validation accuracy.
+
+        If it is at an end of the grid, one rate further is tried.
         """
         found = [self.result(method, rate, SEEDS[0]) for rate in GRIDS[method]]
         best = max(found, key=quality)["learning_rate"]

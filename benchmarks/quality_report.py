@@ -101,16 +101,23 @@ def _table(about, summary):
     accuracy = summary["full"]["mean"] / 100
     error = 100 * (accuracy * (1 - accuracy) / about["split"]["test"]) ** 0.5
     short = [method for method, row in summary.items() if row["minus_full"] < -WITHIN]
-    pairs = zip(summary["adalora"]["test_accuracy"], summary["lora"]["test_accuracy"], strict=True)
-    ahead = [one - other for one, other in pairs]
     yield ""
     yield (
         f"All in points and processor seconds. The test split alone makes {error:.1f} points of "
         f"standard error in each figure, the same for all methods. More than {WITHIN:.0f} points "
-        f"behind full fine-tuning: {', '.join(short) or 'none'}. AdaLoRA minus LoRA, seed by seed: "
-        f"{', '.join(f'{x:+.1f}' for x in ahead)}; mean {mean(ahead):+.1f}."
+        f"behind full fine-tuning: {', '.join(short) or 'none'}.{_adalora_minus_lora(summary)}"
     )
     yield ""
+
+
+def _adalora_minus_lora(summary):
+    """A sentence, where both were run."""
+    if not {"adalora", "lora"} <= summary.keys():
+        return ""
+    pairs = zip(summary["adalora"]["test_accuracy"], summary["lora"]["test_accuracy"], strict=True)
+    ahead = [one - other for one, other in pairs]
+    listed = ", ".join(f"{points:+.1f}" for points in ahead)
+    return f" AdaLoRA minus LoRA, seed by seed: {listed}; mean {mean(ahead):+.1f}."
 
 
 def _search(about, runs):

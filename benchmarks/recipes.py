@@ -1,5 +1,4 @@
-"""Run the recipes' quick configs as a user does, and full fine-tuning of the same model for as many
-steps beside some of them.
+"""Run the recipes' quick configs as a user does, and full fine-tuning beside some of them.
 
     python -m benchmarks.recipes [--only NAME ...] [--run-dir runs/recipes]
 

@@ -1,5 +1,4 @@
-"""One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, what blocks
-keep, and the loss.
+"""One training step of peftkit beside PEFT's recipe and TRL's defaults: time, memory, loss.
 
     # SmolLM2-135M on this CPU
     python -m benchmarks.step [--rows "nf4 1x2048" ...] [--arms a c f ...] [--repeats 7]
@@ -109,9 +108,7 @@ def _on_device(arm, shape, storage, rows, tokens, repeats, device):
 
 
 def cuda_longest(rows, arms, device):
-    """The longest sequence that fits each budget at batch 1, for each model and storage of `rows`;
-    a list of results.
-    """
+    """The longest sequence at batch 1 in each budget, for each model and storage of `rows`."""
     found = []
     for shape, storage in dict.fromkeys(TRACED[row][:2] for row in rows):
         for arm in (arm for arm in arms if arm in LONGEST_ARMS and not why_not(arm, storage)):

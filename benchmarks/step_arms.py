@@ -1,5 +1,4 @@
-"""The ways to train that `step.py` compares: what each makes of a backbone, and how it computes the
-loss.
+"""The ways to train that `step.py` compares: how each prepares a backbone and computes the loss.
 
 All of them: LoRA with r = 16 on all linear layers of the blocks, no dropout, the same first
 weights; no attention mask, since rows are full; no cache. All but one: bfloat16 autocast around the
@@ -110,9 +109,7 @@ def why_not(arm: str, storage: str | None) -> str | None:
 
 
 def prepared(arm: Arm, backbone: PreTrainedModel, first: dict[str, Tensor] | None = None) -> Any:
-    """The backbone with its adapter, whose weights are those of `first` if it is given, in training
-    mode.
-    """
+    """The backbone with its adapter (its weights are `first`, if given), in training mode."""
     config = peft.LoraConfig(r=16, lora_alpha=32, task_type="CAUSAL_LM")
     if arm.library == "peftkit":
         model = peftkit.attach(backbone, config, lean=arm.lean)
@@ -150,9 +147,7 @@ def _checkpoint(model: Any, share: float) -> None:
 
 
 def _as_trl_does(model: Any, quantized: bool) -> None:
-    """What SFTTrainer.__init__ (trl/trainer/sft_trainer.py) does to a model of PEFT's, with TRL's
-    own function.
-    """
+    """Do to a PEFT model what SFTTrainer.__init__ does, with TRL's own function."""
     from trl.trainer.utils import add_fused_lm_head
 
     model.enable_input_require_grads()

@@ -1,6 +1,4 @@
-"""The backbones and the batches of `step.py`: SmolLM2-135M with real text, and Llamas of random
-weights, real or fake.
-"""
+"""The backbones and batches of `step.py`: SmolLM2-135M with real text, and random Llamas."""
 
 import bitsandbytes as bnb
 import torch
@@ -52,9 +50,7 @@ def smollm2(storage):
 
 
 def text_batches(rows, tokens, seed=0, *, split="train", tokenizer=SMOLLM2):
-    """Endless batches of full rows of real text: sentences from film reviews, in an order that the
-    seed makes.
-    """
+    """Endless batches of full rows of real text: film-review sentences, in the order of a seed."""
     texts = [row["text"] for row in read_rows(f"sample:films/{split}")]
     tokenizer = load_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
@@ -90,9 +86,7 @@ def config_of(shape):
 
 
 def random_llama(shape, storage, device):
-    """A Llama of random weights, made where it stays, layer by layer; or one on "meta", which has
-    no values.
-    """
+    """A Llama of random weights, made layer by layer where it stays; on "meta" it has no values."""
     config = config_of(shape)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -131,8 +125,7 @@ def _random_nf4(inputs, outputs, device):
 
 
 class MetaNF4(bnb.nn.Linear4bit):
-    """A layer of bitsandbytes with what NF4 with double quantisation stores, made without
-    quantising anything.
+    """A bitsandbytes layer with what NF4 with double quantisation stores, made without quantising.
 
     Its forward pass is bitsandbytes' own, and so are its autograd function and what that saves.
     """
@@ -182,9 +175,7 @@ class MetaNF4(bnb.nn.Linear4bit):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Keeps what flash attention keeps: queries, keys, values, the output, and a float32 for each
-    query and head.
-    """
+    """Keeps what flash attention keeps: q, k, v, the output, a float32 per query and head."""
 
     @staticmethod
     def forward(ctx, query, key, value):

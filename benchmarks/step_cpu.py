@@ -1,5 +1,4 @@
-"""The rows of `step.py` on a CPU: each arm lives in a process of its own, and all take their steps
-in turn.
+"""The rows of `step.py` on a CPU: each arm has its own process, and they take their steps in turn.
 
 So ratios are of steps that follow each other, and each arm has its allocator to itself: that of
 peftkit's loop keeps the memory that is freed, and nobody else's does, as long as `one_allocator`
@@ -92,8 +91,9 @@ def _told(connection, arm):
 
 
 def _live(connection, row, arm, first, keeps_freed_memory, steps):
-    """The life of an arm: what it holds is told once; then a step, its loss and its seconds, each
-    time that it is asked.
+    """The life of an arm: it says once what it holds, and then takes a step whenever it is asked.
+
+    It answers each time with the loss and the seconds.
     """
     if keeps_freed_memory:
         keep_freed_memory()

@@ -1,5 +1,6 @@
-"""Loss curves: PEFT's recipe with two seeds, and with the first peftkit whole, and PEFT without the
-up-cast; see `step.py`.
+"""Loss curves of PEFT's recipe with two seeds, of peftkit, and of PEFT without the up-cast.
+
+See `step.py`.
 
 A seed makes the order of the texts and the adapter's first weights. The held-out loss, on the same
 texts for all, is what is compared: the losses of steps differ between seeds by the texts alone.
@@ -68,9 +69,7 @@ def _held_out_loss(model, batches):
 
 
 def differences(runs):
-    """How far the curves of two runs lie apart, in the mean and at most: of held-out losses, and of
-    steps.
-    """
+    """How far the curves of two runs lie apart: held-out losses, and losses of steps."""
     pairs = {
         "two seeds of (a)": (0, 1),
         "peftkit and (a), one seed": (0, 2),

@@ -8,8 +8,7 @@ _aten = torch.ops.aten
 
 
 class GradientsInPlace(TorchDispatchMode):
-    """Adds up the gradients of a tensor that several have read as autograd does where no mode
-    watches it: in place.
+    """Adds up gradients in place, as autograd does where no mode watches it.
 
     While any dispatch mode lasts, autograd (torch 2.13, input_buffer.cpp) makes a new tensor for
     each sum, which a real step does only where somebody else holds the first gradient. Begin it
@@ -34,7 +33,7 @@ def _is_sum_of_gradients(first, second):
 
 
 def _is_ours_alone(tensor):
-    """Tell whether only autograd, which passes it here, holds a tensor and its storage."""
+    """Return whether nobody but autograd, which passes it here, holds a tensor and its storage."""
     storage = tensor.untyped_storage()
     whole = storage.nbytes() == tensor.numel() * tensor.element_size()
     return (

@@ -1,6 +1,4 @@
-"""What `step.py` measures of one step: time, live bytes, what each block keeps, and what stands at
-the peak.
-"""
+"""What `step.py` measures of one step: time, live bytes, what blocks keep, the peak."""
 
 import gc
 import time
@@ -43,9 +41,7 @@ def timed_step(arm, model, optimizer, batch):
 
 
 def weights_of(model):
-    """All tensors that a model stores: parameters, buffers, and what 4-bit layers need to
-    dequantise theirs.
-    """
+    """All tensors that a model stores: parameters, buffers, and the states of 4-bit layers."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -69,9 +65,7 @@ def adapter_bytes(model):
 
 
 class Explained(LiveStorages):
-    """Counts, and tells what is alive when as many bytes are as were at the peak of an earlier run
-    of the same.
-    """
+    """Says what is alive when as many bytes are as were at the peak of an earlier, equal run."""
 
     def __init__(self, peak):
         super().__init__()
@@ -106,9 +100,7 @@ class Explained(LiveStorages):
 
 
 def live_bytes(arm, model, batch, storages=None):
-    """Bytes alive after the forward pass, and at the peak of forward and backward pass, above the
-    weights.
-    """
+    """Bytes alive after the forward pass, and at the peak of both passes, above the weights."""
     gc.collect()
     with storages if storages is not None else LiveStorages() as counted, GradientsInPlace():
         counted.ignore(*weights_of(model))
@@ -123,9 +115,7 @@ def live_bytes(arm, model, batch, storages=None):
 
 
 def saved_per_block(arm, model, batch):
-    """The bytes that each block but the last leaves for the backward pass, in the mean; of one
-    length.
-    """
+    """The bytes that each block but the last keeps for the backward pass, on average."""
     blocks = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]
@@ -148,9 +138,7 @@ def saved_per_block(arm, model, batch):
 
 
 def saved_per_token_and_block(arm, model, batch):
-    """The bytes that each token leaves in a block: the difference between a batch and its first
-    half, by length.
-    """
+    """The bytes that each token leaves in a block: a batch minus its first half, by length."""
     rows, tokens = batch["input_ids"].shape
     half = {name: tensor[:, : tokens // 2].contiguous() for name, tensor in batch.items()}
     more = saved_per_block(arm, model, batch) - saved_per_block(arm, model, half)
@@ -158,8 +146,10 @@ def saved_per_token_and_block(arm, model, batch):
 
 
 def floor_per_token_and_block(config):
-    """Bytes in 16 bits: inputs of two norms, queries, attention output; keys, values; two products
-    of the feed-forward part.
+    """The least bytes of a token in a block, in 16 bits.
+
+    Inputs of two norms, queries, attention output; keys, values; two products of the feed-
+    forward part.
     """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys = config.num_key_value_heads * head

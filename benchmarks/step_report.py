@@ -1,6 +1,4 @@
-"""What `step.py` writes: all figures as JSON, and tables in Markdown with the goals beside the
-values.
-"""
+"""What `step.py` writes: all figures as JSON, and tables in Markdown with the goals beside them."""
 
 import json
 from statistics import median

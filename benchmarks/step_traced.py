@@ -1,5 +1,4 @@
-"""Memory of a training step on a GPU, traced without one: real code on fake tensors, whose live
-storages are counted.
+"""Memory of a training step on a GPU, traced without one: the live storages of fake tensors.
 
     python -m benchmarks.step --traced [--rows "8B nf4 b1" ...] [--arms a f-all ...]
     [--skip-longest]
@@ -99,8 +98,9 @@ def _trl_as_on_cuda():
 
 @contextlib.contextmanager
 def _lean_layers_as_on_cuda():
-    """A fake parameter is not of the class Parameter, by which lean layers know that nobody has
-    sharded it.
+    """Let lean layers take a fake parameter for a plain one.
+
+    It is not of the class Parameter, by which they know that nobody has sharded it.
     """
     with mock.patch.object(linear, "_is_plain", return_value=True):
         yield
@@ -108,8 +108,9 @@ def _lean_layers_as_on_cuda():
 
 @contextlib.contextmanager
 def _autocast_as_on_cuda():
-    """PEFT's layers for bitsandbytes ask whether autocast is on for CUDA, and cast for themselves
-    where it is not.
+    """Turn CUDA's autocast on.
+
+    PEFT's layers for bitsandbytes ask for it, and cast by themselves where it is off.
     """
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", True)
@@ -174,9 +175,7 @@ class Trace:
         gc.collect()
 
     def memory(self, rows, tokens):
-        """Bytes of weights, of what is trained with two states of AdamW, and of the rest at the
-        peak, gradients among it.
-        """
+        """Bytes of weights, of what is trained with AdamW's states, and of the rest at the peak."""
         trained = adapter_bytes(self.model)
         found = live_bytes(self.arm, self.model, _fake_batch(rows, tokens), _Modes(LiveStorages()))
         weights = bytes_of(weights_of(self.model)) - trained
@@ -201,8 +200,9 @@ class Trace:
         return {"last": explained.last, "largest": explained.at_peak.most_common(8)}
 
     def longest(self, budgets):
-        """The longest sequence that fits each budget at batch 1; between traced lengths the peak is
-        taken to be straight.
+        """The longest sequence that fits each budget at batch 1.
+
+        Between traced lengths, the peak is taken to be a straight line.
         """
         known = []
         for tokens in LENGTHS:
@@ -213,9 +213,7 @@ class Trace:
 
 
 def longest_of(known, budget):
-    """The longest length for a budget, in steps of 64, from (length, GiB); 0 where not even the
-    shortest fits.
-    """
+    """The longest length for a budget in steps of 64, from (length, GiB); 0 if there is none."""
     if known[0][1] > budget:
         return 0
     for (short, less), (long, more) in itertools.pairwise(known):
@@ -225,9 +223,7 @@ def longest_of(known, budget):
 
 
 def traced_rows(names, arms, longest, keep):
-    """Trace each row and arm; a list of results, which `keep` is called with whenever there is
-    more.
-    """
+    """Trace each row and arm; `keep` is called with the results whenever there are more."""
     found = []
     wanted: dict[Any, Any] = {}
     for name in names:

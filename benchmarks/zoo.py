@@ -1,5 +1,4 @@
-"""A tiny random model of every architecture that transformers' auto classes know, with inputs for
-it.
+"""A tiny random model of every architecture that transformers' auto classes know, with inputs.
 
 ``specimen = zoo.build("causal-lm", "jamba")``, then ``specimen.model(**specimen.batch(labels=True,
 padding="left")).loss``.
@@ -54,8 +53,9 @@ class Specimen:
         return self.model.config
 
     def batch(self, labels: bool = True, padding: str = "none", seed: int = 0) -> dict[str, Tensor]:
-        """Return two rows of inputs: text has seven to nine tokens, padded on the side that
-        `padding` names.
+        """Return two rows of inputs.
+
+        Text has seven to nine tokens, padded on the side that `padding` names.
         """
         return zoo_inputs.batch(self.task, self.model_type, self.model, labels, padding, seed)
 
@@ -123,9 +123,7 @@ def configuration(
 
 
 def _make_every_weight_count(model: PreTrainedModel, seed: int) -> None:
-    """Move parameters that start at a constant or close to zero, so that the output depends on all
-    of them.
-    """
+    """Move parameters that start constant or near zero: the output must depend on them all."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ NEEDS_PIXELS = {"git"}
 
 
 class Sound(NamedTuple):
-    """How a type hears: the input's name, the shape of a row, its mask, and how many tokens of the
-    text it fills.
-    """
+    """How a type hears: the input's name, a row's shape, its mask, the tokens that it fills."""
 
     name: str
     shape: tuple[int, ...]

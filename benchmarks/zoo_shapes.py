@@ -162,9 +162,7 @@ def _read(default: PreTrainedConfig, declared: dict[str, Any], name: str) -> Any
 def _group_queries(
     default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
-    """Give two key-value heads to four query heads, except where latent attention (MLA) has a pair
-    for each.
-    """
+    """Give two key-value heads to four query heads, or four in latent attention (MLA)."""
     for name in KEY_VALUE_HEADS:
         if name in declared:
             single = _read(default, declared, name) == 1
@@ -174,9 +172,7 @@ def _group_queries(
 def _keep_every_kind_of_layer(
     default: PreTrainedConfig, declared: dict[str, Any], arguments: dict[str, Any]
 ) -> None:
-    """Choose the fewest layers (at least two) that cover every kind in the lists with one entry a
-    layer.
-    """
+    """Keep the fewest layers, at least two, with every kind of layer that the lists name."""
     count_name = next((name for name in LAYER_COUNTS if name in declared), "")
     count = getattr(default, count_name, 0) if count_name else 0
     lists = {
