@@ -32,9 +32,14 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 
 
-def device_random_state(device: torch.device) -> torch.Tensor:
-    """Return the state of one device's generator, which any dropout there changes."""
+def device_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that dropout on a device draws from."""
     if device.type == "cpu":
-        return torch.get_rng_state()
-    state: torch.Tensor = torch.get_device_module(device).get_rng_state()
-    return state
+        return torch.default_generator
+    if device.type == "mps":  # torch has no public name for it
+        generator: torch.Generator = torch.mps._get_default_mps_generator()
+        return generator
+    module = torch.get_device_module(device)
+    index = module.current_device() if device.index is None else device.index
+    generator = module.default_generators[index]
+    return generator

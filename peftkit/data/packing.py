@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError
 from peftkit.labels import IGNORED
+from peftkit.modes import evaluation_mode
 
 # Of the mean logit. In bfloat16, rounding in 30 layers of NF4 makes 0.012, and texts that see each
 # other make 0.26.
@@ -136,15 +137,12 @@ def check_packing(
     probes = []
     for text in texts[:_PROBE_TEXTS]:
         probes.append(Example(text.input_ids[:_PROBE_TOKENS], text.labels[:_PROBE_TOKENS]))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         together = _packed_logits(model, collate, probes)  # [tokens, vocabulary]
         alone = []
         for probe in sorted(probes, key=len, reverse=True):  # the order inside a pack
             alone.append(_packed_logits(model, collate, [probe]))
         expected = torch.cat(alone)  # [tokens, vocabulary]
-    model.train(was_training)
     difference = float((together - expected).abs().mean() / expected.abs().mean())
     if difference > _TOLERANCE:
         raise ConfigError(

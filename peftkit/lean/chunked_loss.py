@@ -26,6 +26,7 @@ from peftkit.anatomy import first_tensor, output_modules, with_first_tensor
 from peftkit.forwards import wrap_forward
 from peftkit.labels import IGNORED
 from peftkit.lean.cross_entropy import summed_cross_entropy
+from peftkit.random_state import device_generator
 from peftkit.recording import extend
 
 _LOSS_ARGUMENTS = ("labels", "shift_labels", "num_items_in_batch")
@@ -386,8 +387,6 @@ def _is_close(value: float, expected: float, tolerance: float) -> bool:
 
 
 def _random_states(tensor: Tensor) -> list[tuple[torch.Generator, Tensor]]:
-    """Return the generators that a model may draw from on this device, with their states."""
-    generators = [torch.default_generator]
-    if tensor.device.type == "cuda":
-        generators.append(torch.cuda.default_generators[tensor.device.index])
+    """Return the generators that a model may draw from on the tensor's device, with their states."""
+    generators = {torch.default_generator, device_generator(tensor.device)}
     return [(generator, generator.get_state()) for generator in generators]

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from peftkit.config.task_sections import LossSettings
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
-from peftkit.random_state import device_random_state
+from peftkit.random_state import device_generator
 
 
 @runtime_checkable
@@ -115,10 +115,10 @@ class RDrop(_Regularizer):
     def _checked_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         if self._is_checked:
             return self.loss.logits(model, batch)
-        device = next(model.parameters()).device
-        before = device_random_state(device)
+        generator = device_generator(next(model.parameters()).device)
+        before = generator.get_state()
         logits = self.loss.logits(model, batch)
-        if torch.equal(before, device_random_state(device)):
+        if torch.equal(before, generator.get_state()):
             raise ConfigError(
                 "R-Drop needs dropout and the model has none: set the adapter's (adapter.lora_dropout, adapter.dropout, or "
                 "adapter.options.prefix_dropout), e.g. to 0.1"

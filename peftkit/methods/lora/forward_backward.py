@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from peftkit.lean.recomputation import Kept, recomputed
+from peftkit.random_state import device_generator
 
 
 class Update:
@@ -149,11 +150,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def dropped(x: Tensor, p: float, dtype: torch.dtype) -> Tensor:
     """Return dropout(x), drawn in a dtype, of which nothing is kept: it is drawn again."""
-    generator = (
-        torch.cuda.default_generators[x.device.index]
-        if x.device.type == "cuda"
-        else torch.default_generator
-    )
+    generator = device_generator(x.device)
     state = generator.get_state()
 
     def drop(x: Tensor) -> Tensor:
