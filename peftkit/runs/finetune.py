@@ -183,7 +183,7 @@ class Finetuning:
         is_kept = path.exists()
         self.accelerator.wait_for_everyone()  # all have looked before the first one writes
         if not is_kept:
-            rows = self.task.training_rows(self.rows)
+            rows = self.task.augment(self.rows)
             if teacher is not None:
                 rows = add_teacher(
                     self.task, rows, teacher, self.accelerator, batch_size=self._batch_size
@@ -251,7 +251,7 @@ class Finetuning:
     def measure_after(self) -> None:
         """Load what was saved, and measure that."""
         self.model = load(peftkit.detach(self.model), self.adapter_directory)
-        after = self._measure(self.model, settle=True)
+        after = self._measure(self.model, calibrate=True)
         self.run.remember("after", vars(after))
         self.run.say(f"after: {_spelled(after)}")
         self.measured["after"] = after
@@ -292,7 +292,7 @@ class Finetuning:
             self.run.say(f"the adapter is in {self.adapter_directory}, the report in {path}")
         self.accelerator.end_training()
 
-    def _measure(self, model: nn.Module, *, settle: bool = False) -> Measurement:
+    def _measure(self, model: nn.Module, *, calibrate: bool = False) -> Measurement:
         """Return loss and metrics on the held-out rows, and on those of the old task.
 
         Without held-out rows, the training rows are measured.
@@ -300,7 +300,7 @@ class Finetuning:
         rows = self.held_out or self.rows
         quantization = self.config.model.quantization
         with explained("evaluation", self.config.train, quantization=quantization):
-            found = self.measure_outputs(model, rows, settle=settle)
+            found = self.measure_outputs(model, rows, calibrate=calibrate)
             examples = self.held_out_examples or self.task.examples(rows)
             metrics = self._loss(model, examples) | found.metrics
             if self.retained:
@@ -310,19 +310,19 @@ class Finetuning:
         return dataclasses.replace(found, metrics=metrics)
 
     def measure_outputs(
-        self, model: nn.Module, rows: Sequence[Row], *, settle: bool = False
+        self, model: nn.Module, rows: Sequence[Row], *, calibrate: bool = False
     ) -> Measurement:
         """Return how good the model's outputs are, without the loss.
 
         Args:
             model: With or without an adapter.
             rows: Rows with what is to be predicted.
-            settle: First let the task choose by these outputs, such as a threshold.
+            calibrate: First let the task learn from these outputs, such as a threshold.
         """
         rows = self.task.measured_rows(rows)
         outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
-        if settle:
-            self.task.settle(rows, outputs)
+        if calibrate:
+            self.task.calibrate(rows, outputs)
             self._remember_task()
         found = self.task.measure(rows, outputs)
         return dataclasses.replace(found, predictions=self._sample(found.predictions))

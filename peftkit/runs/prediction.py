@@ -33,7 +33,7 @@ def predict(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> 
     outputs = []  # [runs, rows]
     for run, model, accelerator in _load_models(runs):
         outputs.append(run.task.outputs(model, rows, accelerator, batch_size=batch_size))
-    return outputs[0] if len(runs) == 1 else runs[0].task.averaged(outputs)
+    return outputs[0] if len(runs) == 1 else runs[0].task.average(outputs)
 
 
 def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> Measurement:

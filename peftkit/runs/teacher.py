@@ -49,7 +49,7 @@ def add_teacher(
         del model  # before the next one is loaded
         gc.collect()
         torch.cuda.empty_cache()
-    probabilities = task.averaged(outputs)
+    probabilities = task.average(outputs)
     learned = []
     for place, row in enumerate(everything):
         is_labelled = place < len(rows)

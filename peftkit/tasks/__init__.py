@@ -1,3 +1,1 @@
-"""What a recipe says about its task: how rows become batches, and what a model's outputs mean. One
-file a task.
-"""
+"""What a recipe says about its task, one file a task: from rows to batches to measured outputs."""

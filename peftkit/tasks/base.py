@@ -1,5 +1,70 @@
-"""What a recipe says about its task; `peftkit.runs.finetune`, `peftkit evaluate` and `peftkit
-predict` do the rest.
+"""What a recipe says about its task. The rest of the library asks a `Task` and nothing else.
+
+To add a task, write a file beside this one with a class that has the methods below, and a recipe
+(`recipes/`) that makes it from a config. First see whether one of the tasks here does: most of
+them take functions for what differs between texts, images and sound.
+
+The methods are called in this order. A run reads rows, lets the task learn from them (`fit`), loads
+a backbone with the task's `head` and `overrides`, and turns rows into `examples`. Training collates
+them into batches and minimises `loss`. Evaluation asks for the model's `outputs` and `measure`s
+them; prediction turns outputs into `predictions`.
+
+The shortest complete task predicts how many stars a review gives, from rows such as
+``{"text": "Lovely.", "stars": 4}``:
+
+    @dataclass
+    class Review:
+        input_ids: list[int]
+        stars: int
+
+        def __len__(self):  # the loop groups examples by length
+            return len(self.input_ids)
+
+
+    class StarsTask(Task):
+        head = "sequence-classification"
+
+        def __init__(self, config):
+            super().__init__()
+            self.processor = peftkit.load_tokenizer(config.model.source)
+
+        def read(self, path, *, labelled=True):
+            return read_rows(path)
+
+        def overrides(self):
+            return {"num_labels": 5}
+
+        @property
+        def loss(self):
+            return ModelLoss()  # cross-entropy, as transformers computes it from labels
+
+        def examples(self, rows):
+            return [Review(self.processor(row["text"])["input_ids"], row["stars"]) for row in rows]
+
+        def collate(self, examples):
+            texts = {"input_ids": [example.input_ids for example in examples]}
+            batch = self.processor.pad(texts, return_tensors="pt")  # [rows, longest]
+            return {**batch, "labels": torch.tensor([example.stars for example in examples])}
+
+        def outputs(self, model, rows, accelerator, *, batch_size):
+            def count_stars(texts):
+                batch = self.processor(texts, padding=True, return_tensors="pt")
+                logits = model(**batch.to(accelerator.device)).logits  # [rows, 5]
+                return logits.argmax(-1).tolist()
+
+            texts = [row["text"] for row in rows]
+            with evaluating(model):
+                return in_shares(count_stars, texts, accelerator, batch_size=batch_size)
+
+        def predictions(self, rows, outputs):
+            return [{"stars": stars} for stars in outputs]
+
+        def measure(self, rows, outputs):
+            right = [row["stars"] == stars for row, stars in zip(rows, outputs)]
+            return Measurement({"accuracy": sum(right) / len(right)}, list(map(str, outputs)))
+
+        def shown(self, rows):
+            return [(row["text"], str(row["stars"])) for row in rows]
 """
 
 from abc import ABC, abstractmethod
@@ -17,105 +82,105 @@ from peftkit.metrics.measurement import Measurement
 
 
 class Task(ABC):
-    """How rows become batches, what is minimised, what a model's outputs mean, and how good they
-    are.
+    """How rows become batches, what is minimised, and what a model's outputs mean.
 
     Attributes:
         head: The head to load, of `peftkit.load_backbone`'s tasks.
-        processor: Saved beside the adapter: a tokenizer, or what takes its place for images and
-            sound.
-        learned: What the training rows have told, such as the labels; plain data, kept in the run's
-            ``task.json``.
-        averages: Outputs of several models have a mean.
-        is_quick_to_measure: Every evaluation during training gives the task's metrics too, not the
-            loss alone.
+        processor: A tokenizer, or what takes its place for images and sound. It is saved beside
+            the adapter.
+        learned: What the task learned from the training rows, such as the labels. It is plain
+            data, and kept in the run's ``task.json``.
+        averages: Whether the outputs of several models have a mean.
+        is_quick_to_measure: Whether every evaluation during training measures outputs too, and not
+            the loss alone.
     """
 
     head: Head
     processor: Any
-    is_quick_to_measure: bool = True
     averages: bool = True
+    is_quick_to_measure: bool = True
 
     def __init__(self) -> None:
         self.learned: dict[str, Any] = {}
 
+    # Rows
+
     @abstractmethod
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
-        """Return the checked rows of a file or of several; without `labelled`, rows may lack what
-        is to be predicted.
+        """Return the checked rows of a file, or of several.
+
+        Without `labelled`, rows may lack what is to be predicted.
         """
 
-    def fit(self, rows: Sequence[Row]) -> None:  # noqa: B027 -- most tasks learn nothing before the training
-        """Take from the training rows what has to be known before the model is made."""
+    def fit(self, rows: Sequence[Row]) -> None:  # noqa: B027 -- most tasks learn nothing from rows
+        """Learn from the training rows what the model needs before it is loaded."""
 
-    def training_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows to train on: those given, and noisy copies where the config asks for
-        them.
-        """
+    def augment(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows, and the noisy copies of them that the config asks for."""
         return list(rows)
 
-    def check(self, model: nn.Module) -> None:  # noqa: B027
-        """Refuse a model that cannot do what the config asks for."""
-
-    def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows whose outputs are measured and shown: all, unless outputs take long."""
-        return list(rows)
-
-    def settle(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:  # noqa: B027
-        """Take from the trained model's outputs on held-out rows what has to be known before it
-        predicts.
-        """
+    # Model
 
     def overrides(self) -> dict[str, Any]:
         """Return attributes to set on the backbone's config."""
         return {}
 
+    def check(self, model: nn.Module) -> None:  # noqa: B027
+        """Check that the model can do what the config asks for."""
+
+    # Training
+
     @property
     @abstractmethod
     def loss(self) -> Loss:
-        """The loss."""
+        """What is minimised."""
 
     @abstractmethod
     def examples(self, rows: Sequence[Row]) -> Sequence[Any]:
-        """Return the examples of rows, labelled or not; what was cut or left out is told by
-        `remarks`.
+        """Return the examples of rows, labelled or not.
+
+        The `len` of one is its length in tokens, and its `repr` tells it from others.
         """
 
     def remarks(self) -> str:
-        """Return what happened to the rows of the last call of `examples`, for people; an empty
-        text if nothing did.
-        """
+        """Return what the last call of `examples` cut or left out; an empty text if nothing."""
         return ""
 
     def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
-        """Return the first rows as a model will learn from them, and what became of all."""
+        """Return the first rows as a model will learn them, and what became of all rows."""
         self.examples(rows)
-        return "\n".join(
-            [
-                *(f"{asked}\n  -> {expected}" for asked, expected in self.shown(rows[:count])),
-                self.remarks(),
-            ]
-        )
+        lines = [f"{given}\n  -> {expected}" for given, expected in self.shown(rows[:count])]
+        return "\n".join([*lines, self.remarks()])
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Return a batch of tensors."""
 
+    # Evaluation and prediction
+
+    def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows to measure and to show: all of them, unless outputs take long."""
+        return list(rows)
+
     @abstractmethod
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
     ) -> list[Any]:
-        """Return what the model says of each row: probabilities, or a text."""
+        """Return the model's output for each row: probabilities, or a text."""
 
-    def averaged(self, outputs: Sequence[list[Any]]) -> list[Any]:
+    def average(self, outputs: Sequence[list[Any]]) -> list[Any]:
         """Return the mean of several models' outputs for the same rows.
 
         Raises:
             ConfigError: the task's outputs have no mean.
         """
         raise ConfigError(
-            "predictions of several runs can be averaged for classes, tags and scores, not for texts"
+            "predictions of several runs can be averaged for classes, tags and scores, not for "
+            "texts"
         )
+
+    def calibrate(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:  # noqa: B027
+        """Learn from the trained model's outputs what it needs to predict, such as a threshold."""
 
     @abstractmethod
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
@@ -127,4 +192,4 @@ class Task(ABC):
 
     @abstractmethod
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
-        """Return, for each of `Measurement.predictions`, what was asked and what was expected."""
+        """Return, for each of `Measurement.predictions`, the input and the expected output."""

@@ -1,4 +1,4 @@
-"""Tasks for decoders that write on: dialogues, completions, texts."""
+"""A decoder that writes what follows: answers in dialogues, completions, texts."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,11 +27,10 @@ _PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker 
 
 
 class CausalLMTask(Task):
-    """Learns to write what follows, by cross-entropy; its outputs are answers, completions or
-    continuations.
+    """Learns to write what follows, by cross-entropy; its outputs are texts.
 
-    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.dialogue_formats`. Of a text, a
-    model is asked for what follows its first tokens.
+    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.dialogue_formats`. Of
+    a text, a model is asked for what follows its first tokens.
 
     Args:
         config: A recipe's config; has `data` (a `DataSettings`), `generation` and `samples`.
@@ -44,25 +43,26 @@ class CausalLMTask(Task):
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.config, self.processor = config, tokenizer
+        self.config = config
+        self.processor = tokenizer
         self.packing = config.data.packing
         pads = {False: PadRight, True: PadPacks, "batch": PackBatch}
         self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](tokenizer.pad_token_id)
-        self.rendered = Rendered()
-        self._formats: dict[str, None] = {}
+        self.rendered = Rendered()  # the last examples
+        self._formats: list[str] = []  # theirs
         self._packs = 0
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
         """Return rows of any of the formats, each with its ``format``."""
         found = []
-        for each in list_paths(path):
-            rows, kind = read_text_rows(self.config.data, each, labelled=labelled)
+        for file in list_paths(path):
+            rows, kind = read_text_rows(self.config.data, file, labelled=labelled)
             found += [row | {"format": kind} for row in rows]
         return found
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Remember the formats of the training rows: a trained model is asked in the same form."""
-        self.learned["formats"] = list(dict.fromkeys(row["format"] for row in rows))
+        self.learned["formats"] = _formats_of(rows)
 
     @property
     def loss(self) -> Loss:
@@ -70,18 +70,20 @@ class CausalLMTask(Task):
         return CausalLMLoss()
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
-        """Return the rendered rows: long texts in blocks, and texts in packs where the config asks
-        for it.
-        """
+        """Return the rendered rows: long texts in blocks, and packed if the config asks for it."""
         data = self.config.data
-        self.rendered, self._formats = Rendered(), {}
+        self.rendered = Rendered()
+        self._formats = _formats_of(rows)
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
-            self._formats[kind] = None
-            cuts = cut_into_blocks if kind == "text" else None
             self.rendered += render_rows(
-                list(group), kind, self.processor, max_length=data.max_length, loss_on=data.loss_on or "assistant",
-                system=data.system, cut=cuts,
-            )  # fmt: skip
+                list(group),
+                kind,
+                self.processor,
+                max_length=data.max_length,
+                loss_on=data.loss_on or "assistant",
+                system=data.system,
+                cut=cut_into_blocks if kind == "text" else None,
+            )
         if self.packing is not True:
             return self.rendered.examples
         packs = pack_examples(self.rendered.examples, data.max_length)
@@ -90,16 +92,17 @@ class CausalLMTask(Task):
 
     def remarks(self) -> str:
         """Return what became of the rows."""
-        packs = f", in {self._packs} packs" if self._packs else ""
-        return f"{' and '.join(self._formats)}, {self.rendered}{packs}"
+        remark = f"{' and '.join(self._formats)}, {self.rendered}"
+        return f"{remark}, in {self._packs} packs" if self._packs else remark
 
     def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
         """Return the first examples with the supervised tokens marked, and the lengths of all."""
         self.examples(rows)
-        return f"{' and '.join(self._formats)}\n{preview(self.rendered, self.processor, count=count, color=color)}"
+        examples = preview(self.rendered, self.processor, count=count, color=color)
+        return f"{' and '.join(self._formats)}\n{examples}"
 
     def check(self, model: nn.Module) -> None:
-        """Compare packed with unpacked texts, where the config asks for packs."""
+        """Check that packed texts compute what unpacked ones do, if the config asks for packs."""
         if self.packing:
             check_packing(model, PadPacks(self.processor.pad_token_id), self.rendered.examples)
 
@@ -108,10 +111,13 @@ class CausalLMTask(Task):
         return self.pad(examples)
 
     def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with an ``expect`` list; where no row has one, `samples` of all."""
+        """Return the rows with an ``expect`` list; if no row has one, `samples` of all."""
         checked = [row for row in rows if row.get("expect")]
         count = self.config.samples
-        return checked or (list(rows[:: max(1, len(rows) // count)][:count]) if count else [])
+        if checked or count == 0:
+            return checked
+        every = max(1, len(rows) // count)
+        return list(rows[::every][:count])
 
     def question(self, row: Row) -> Question:
         """Return what a row asks."""
@@ -120,29 +126,27 @@ class CausalLMTask(Task):
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
     ) -> list[Any]:
-        """Return the answer to each row's last question, the completion of its prompt, or how its
-        text goes on.
-        """
+        """Return an answer to each row's last question, or a text that follows its prompt."""
         options = self.config.generation.options()
 
-        def answers(prompts: Sequence[str]) -> list[str]:
+        def write(prompts: Sequence[str]) -> list[str]:
             return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
 
         prompts = [self.question(row).prompt for row in rows]
         with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            return in_shares(
-                answers, prompts, accelerator, batch_size=max(batch_size, _PROMPTS_AT_A_TIME)
-            )
+            at_a_time = max(batch_size, _PROMPTS_AT_A_TIME)
+            return in_shares(write, prompts, accelerator, batch_size=at_a_time)
 
     def prompt(self, turns: Sequence[dict[str, str]], text: str) -> str:
-        """Return the rendered prompt for a question after `turns` of a dialogue, if the run learned
-        from dialogues; otherwise the text, as texts and prompts begin in training.
+        """Return the rendered prompt for a question after `turns` of a dialogue.
+
+        If the run did not learn from dialogues, it is the text alone, with the beginning that texts
+        and prompts have in training.
         """
         if "chat" in self.learned.get("formats", ["chat"]):
-            return render_prompt(
-                [*turns, {"role": "user", "content": text}], self.processor, self.config.data.system
-            )
+            messages = [*turns, {"role": "user", "content": text}]
+            return render_prompt(messages, self.processor, self.config.data.system)
         return beginning_of_text(self.processor) + text
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
@@ -150,14 +154,19 @@ class CausalLMTask(Task):
         return [{"prediction": text} for text in outputs]
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
-        """Return the share of answers that state what their rows expect, where rows expect
-        something.
-        """
-        return Measurement(
-            fact_accuracy([self.question(row) for row in rows], outputs), list(outputs)
-        )
+        """Return the share of answers that state what their rows expect, if any row does."""
+        questions = [self.question(row) for row in rows]
+        return Measurement(fact_accuracy(questions, outputs), list(outputs))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's question, and what it expects or its own answer."""
-        asked = [self.question(row) for row in rows]
-        return [(each.shown, ", ".join(each.expect) or each.reference) for each in asked]
+        found = []
+        for row in rows:
+            question = self.question(row)
+            found.append((question.shown, ", ".join(question.expect) or question.reference))
+        return found
+
+
+def _formats_of(rows: Sequence[Row]) -> list[str]:
+    """Return the formats of rows, each once."""
+    return list(dict.fromkeys(row["format"] for row in rows))

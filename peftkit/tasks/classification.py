@@ -1,6 +1,7 @@
-"""Tasks with one class or one score for each row: texts, pairs of texts, images."""
+"""One class or one score for each row: a text, a pair of texts, an image."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +22,16 @@ from peftkit.metrics.measurement import Measurement
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.labels import label_overrides, likeliest
 
 Features = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """What a model reads of a row, the number of its class (or its score), and perhaps a teacher's
-    probabilities.
+    """What a model reads of a row, and what it is to learn from it.
+
+    `label` is the number of a class, or a score. `teacher` has a probability for each class.
     """
 
     features: Features
@@ -70,79 +73,72 @@ class ClassificationTask(Task):
         read: RowReader = read_table_rows,
     ) -> None:
         super().__init__()
-        self.config, self.head, self.processor = config, head, processor
-        self.columns, self.encode, self.pad, self.reader = columns, encode, pad, read
+        self.config = config
+        self.head = head
+        self.processor = processor
+        self.columns = columns
+        self.encode = encode
+        self.pad = pad
+        self.read_file = read
+        self._lengths: list[int] = []  # of the last examples, in tokens
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
         """Return rows with this task's columns."""
         columns: dict[str, tuple[type, ...]] = dict.fromkeys(self.columns, (str,))
-        columns |= {self.target: self.kinds} if labelled else {}
-        return [
-            row
-            for each in list_paths(path)
-            for row in self.reader(each, columns, self.config.data.columns)
-        ]
+        if labelled:
+            columns[self.target] = self.kinds
+        rows = []
+        for file in list_paths(path):
+            rows += self.read_file(file, columns, self.config.data.columns)
+        return rows
 
-    def training_rows(self, rows: Sequence[Row]) -> list[Row]:
+    def augment(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows and the noisy copies of them that the config asks for."""
         settings = getattr(self.config, "augment", None)
-        return (
-            list(rows)
-            if settings is None
-            else augment_rows(rows, self.columns, settings, self.config.seed)
-        )
+        if settings is None:
+            return list(rows)
+        return augment_rows(rows, self.columns, settings, self.config.seed)
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which labels there are, and how often."""
-        labels = list_labels([row["label"] for row in rows if "label" in row])
-        labels.sort(
-            key=lambda label: label == str(getattr(self.config, "positive", None))
-        )  # the positive one is the last
-        known = self.learned.setdefault("labels", labels)
-        new = sorted(set(labels) - set(known))
+        found = list_labels([row["label"] for row in rows if "label" in row])
+        positive = getattr(self.config, "positive", None)
+        if positive is not None and str(positive) in found:  # the positive one is the last
+            found.remove(str(positive))
+            found.append(str(positive))
+        labels: list[str] = self.learned.setdefault("labels", found)
+        new = sorted(set(found) - set(labels))
         if new:
             raise DataError(
-                f"label {new[0]!r} is none of those that the adapter was trained on ({', '.join(known)}); a trained head "
-                "cannot take more classes, so leave out `start`"
+                f"label {new[0]!r} is none of those that the adapter was trained on "
+                f"({', '.join(labels)}); a trained head cannot take more classes, so leave out "
+                "`start`"
             )
-        if len(known) < 2:
-            raise DataError(f"every row has the label {known[0]!r}: there is nothing to tell apart")
-        self._check_two_classes(known)
-        self.learned["threshold"] = None  # an earlier run's is not this one's
-        self.learned["counts"] = [
-            sum(str(row.get("label")) == label for row in rows) for label in known
-        ]
+        if len(labels) < 2:
+            raise DataError(
+                f"every row has the label {labels[0]!r}: there is nothing to tell apart"
+            )
+        self._check_two_classes(labels)
+        self.learned["threshold"] = None  # that of an earlier run is not this one's
+        counts = Counter(str(row.get("label")) for row in rows)
+        self.learned["counts"] = [counts[label] for label in labels]
 
     def _check_two_classes(self, labels: Sequence[str]) -> None:
-        """Refuse settings for two classes where there are others."""
+        """Check that settings for two classes are given only where there are two."""
+        for name in ("threshold", "positive"):
+            if getattr(self.config, name, None) is not None and len(labels) != 2:
+                raise ConfigError(
+                    f"{name} is for two classes; these rows have {len(labels)}: {', '.join(labels)}"
+                )
         positive = getattr(self.config, "positive", None)
-        asked = [
-            name
-            for name in ("threshold", "positive")
-            if getattr(self.config, name, None) is not None
-        ]
-        if asked and len(labels) != 2:
-            raise ConfigError(
-                f"{asked[0]} is for two classes; these rows have {len(labels)}: {', '.join(labels)}"
-            )
         if positive is not None and str(positive) not in labels:
             raise ConfigError(
                 f"positive is {positive!r}, and the labels are {' and '.join(labels)}"
             )
 
     def overrides(self) -> dict[str, Any]:
-        """Return the head's labels, and the padding token that sentences end before in decoders."""
-        labels = self.learned["labels"]
-        names = {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-        padding = getattr(self.processor, "pad_token_id", None)
-        return {
-            "num_labels": len(labels),
-            **names,
-            **({} if padding is None else {"pad_token_id": padding}),
-        }
+        """Return the head's labels."""
+        return label_overrides(self.learned["labels"], self.processor)
 
     @property
     def loss(self) -> Loss:
@@ -156,124 +152,142 @@ class ClassificationTask(Task):
 
     def examples(self, rows: Sequence[Row]) -> list[Encoded]:
         """Return one example for each row."""
-        examples = [
-            Encoded(self.encode(row), self._number(row, place), row.get("teacher"))
-            for place, row in enumerate(rows, 1)
-        ]
+        examples = []
+        for row, label in zip(rows, self._numbers(rows), strict=True):
+            examples.append(Encoded(self.encode(row), label, row.get("teacher")))
         self._lengths = list(map(len, examples))
         return examples
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many fill the longest example."""
+        remark = f"{len(self._lengths)} rows"
         limit = getattr(self.config.data, "max_length", None)
-        full = sum(length == limit for length in self._lengths)
-        cut = (
-            f", {full} of them as long as data.max_length, so perhaps cut" if limit and full else ""
-        )
-        return f"{len(self._lengths)} rows{cut}"
+        full = self._lengths.count(limit) if limit else 0
+        if full:
+            remark += f", {full} of them as long as data.max_length, so perhaps cut"
+        return remark
 
-    def _number(self, row: Row, place: int) -> int | float:
-        """Return a row's class as a number."""
-        if "label" not in row:
-            return IGNORED
+    def _numbers(self, rows: Sequence[Row]) -> list[Any]:
+        """Return the number of each row's class; -100 for a row without a label."""
         labels: list[str] = self.learned["labels"]
-        if str(row["label"]) not in labels:
-            raise DataError(
-                f"row {place}: the label {row['label']!r} is none of {', '.join(labels)}{nearest(str(row['label']), labels)}"
-            )
-        return labels.index(str(row["label"]))
+        numbers = []
+        for place, row in enumerate(rows, start=1):
+            label = str(row.get("label"))
+            if "label" not in row:
+                numbers.append(IGNORED)
+            elif label in labels:
+                numbers.append(labels.index(label))
+            else:
+                raise DataError(
+                    f"row {place}: the label {row['label']!r} is none of {', '.join(labels)}"
+                    f"{nearest(label, labels)}"
+                )
+        return numbers
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
-        """Return the padded inputs, ``labels`` (rows,) and, where any row has a teacher,
-        ``teacher`` (rows, classes).
+        """Return the padded inputs and ``labels``, (rows,).
+
+        If any row has a teacher, there is ``teacher``, (rows, classes), too; it is 0 in the rows
+        without one.
         """
         batch = dict(self.pad([example.features for example in examples]))
         batch["labels"] = torch.tensor([example.label for example in examples])
-        if any(example.teacher is not None for example in examples):
+        teachers = [example.teacher for example in examples]
+        if any(teachers):
             nothing = (0.0,) * len(self.learned["labels"])
-            batch["teacher"] = torch.tensor([example.teacher or nothing for example in examples])
+            batch["teacher"] = torch.tensor([teacher or nothing for teacher in teachers])
         return batch
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
     ) -> list[Any]:
-        """Return the probability of each class, for each row: lists of as many numbers as there are
-        classes.
-        """
+        """Return, for each row, a list with the probability of each class."""
 
-        def probabilities(examples: Sequence[Encoded]) -> list[list[float]]:
-            batch = on_device(
-                accelerator.device, self.pad([example.features for example in examples])
-            )
+        def predict(examples: Sequence[Encoded]) -> list[Any]:
+            inputs = self.pad([example.features for example in examples])
             with accelerator.autocast():
-                logits = model(**batch).logits
-            return self._decoded(logits.float())
+                logits = model(**on_device(accelerator.device, inputs)).logits  # [rows, classes]
+            return self._decode(logits.float())
 
         examples = [Encoded(self.encode(row)) for row in rows]
         with evaluating(model):
-            return in_shares(probabilities, examples, accelerator, batch_size=batch_size)
+            return in_shares(predict, examples, accelerator, batch_size=batch_size)
 
-    def _decoded(self, logits: Tensor) -> list[Any]:
-        found: list[list[float]] = logits.softmax(-1).tolist()
-        return found
+    def _decode(self, logits: Tensor) -> list[Any]:
+        """Return the outputs for the logits of some rows."""
+        probabilities: list[list[float]] = logits.softmax(-1).tolist()
+        return probabilities
 
-    def averaged(self, outputs: Sequence[list[Any]]) -> list[Any]:
+    def average(self, outputs: Sequence[list[Any]]) -> list[Any]:
         """Return the mean probabilities of several models."""
-        means: list[Any] = torch.tensor(outputs).mean(0).tolist()
+        means: list[Any] = torch.tensor(outputs).mean(0).tolist()  # over [models, rows, classes]
         return means
 
-    def settle(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
-        """Choose the threshold of the second of two classes, where the config asks for it."""
+    def calibrate(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
+        """Choose the threshold of the second of two classes, if the config asks for it."""
         if getattr(self.config, "threshold", None) == "best-f1":
-            true = [int(self._number(row, place)) for place, row in enumerate(rows, 1)]
-            self.learned["threshold"] = best_threshold(true, [each[1] for each in outputs])
+            true = self._numbers(rows)
+            self.learned["threshold"] = best_threshold(true, _second(outputs))
 
-    def _decided(self, outputs: Sequence[Any]) -> list[int]:
-        asked = getattr(self.config, "threshold", None)
-        threshold = asked if isinstance(asked, float) else self.learned.get("threshold")
-        if threshold is not None:
-            return [int(each[1] >= threshold) for each in outputs]
-        return [max(range(len(each)), key=each.__getitem__) for each in outputs]
+    def _choose(self, outputs: Sequence[Any]) -> list[int]:
+        """Return the number of the class that is predicted for each row."""
+        threshold = getattr(self.config, "threshold", None)
+        if not isinstance(threshold, float):
+            threshold = self.learned.get("threshold")
+        if threshold is None:
+            return list(map(likeliest, outputs))
+        return [int(probability >= threshold) for probability in _second(outputs)]
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, a label, and ``probabilities`` by label."""
         labels = self.learned["labels"]
-        return [
-            {"prediction": labels[number], "probabilities": dict(zip(labels, each, strict=True))}
-            for number, each in zip(self._decided(outputs), outputs, strict=True)
-        ]
+        found: list[Row] = []
+        for number, probabilities in zip(self._choose(outputs), outputs, strict=True):
+            by_label = dict(zip(labels, probabilities, strict=True))
+            found.append({"prediction": labels[number], "probabilities": by_label})
+        return found
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
-        """Return accuracy, F1, AUC for two classes, a report of the classes, the confusion matrix;
-        and rankings.
+        """Return accuracy, F1, a report of the classes and the confusion matrix.
+
+        Two classes have AUC too; and rankings, if every row has a group.
         """
-        labels, predicted = self.learned["labels"], self._decided(outputs)
-        true = [int(self._number(row, place)) for place, row in enumerate(rows, 1)]
+        labels: list[str] = self.learned["labels"]
+        true, predicted = self._numbers(rows), self._choose(outputs)
         metrics = class_metrics(labels, true, predicted, outputs)
-        if len(labels) == 2 and all("group" in row for row in rows):
-            metrics |= ranking_metrics(
-                [row["group"] for row in rows], true, [each[1] for each in outputs]
-            )
-        names = [
-            f"{labels[number]} ({max(each):.2f})"
-            for number, each in zip(predicted, outputs, strict=True)
-        ]
         details = class_report(labels, true, predicted)
         if len(labels) == 2:
             details += f"\n\nf1, auc, rankings and thresholds are those of the class {labels[1]!r}."
-        return Measurement(metrics, names, details, confusion(labels, true, predicted))
+            if _have_groups(rows):
+                groups = [row["group"] for row in rows]
+                metrics |= ranking_metrics(groups, true, _second(outputs))
+        shown = []
+        for number, probabilities in zip(predicted, outputs, strict=True):
+            shown.append(f"{labels[number]} ({max(probabilities):.2f})")
+        return Measurement(metrics, shown, details, confusion(labels, true, predicted))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
-        """Return each row's own columns and its label."""
-        return [
-            (" / ".join(str(row[column]) for column in self.columns), str(row[self.target]))
-            for row in rows
-        ]
+        """Return each row's columns, and its label."""
+        found = []
+        for row in rows:
+            texts = [str(row[column]) for column in self.columns]
+            found.append((" / ".join(texts), str(row[self.target])))
+        return found
+
+
+def _second(outputs: Sequence[Any]) -> list[float]:
+    """Return the probability of the second class for each row."""
+    return [probabilities[1] for probabilities in outputs]
+
+
+def _have_groups(rows: Sequence[Row]) -> bool:
+    return all("group" in row for row in rows)
 
 
 class ScoringTask(ClassificationTask):
-    """Gives each row a score, by squared error. Rows have ``score``, a number; with ``group``,
-    scores rank its rows too.
+    """Gives each row a score, by squared error; its outputs are the scores.
+
+    Rows have ``score``, a number. With a ``group`` in every row, the scores rank each group's rows.
     """
 
     target = "score"
@@ -282,43 +296,45 @@ class ScoringTask(ClassificationTask):
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn the mean and the spread of the scores: the model predicts them standardised."""
         scores = torch.tensor([float(row["score"]) for row in rows], dtype=torch.float64)
-        if not float(scores.std(correction=0)) > 0:
+        deviation = float(scores.std(correction=0))
+        if not deviation > 0:
             raise DataError("every row has the same score: there is nothing to learn")
         self.learned.setdefault("labels", ["score"])
         self.learned.setdefault("mean", float(scores.mean()))
-        self.learned.setdefault("deviation", float(scores.std(correction=0)))
+        self.learned.setdefault("deviation", deviation)
 
     @property
     def loss(self) -> Loss:
         """Squared error of the standardised score."""
         return regression_loss(self.config.loss)
 
-    def _number(self, row: Row, place: int) -> float:
-        return (
-            (float(row["score"]) - self.learned["mean"]) / self.learned["deviation"]
-            if "score" in row
-            else IGNORED
-        )
+    def _numbers(self, rows: Sequence[Row]) -> list[Any]:
+        """Return each row's standardised score, (score - mean) / deviation."""
+        mean, deviation = self.learned["mean"], self.learned["deviation"]
+        numbers = []
+        for row in rows:
+            is_scored = "score" in row
+            numbers.append((float(row["score"]) - mean) / deviation if is_scored else IGNORED)
+        return numbers
 
-    def _decoded(self, logits: Tensor) -> list[Any]:
-        found: list[float] = (
-            logits[:, 0] * self.learned["deviation"] + self.learned["mean"]
-        ).tolist()
-        return found
+    def _decode(self, logits: Tensor) -> list[Any]:
+        mean, deviation = self.learned["mean"], self.learned["deviation"]
+        scores: list[float] = (logits[:, 0] * deviation + mean).tolist()  # [rows]
+        return scores
 
-    def settle(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
-        """Nothing has to be settled."""
+    def calibrate(self, rows: Sequence[Row], outputs: Sequence[Any]) -> None:
+        """Do nothing: a score needs no threshold."""
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, the score."""
-        return [{"prediction": each} for each in outputs]
+        return [{"prediction": score} for score in outputs]
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return correlations, the mean absolute error and, with groups, rankings."""
         true = [float(row["score"]) for row in rows]
         metrics = score_metrics(true, outputs)
-        if all("group" in row for row in rows):
-            metrics |= ranking_metrics(
-                [row["group"] for row in rows], [max(0.0, score) for score in true], outputs
-            )
-        return Measurement(metrics, [f"{each:.3g}" for each in outputs])
+        if _have_groups(rows):
+            groups = [row["group"] for row in rows]
+            gains = [max(0.0, score) for score in true]  # a gain is not negative
+            metrics |= ranking_metrics(groups, gains, outputs)
+        return Measurement(metrics, [f"{score:.3g}" for score in outputs])

@@ -1,4 +1,4 @@
-"""Answer prompts in batches: what evaluation and samples need."""
+"""Let a language model write: many prompts in batches, or one as a stream."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,9 @@ def answer(
     batch_size: int = 64,
     **options: Any,
 ) -> list[str]:
-    """Return the model's continuation of each rendered prompt, without special tokens; greedy
-    unless `options` say otherwise.
+    """Return the model's continuation of each rendered prompt, without special tokens.
 
-    The model is left in the mode in which it came.
+    Decoding is greedy unless `options` say otherwise. The model is left in the mode it was in.
 
     Args:
         model: A causal language model, with or without an adapter.
@@ -36,34 +35,39 @@ def answer(
         batch_size: Prompts answered at a time.
         options: Fields of transformers' GenerationConfig, e.g. ``num_beams=4``.
     """
-    answers: dict[int, str] = {}
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     training, side = model.training, tokenizer.padding_side
     model.eval()
-    tokenizer.padding_side = "left"
-    config = _config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
+    tokenizer.padding_side = "left"  # the answers begin at the same place
+    config = _generation_config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
     try:
         for start in range(0, len(prompts), batch_size):
             numbers = by_length[start : start + batch_size]
-            texts = [prompts[i] for i in numbers]
-            batch = tokenizer(
-                texts,
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=False,
-                return_token_type_ids=False,
-            )
-            batch = batch.to(next(model.parameters()).device)
+            texts = [prompts[number] for number in numbers]
+            batch = _tokenize(tokenizer, texts, model)
             with torch.inference_mode():
                 ids = model.generate(**batch, generation_config=config)  # type: ignore[operator]
-            new = ids[:, batch["input_ids"].shape[1] :]
-            answers |= zip(
-                numbers, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
-            )
+            new = ids[:, batch["input_ids"].shape[1] :]  # [prompts, new tokens]
+            written = tokenizer.batch_decode(new, skip_special_tokens=True)
+            for number, text in zip(numbers, written, strict=True):
+                answers[number] = text.strip()
     finally:
         model.train(training)
         tokenizer.padding_side = side
-    return [answers[i].strip() for i in range(len(prompts))]
+    return answers
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], model: nn.Module) -> Any:
+    """Return rendered prompts as a padded batch on the model's device."""
+    batch = tokenizer(
+        texts,
+        return_tensors="pt",
+        padding=len(texts) > 1,  # a tokenizer without a padding token can still answer one
+        add_special_tokens=False,
+        return_token_type_ids=False,
+    )
+    return batch.to(next(model.parameters()).device)
 
 
 def stream(
@@ -74,8 +78,9 @@ def stream(
     max_new_tokens: int,
     **options: Any,
 ) -> Iterator[str]:
-    """Yield the model's continuation of a rendered prompt in pieces, as they are written; closing
-    the iterator ends it.
+    """Yield the model's continuation of a rendered prompt in pieces, as they are written.
+
+    Closing the iterator stops the model.
 
     Args:
         model: A causal language model, with or without an adapter; it is left in evaluation mode.
@@ -84,12 +89,9 @@ def stream(
         max_new_tokens: Longest answer, in tokens.
         options: Fields of transformers' GenerationConfig.
     """
-    batch = tokenizer(
-        prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False
-    )
-    batch = batch.to(next(model.parameters()).device)
+    batch = _tokenize(tokenizer, [prompt], model)
     pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    config = _config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
+    config = _generation_config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
     model.eval()
     failures: list[BaseException] = []
     stopped = threading.Event()
@@ -120,17 +122,19 @@ def stream(
         raise failures[0]
 
 
-def _config(
+def _generation_config(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> GenerationConfig:
-    """Return a configuration that ends at every end that the model or the tokenizer knows; greedy,
-    unless told otherwise.
+    """Return greedy decoding, with `options` on top.
+
+    It ends at every end token that the model or the tokenizer knows.
     """
-    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    ends = {tokenizer.eos_token_id}
+    model_ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    ends |= set(model_ends) if isinstance(model_ends, list) else {model_ends}
     fixed = {
         "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": sorted(ids),
+        "eos_token_id": sorted(ends - {None}),
         "do_sample": False,
     }
     return GenerationConfig(**fixed | options)

@@ -1,7 +1,6 @@
 """Run a model over held-out items, in batches that the processes share."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -24,13 +23,13 @@ def in_shares(
 ) -> list[Output]:
     """Return what `function` makes of each item, in the items' order, on every process.
 
-    Items of like length go into one batch. All processes call `function` equally often, as sharded
-    models need; a process for which no batch is left repeats the first and throws the result away.
+    Items of similar length go into one batch. All processes call `function` equally often, as
+    sharded models need: a process without a batch repeats the first and drops the result.
 
     Args:
         function: Takes a batch of items and returns an output for each.
         items: What to run over.
-        accelerator: Tells which process this is.
+        accelerator: Knows which process this is.
         batch_size: Items in a batch.
         length: An item's size.
     """
@@ -38,16 +37,16 @@ def in_shares(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     processes, rank = accelerator.num_processes, accelerator.process_index
     found: dict[int, Any] = {}
-    for first in range(0, math.ceil(len(batches) / processes) * processes, processes):
-        is_mine = first + rank < len(batches)
-        numbers = batches[first + rank] if is_mine else batches[0]
+    for first in range(0, len(batches), processes):  # each process takes one of the next batches
+        mine = first + rank
+        has_batch = mine < len(batches)
+        numbers = batches[mine] if has_batch else batches[0]
         outputs = function([items[number] for number in numbers])
-        if is_mine:
+        if has_batch:
             found |= zip(numbers, outputs, strict=True)
     if processes > 1:
-        found = {
-            number: output for share in gather_object([found]) for number, output in share.items()
-        }
+        for share in gather_object([found]):
+            found |= share
     return [found[number] for number in range(len(items))]
 
 

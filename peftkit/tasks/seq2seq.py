@@ -1,4 +1,4 @@
-"""Tasks of encoder-decoders that write a text for each row: translation, summaries, speech."""
+"""A text that an encoder-decoder writes for each row: a translation, a summary, a transcript."""
 
 import copy
 import dataclasses
@@ -21,10 +21,8 @@ from peftkit.tasks.inference import evaluating, in_shares
 Features = Mapping[str, Any]
 
 
-class Seq2SeqLanguageModel(ModelLoss):
-    """Cross-entropy of each token of the target given the source and the tokens before it, in nats,
-    summed.
-    """
+class Seq2SeqLoss(ModelLoss):
+    """Summed cross-entropy of the target's tokens, in nats, given the source and those before."""
 
     is_language_model = True
     unit = "tokens"
@@ -32,13 +30,13 @@ class Seq2SeqLanguageModel(ModelLoss):
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a model reads of a row, and the tokens that it is to write."""
+    """What a model reads of a row, and the tokens that it learns to write."""
 
     features: Features
     labels: list[int]
 
     def __len__(self) -> int:
-        return len(self.features.get("input_ids", ())) + len(self.labels)
+        return _source_length(self.features) + len(self.labels)
 
 
 class Seq2SeqTask(Task):
@@ -50,10 +48,10 @@ class Seq2SeqTask(Task):
         processor: Saved beside the adapter.
         tokenizer: Decodes what is written.
         source: The column that is read; a text, or a file's path.
-        target: The column that is to be written.
+        target: The column that is written.
         encode: Makes the model's inputs of a row.
-        label: Makes the tokens to write, with the end, of a text; without a start token, which
-            models put before themselves.
+        label: Makes the tokens to write of a text. They have an end token and no start token,
+            which models add themselves.
         pad: Makes a batch of several rows' inputs.
         metrics: Compares references with written texts.
         read: Reads the rows of one file.
@@ -80,53 +78,63 @@ class Seq2SeqTask(Task):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.head, self.processor, self.tokenizer = config, head, processor, tokenizer
-        self.source, self.target, self.encode, self.label = source, target, encode, label
-        self.pad, self.metrics, self.reader = pad, metrics, read
+        self.config = config
+        self.head = head
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.source = source
+        self.target = target
+        self.encode = encode
+        self.label = label
+        self.pad = pad
+        self.metrics = metrics
+        self.read_file = read
         self.options = config.generation.options() | dict(options or {})
-        self._full = self._rows = 0
+        self._rows = 0  # in the last examples
+        self._full_rows = 0  # as long as the longest example may be
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
-        """Return rows with a source and, unless it is to be predicted, a target."""
-        columns = dict.fromkeys([self.source, *([self.target] if labelled else [])], (str,))
-        return [
-            row
-            for each in list_paths(path)
-            for row in self.reader(each, columns, self.config.data.columns)
-        ]
+        """Return rows with a source and, if they are labelled, a target."""
+        names = [self.source, self.target] if labelled else [self.source]
+        columns = dict.fromkeys(names, (str,))
+        rows = []
+        for file in list_paths(path):
+            rows += self.read_file(file, columns, self.config.data.columns)
+        return rows
 
     @property
     def loss(self) -> Loss:
         """Cross-entropy of each token of the target."""
-        return Seq2SeqLanguageModel()
+        return Seq2SeqLoss()
 
     def examples(self, rows: Sequence[Row]) -> list[Written]:
         """Return one example for each row."""
-        examples = [Written(self.encode(row), self.label(row[self.target])) for row in rows]
         limit = self.config.data.max_length
-        lengths = ((len(each.labels), len(each.features.get("input_ids", ()))) for each in examples)
-        self._rows, self._full = len(rows), sum(limit in pair for pair in lengths)
+        self._rows, self._full_rows = len(rows), 0
+        examples = []
+        for row in rows:
+            example = Written(self.encode(row), self.label(row[self.target]))
+            if limit in (len(example.labels), _source_length(example.features)):
+                self._full_rows += 1
+            examples.append(example)
         return examples
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many fill the longest example."""
-        cut = (
-            f", {self._full} of them as long as data.max_length, so perhaps cut"
-            if self._full
-            else ""
-        )
-        return f"{self._rows} rows{cut}"
+        remark = f"{self._rows} rows"
+        if self._full_rows:
+            remark += f", {self._full_rows} of them as long as data.max_length, so perhaps cut"
+        return remark
 
     def collate(self, examples: Sequence[Written]) -> Batch:
         """Return the padded inputs and ``labels`` (rows, longest target), -100 in the padding."""
-        width = max(len(example.labels) for example in examples)
-        labels = [
-            example.labels + [IGNORED] * (width - len(example.labels)) for example in examples
-        ]
-        return {
-            **self.pad([example.features for example in examples]),
-            "labels": torch.tensor(labels),
-        }
+        batch = dict(self.pad([example.features for example in examples]))
+        longest = max(len(example.labels) for example in examples)
+        labels = torch.full((len(examples), longest), IGNORED)
+        for row, example in enumerate(examples):
+            labels[row, : len(example.labels)] = torch.tensor(example.labels)
+        batch["labels"] = labels
+        return batch
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
@@ -136,22 +144,18 @@ class Seq2SeqTask(Task):
         settings.max_length = None  # transformers' default, which warns beside max_new_tokens
         settings.update(**self.options)
 
-        def texts(features: Sequence[Features]) -> list[str]:
+        def write(features: Sequence[Features]) -> list[str]:
             batch = on_device(accelerator.device, self.pad(features))
             with accelerator.autocast():
                 ids = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
-            written: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            return [text.strip() for text in written]
+            texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            return [text.strip() for text in texts]
 
         features = [self.encode(row) for row in rows]
         with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(
-                texts,
-                features,
-                accelerator,
-                batch_size=batch_size,
-                length=lambda each: len(each.get("input_ids", ())),
+                write, features, accelerator, batch_size=batch_size, length=_source_length
             )
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
@@ -160,10 +164,14 @@ class Seq2SeqTask(Task):
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
         """Return the metrics of the texts against the rows' own."""
-        return Measurement(
-            dict(self.metrics([row[self.target] for row in rows], outputs)), list(outputs)
-        )
+        references = [row[self.target] for row in rows]
+        return Measurement(dict(self.metrics(references, outputs)), list(outputs))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's source and target."""
         return [(row[self.source], row[self.target]) for row in rows]
+
+
+def _source_length(features: Features) -> int:
+    """Return the length of a text in tokens; pictures and sounds have 0."""
+    return len(features.get("input_ids", ()))

@@ -1,6 +1,7 @@
-"""Tasks with a tag for each word: named entities, parts of speech."""
+"""A tag for each word: named entities, parts of speech."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,15 +22,17 @@ from peftkit.metrics.entities import are_entities, entity_metrics, entity_report
 from peftkit.metrics.measurement import Measurement
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.labels import label_overrides, likeliest
 
-_BEYOND = "O"  # what words behind the longest example are taken for
+_OUTSIDE = "O"  # the tag of a word that is in no entity
+
+Placed = tuple[dict[str, Any], list[int | None]]
+"""A tokenised sentence, and for each word the place of the token that carries its tag."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tagged:
-    """A tokenised sentence; ``labels`` has a tag's number at the token that carries it, -100
-    elsewhere.
-    """
+    """A tokenised sentence with the number of a tag, or -100, for each token."""
 
     features: dict[str, Any]
     labels: list[int]
@@ -39,228 +42,230 @@ class Tagged:
 
 
 class TokenClassificationTask(Task):
-    """Gives each word a tag, by cross-entropy; its outputs are the probabilities of each word's
-    tags.
+    """Gives each word a tag, by cross-entropy; its outputs are probabilities of each word's tags.
 
     Rows have ``tokens`` and ``tags``, or ``text`` and ``spans`` (start, end and label of each
     entity, in characters).
 
     Args:
         config: A recipe's config; has `data`, with `max_length` and `label_on`, and `loss`.
-        tokenizer: A tokenizer that tells character offsets.
+        tokenizer: A tokenizer that knows the character offsets of its tokens.
     """
 
     head = "token-classification"
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        self.config, self.processor, self.pad = config, tokenizer, pad_with(tokenizer)
-        self.cut = self.words = 0
+        self.config = config
+        self.processor = tokenizer
+        self.pad = pad_with(tokenizer)
+        self._words = 0  # in the last examples
+        self._words_without_token = 0
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
         """Return rows of words with tags, or of texts with spans."""
-        return [
-            row
-            for each in list_paths(path)
-            for row in read_tagged_rows(each, self.config.data.columns, labelled=labelled)
-        ]
+        rows = []
+        for file in list_paths(path):
+            rows += read_tagged_rows(file, self.config.data.columns, labelled=labelled)
+        return rows
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which tags there are, and how often."""
-        found = [tag for row in rows for tag in read_tags(row)]
-        known = self.learned.setdefault(
-            "labels", sorted(set(found), key=lambda tag: (tag != "O", tag[2:], tag))
-        )
-        new = sorted(set(found) - set(known))
+        counts: Counter[str] = Counter()
+        for row in rows:
+            counts.update(read_tags(row))
+        labels: list[str] = self.learned.setdefault("labels", sorted(counts, key=_place_of_tag))
+        new = sorted(counts.keys() - set(labels))
         if new:
             raise DataError(
-                f"the tag {new[0]!r} is none of those that the adapter was trained on ({', '.join(known)})"
+                f"the tag {new[0]!r} is none of those that the adapter was trained on "
+                f"({', '.join(labels)})"
             )
-        if len(known) < 2:
-            raise DataError(f"every word has the tag {known[0]!r}: there is nothing to tell apart")
-        self.learned["counts"] = [found.count(tag) for tag in known]
+        if len(labels) < 2:
+            raise DataError(f"every word has the tag {labels[0]!r}: there is nothing to tell apart")
+        self.learned["counts"] = [counts[label] for label in labels]
 
     def overrides(self) -> dict[str, Any]:
         """Return the head's tags."""
-        labels = self.learned["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: number for number, label in enumerate(labels)},
-            "pad_token_id": self.processor.pad_token_id,
-        }
+        return label_overrides(self.learned["labels"], self.processor)
 
     @property
     def loss(self) -> Loss:
         """Cross-entropy, as the config's `loss` asks for it."""
-        return classification_loss(
-            self.config.loss, self.learned["labels"], self.learned["counts"], None
-        )
+        labels, counts = self.learned["labels"], self.learned["counts"]
+        return classification_loss(self.config.loss, labels, counts, None)
 
-    def _placed(self, row: Row) -> tuple[dict[str, Any], list[int | None]]:
+    def _place(self, row: Row) -> Placed:
         data = self.config.data
         return place_words(row, self.processor, max_length=data.max_length, label_on=data.label_on)
 
     def examples(self, rows: Sequence[Row]) -> list[Tagged]:
         """Return one example for each row."""
-        self.cut = self.words = 0
+        self._words = self._words_without_token = 0
         return [self._example(row) for row in rows]
 
     def _example(self, row: Row) -> Tagged:
-        encoding, places = self._placed(row)
-        labels = [IGNORED] * len(encoding["input_ids"])
+        features, places = self._place(row)
+        labels = [IGNORED] * len(features["input_ids"])
         known: list[str] = self.learned["labels"]
         for place, tag in zip(places, read_tags(row), strict=True):
             if tag not in known:
                 raise DataError(
                     f"the tag {tag!r} is none of {', '.join(known)}{nearest(tag, known)}"
                 )
-            if (
-                place is not None and labels[place] == IGNORED
-            ):  # of words that share a token, the first is learned
+            # Of words that share a token, the first is learned.
+            if place is not None and labels[place] == IGNORED:
                 labels[place] = known.index(tag)
-        self.words += len(places)
-        self.cut += places.count(None)
-        return Tagged(encoding, labels)
+        self._words += len(places)
+        self._words_without_token += places.count(None)
+        return Tagged(features, labels)
 
     def remarks(self) -> str:
         """Return how many words there are, and how many have no token."""
-        cut = f", {self.cut} of them behind data.max_length or without a token" if self.cut else ""
-        return f"{self.words} words{cut}"
+        remark = f"{self._words} words"
+        missing = self._words_without_token
+        if missing:
+            remark += f", {missing} of them behind data.max_length or without a token"
+        return remark
 
     def collate(self, examples: Sequence[Tagged]) -> Batch:
         """Return the padded inputs and ``labels``, both (rows, longest example)."""
         batch = self.pad([example.features for example in examples])
-        batch["labels"] = torch.full(batch["input_ids"].shape, IGNORED)
-        for row, example in zip(batch["labels"], examples, strict=True):
-            row[: len(example)] = torch.tensor(example.labels)
-        return batch
+        labels = torch.full(batch["input_ids"].shape, IGNORED)
+        for row, example in enumerate(examples):
+            labels[row, : len(example)] = torch.tensor(example.labels)
+        return batch | {"labels": labels}
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
     ) -> list[Any]:
-        """Return, for each row, the probabilities of each word's tags; None for a word without a
-        token.
+        """Return, for each row, the probabilities of each word's tags; None without a token.
 
         A word that shares its token with the word before continues that word's entity: I- takes the
         place of B-.
         """
-        pairs = self._beginnings()
+        pairs = self._begin_and_inside()
 
-        def probabilities(placed: Sequence[tuple[dict[str, Any], list[int | None]]]) -> list[Any]:
-            batch = on_device(accelerator.device, self.pad([encoding for encoding, _ in placed]))
+        def predict(batch: Sequence[Placed]) -> list[Any]:
+            inputs = self.pad([features for features, _ in batch])
             with accelerator.autocast():
-                logits = model(**batch).logits
-            found = logits.float().softmax(-1).tolist()
-            return [
-                _by_word(tokens, places, pairs)
-                for tokens, (_, places) in zip(found, placed, strict=True)
-            ]
+                logits = model(**on_device(accelerator.device, inputs)).logits
+            probabilities = logits.float().softmax(-1).tolist()  # [rows, tokens, tags]
+            found = []
+            for tokens, (_, places) in zip(probabilities, batch, strict=True):
+                found.append(_read_words(tokens, places, pairs))
+            return found
 
-        placed = [self._placed(row) for row in rows]
+        def length(placed: Placed) -> int:
+            return len(placed[0]["input_ids"])
+
+        placed = [self._place(row) for row in rows]
         with evaluating(model):
-            return in_shares(
-                probabilities,
-                placed,
-                accelerator,
-                batch_size=batch_size,
-                length=lambda each: len(each[0]["input_ids"]),
-            )
+            return in_shares(predict, placed, accelerator, batch_size=batch_size, length=length)
 
-    def _beginnings(self) -> list[tuple[int, int]]:
+    def _begin_and_inside(self) -> list[tuple[int, int]]:
         """Return the numbers of B- and I- of each type of entity that has both."""
         labels: list[str] = self.learned["labels"]
-        both = (
-            [(f"B-{name[2:]}", name) for name in labels if name.startswith("I-")]
-            if are_entities(labels)
-            else []
-        )
-        return [
-            (labels.index(begin), labels.index(inside)) for begin, inside in both if begin in labels
-        ]
+        pairs: list[tuple[int, int]] = []
+        if not are_entities(labels):
+            return pairs
+        for number, label in enumerate(labels):
+            begin = f"B-{label[2:]}"
+            if label.startswith("I-") and begin in labels:
+                pairs.append((labels.index(begin), number))
+        return pairs
 
-    def averaged(self, outputs: Sequence[list[Any]]) -> list[Any]:
-        """Return the mean probabilities of several models; a word that one of them did not see has
-        none.
+    def average(self, outputs: Sequence[list[Any]]) -> list[Any]:
+        """Return the mean probabilities of several models.
+
+        A word that one of them did not see has none.
         """
-        return [
-            [
-                None if None in word else torch.tensor(word).mean(0).tolist()
-                for word in zip(*sentence, strict=True)
-            ]
-            for sentence in zip(*outputs, strict=True)
-        ]
+        means = []
+        for sentences in zip(*outputs, strict=True):  # one sentence, from each model
+            sentence = []
+            for words in zip(*sentences, strict=True):  # one word, from each model
+                is_seen = None not in words
+                sentence.append(torch.tensor(words).mean(0).tolist() if is_seen else None)
+            means.append(sentence)
+        return means
 
-    def _tags(self, output: Sequence[Any]) -> list[str]:
+    def _choose_tags(self, output: Sequence[Any]) -> list[str]:
+        """Return the tag that is predicted for each word of a row."""
         labels: list[str] = self.learned["labels"]
-        beyond = _BEYOND if _BEYOND in labels else labels[0]
-        return [
-            beyond if word is None else labels[max(range(len(word)), key=word.__getitem__)]
-            for word in output
-        ]
+        unseen = _OUTSIDE if _OUTSIDE in labels else labels[0]
+        tags = []
+        for probabilities in output:
+            tags.append(unseen if probabilities is None else labels[likeliest(probabilities)])
+        return tags
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
-        """Return ``predicted_tags``, one for each word; of entities in texts, ``predicted_spans``
-        in characters too.
+        """Return ``predicted_tags``, one for each word.
+
+        Entities in texts have ``predicted_spans``, in characters, too.
         """
-        entities = are_entities(self.learned["labels"])
+        has_entities = are_entities(self.learned["labels"])
         found: list[Row] = []
         for row, output in zip(rows, outputs, strict=True):
-            ours = self._tags(output)
-            places = (
-                {"predicted_spans": find_spans(row, ours)}
-                if entities and "tokens" not in row
-                else {}
-            )
-            found.append({"predicted_tags": ours} | places)
+            tags = self._choose_tags(output)
+            columns: Row = {"predicted_tags": tags}
+            if has_entities and "tokens" not in row:
+                columns["predicted_spans"] = find_spans(row, tags)
+            found.append(columns)
         return found
 
     def measure(self, rows: Sequence[Row], outputs: Sequence[Any]) -> Measurement:
-        """Return F1 of whole entities and by type; for tags that mark no entities, the share of
-        right tags.
-        """
-        true, predicted = (
-            [read_tags(row) for row in rows],
-            [self._tags(output) for output in outputs],
-        )
-        entities = are_entities(self.learned["labels"])
-        found = [
-            ", ".join(f"{each['text']} ({each['label']})" for each in find_spans(row, ours))
-            if entities
-            else " ".join(ours)
-            for row, ours in zip(rows, predicted, strict=True)
-        ]
-        if not entities:
-            return Measurement(tag_metrics(true, predicted), found)
-        return Measurement(entity_metrics(true, predicted), found, entity_report(true, predicted))
+        """Return F1 of whole entities, and by type; without entities, the share of right tags."""
+        true = [read_tags(row) for row in rows]
+        predicted = [self._choose_tags(output) for output in outputs]
+        shown = [self._spell(row, tags) for row, tags in zip(rows, predicted, strict=True)]
+        if not are_entities(self.learned["labels"]):
+            return Measurement(tag_metrics(true, predicted), shown)
+        return Measurement(entity_metrics(true, predicted), shown, entity_report(true, predicted))
 
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return each row's text, and its entities or tags."""
-        entities = are_entities(self.learned["labels"])
-        return [
-            (
-                row.get("text") or " ".join(row["tokens"]),
-                ", ".join(
-                    f"{each['text']} ({each['label']})" for each in find_spans(row, read_tags(row))
-                )
-                if entities
-                else " ".join(read_tags(row)),
-            )
-            for row in rows
-        ]
+        found = []
+        for row in rows:
+            text = row.get("text") or " ".join(row["tokens"])
+            found.append((text, self._spell(row, read_tags(row))))
+        return found
+
+    def _spell(self, row: Row, tags: Sequence[str]) -> str:
+        """Return tags as a person reads them: "Anna (PER), Rome (LOC)"."""
+        if not are_entities(self.learned["labels"]):
+            return " ".join(tags)
+        entities = find_spans(row, tags)
+        return ", ".join(f"{entity['text']} ({entity['label']})" for entity in entities)
 
 
-def _by_word(
+def _place_of_tag(tag: str) -> tuple[bool, str, str]:
+    """Return what tags are sorted by: O is the first, and B- and I- of a type are neighbours."""
+    return tag != _OUTSIDE, tag[2:], tag
+
+
+def _read_words(
     tokens: Sequence[list[float]], places: Sequence[int | None], pairs: Sequence[tuple[int, int]]
 ) -> list[list[float] | None]:
-    """Return the probabilities at each word's token; on a token of the word before, I- has B-'s if
-    they are higher.
+    """Return the probabilities of each word's tags: those at its token.
+
+    Where the token is that of the word before, I- gets the higher of B-'s and its own probability,
+    and B- the lower.
+
+    Args:
+        tokens: The probabilities at each token, [tokens, tags].
+        places: The token of each word, or None.
+        pairs: The numbers of B- and I- of each type.
     """
-    found: list[list[float] | None] = []
-    for number, place in enumerate(places):
-        chances = None if place is None else list(tokens[place])
-        if chances is not None and number and place == places[number - 1]:
-            for begin, inside in pairs:
-                chances[begin], chances[inside] = sorted((chances[begin], chances[inside]))
-        found.append(chances)
-    return found
+    words: list[list[float] | None] = []
+    place_before = None
+    for place in places:
+        if place is None:
+            words.append(None)
+        else:
+            word = list(tokens[place])
+            if place == place_before:
+                for begin, inside in pairs:
+                    word[begin], word[inside] = sorted((word[begin], word[inside]))
+            words.append(word)
+        place_before = place
+    return words
