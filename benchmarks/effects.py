@@ -169,7 +169,7 @@ def trained(variant, seed, run_dir, about):
         run = Run(config)
         run.begin()
         set_seed(seed)
-        finetuning = Finetuning(module.task(config), config, recipe, run)
+        finetuning = Finetuning(module.make_task(config), config, recipe, run)
         finetuning.open_start()
         finetuning.read_rows()
         finetuning.fit_task()

@@ -119,7 +119,7 @@ def fully(name, run_dir):
     run.begin()
     set_seed(config.seed)
     training = FullFinetuning(
-        recipe.task(config), config, recipe_named(name.partition("/")[0]), run
+        recipe.make_task(config), config, recipe_named(name.partition("/")[0]), run
     )
     training.read_rows()
     training.fit_task()

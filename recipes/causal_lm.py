@@ -2,10 +2,10 @@
 
     accelerate launch recipes/causal_lm.py --config recipes/configs/causal_lm/quick.yaml
 
-Rows are {"text": ...}. Texts longer than `data.max_length` are cut into blocks, so that every token
-but a text's first is predicted once, and the perplexity is that of all tokens alike. With
-`data.packing`, short texts share an example without seeing each other; whether the model can do
-that is tried on it first. The report shows how held-out texts go on.
+Rows are {"text": ...}. Texts longer than `data.max_length` are cut into blocks in which every token
+but the text's first is predicted once, so the perplexity is that of all tokens. With
+`data.packing`, short texts share an example without seeing each other; a test on the model decides
+first whether it can do that. The report shows how the model continues held-out texts.
 """
 
 from dataclasses import field
@@ -23,8 +23,8 @@ class Config(RecipeSettings):
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
-def task(config: Config):
-    """Return how texts become blocks and packs, and how they go on."""
+def make_task(config: Config):
+    """Return the task: texts are cut and packed, and the model continues held-out ones."""
     import peftkit
     from peftkit.tasks.causal_lm import CausalLMTask
 
@@ -32,4 +32,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

@@ -1,11 +1,11 @@
-"""Fine-tune a chat model on dialogues: the loss is on the assistant's answers.
+"""Fine-tune a chat model on dialogues. The loss is on the assistant's answers.
 
     accelerate launch recipes/chat.py --config recipes/configs/chat/quickstart.yaml
 
 Rows are {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...}, or
-in the shapes of Alpaca (instruction, input, output) and ShareGPT (conversations). A held-out row
-may have "expect": a list of strings that the answer to its last question must contain; the share of
-answers that do is reported as exact-fact accuracy.
+rows of Alpaca (instruction, input, output) or ShareGPT (conversations). A held-out row may have
+"expect", a list of strings that the answer to its last question must contain. The report has the
+share of answers that do, the exact-fact accuracy.
 """
 
 from dataclasses import field
@@ -23,8 +23,8 @@ class Config(RecipeSettings):
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
-def task(config: Config):
-    """Return how dialogues are rendered, answered and checked."""
+def make_task(config: Config):
+    """Return the task: the chat template renders dialogues, and answers are checked for facts."""
     import peftkit
     from peftkit.tasks.causal_lm import CausalLMTask
 
@@ -32,4 +32,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

@@ -1,10 +1,10 @@
 """Sort images into classes, with vision transformers and convolutional networks.
 
-    accelerate launch recipes/image_classification.py --config
-    recipes/configs/image_classification/quick.yaml
+    config=recipes/configs/image_classification/quick.yaml
+    accelerate launch recipes/image_classification.py --config $config
 
 `data.train` is a folder with a sub-folder of images for each class, or a data file with rows
-{"image": PATH, "label": ...}, where a relative path is taken from the data file's directory.
+{"image": PATH, "label": ...}. A relative path is relative to the directory of the data file.
 """
 
 from dataclasses import field
@@ -23,23 +23,27 @@ class Config(RecipeSettings):
     teacher: TeacherSettings | None = None
 
 
-def task(config: Config):
-    """Return how an image becomes pixels."""
+def make_task(config: Config):
+    """Return the task: an image processor turns image files into pixels."""
     from peftkit.backbones.processors import load_image_processor
     from peftkit.data.images import read_image_rows, read_pixels
     from peftkit.tasks.classification import ClassificationTask
 
     processor = load_image_processor(config.model.source)
+
+    def encode(row):
+        return {"image": row["image"]}  # files are read batch by batch
+
     return ClassificationTask(
         config,
         head="image-classification",
         processor=processor,
         columns=["image"],
-        encode=lambda row: {"image": row["image"]},
+        encode=encode,
         pad=partial(read_pixels, processor),
         read=read_image_rows,
     )
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

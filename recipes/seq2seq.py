@@ -3,7 +3,7 @@
     accelerate launch recipes/seq2seq.py --config recipes/configs/seq2seq/quick.yaml
 
 Rows are {"source": ..., "target": ...}. The report has BLEU, chrF and exact matches for
-translations, ROUGE for summaries.
+translations, and ROUGE for summaries.
 """
 
 from dataclasses import field
@@ -15,14 +15,14 @@ from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Pairs(TextSettings):
+class Data(TextSettings):
     """Which texts to learn from."""
 
     prompt: str = ""
-    """What to put before every source, such as T5's "translate English to German: "."""
+    """A text to put before every source, such as T5's "translate English to German: "."""
     source_language: str | None = None
-    """Of NLLB, mBART-50 and M2M100, the language of the sources by the tokenizer's own name, such
-    as eng_Latn or en_XX.
+    """The language of the sources, for NLLB, mBART-50 and M2M100: the tokenizer's own name, such as
+    eng_Latn or en_XX.
     """
     target_language: str | None = None
     """The language of the targets, likewise."""
@@ -32,26 +32,27 @@ class Pairs(TextSettings):
 class Config(RecipeSettings):
     """Turn one text into another."""
 
-    data: Pairs
+    data: Data
     metrics: Literal["translation", "summary"] = "translation"
     """BLEU, chrF and exact matches, or ROUGE."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
-def task(config: Config):
-    """Return how sources and targets become tokens, and what is measured."""
+def make_task(config: Config):
+    """Return the task: both texts become tokens, and generated targets are measured."""
     import peftkit
     from peftkit.backbones.processors import set_languages
     from peftkit.data.padding import pad_with
     from peftkit.metrics.texts import summary_metrics, translation_metrics
     from peftkit.tasks.seq2seq import Seq2SeqTask
 
+    data = config.data
     tokenizer = peftkit.load_tokenizer(config.model.source)
-    options = set_languages(tokenizer, config.data.source_language, config.data.target_language)
-    limits = {"truncation": True, "max_length": config.data.max_length}
+    options = set_languages(tokenizer, data.source_language, data.target_language)
+    limits = {"truncation": True, "max_length": data.max_length}
 
     def encode(row):
-        return tokenizer(config.data.prompt + row["source"], **limits)
+        return tokenizer(data.prompt + row["source"], **limits)
 
     def label(target):
         return tokenizer(text_target=target, **limits)["input_ids"]
@@ -72,4 +73,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

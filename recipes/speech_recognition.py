@@ -1,11 +1,11 @@
-"""Write down what is said, with encoder-decoders of Whisper's kind.
+"""Transcribe speech, with encoder-decoders such as Whisper.
 
-    accelerate launch recipes/speech_recognition.py --config
-    recipes/configs/speech_recognition/quick.yaml
+    config=recipes/configs/speech_recognition/quick.yaml
+    accelerate launch recipes/speech_recognition.py --config $config
 
-Rows are {"audio": PATH, "text": ...}; a relative path is taken from the data file's directory.
-Sound is brought to the model's sampling rate; what is longer than the model's window (30 seconds
-for Whisper) is cut. The report has word and character error rates.
+Rows are {"audio": PATH, "text": ...}. A relative path is relative to the directory of the data
+file. Sounds are resampled to the model's rate, and cut at the end of its window (30 seconds for
+Whisper). The report has word and character error rates.
 """
 
 from dataclasses import field
@@ -20,33 +20,35 @@ from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Recordings(RowSettings):
+class Data(RowSettings):
     """Which recordings to learn from."""
 
     max_length: Annotated[int, Field(ge=2)] = 448
-    """Longest text in tokens; what is longer is cut, and counted."""
+    """Longest text in tokens. Longer texts are cut, and counted."""
     language: str | None = None
-    """The language that is spoken, such as "german"; a multilingual model needs it, another takes
-    none.
-    """
+    """The spoken language, such as "german". Multilingual models need it; others take none."""
 
 
 @section
 class Config(RecipeSettings):
-    """Write down what is said."""
+    """Transcribe speech."""
 
-    data: Recordings
+    data: Data
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
-def task(config: Config):
-    """Return how sound becomes features and texts become tokens."""
+def make_task(config: Config):
+    """Return the task: sounds become spectrograms, and texts become tokens."""
     from peftkit.backbones.processors import SpeechProcessor
     from peftkit.data.audio import read_audio_rows, read_spectrograms
     from peftkit.metrics.texts import transcription_metrics
     from peftkit.tasks.seq2seq import Seq2SeqTask
 
     processor = SpeechProcessor(config.model.source, config.data.language)
+
+    def encode(row):
+        return {"audio": row["audio"]}  # files are read batch by batch
+
     return Seq2SeqTask(
         config,
         head="speech-seq2seq",
@@ -54,7 +56,7 @@ def task(config: Config):
         tokenizer=processor.tokenizer,
         source="audio",
         target="text",
-        encode=lambda row: {"audio": row["audio"]},
+        encode=encode,
         label=partial(processor.label, max_length=config.data.max_length),
         pad=partial(read_spectrograms, processor.extractor),
         metrics=transcription_metrics,
@@ -64,4 +66,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

@@ -1,12 +1,12 @@
 """Sort texts into classes: sentiment, topics, intents, in any language that the backbone reads.
 
-    accelerate launch recipes/text_classification.py --config
-    recipes/configs/text_classification/quick.yaml
+    config=recipes/configs/text_classification/quick.yaml
+    accelerate launch recipes/text_classification.py --config $config
 
-Rows are {"text": ..., "label": ...}; the label is a text or a whole number. The report has
-precision, recall and F1 of each class and the confusion matrix. For rare classes there are class
-weights and focal loss (`loss`), and for two classes the probability from which the `positive` one
-is chosen (`threshold`).
+Rows are {"text": ..., "label": ...}; a label is a text or a whole number. The report has precision,
+recall and F1 of each class, and the confusion matrix. For rare classes, try class weights or focal
+loss (`loss`). With two classes, `threshold` is the probability from which the `positive` class is
+predicted.
 """
 
 from dataclasses import field
@@ -29,12 +29,12 @@ class Config(RecipeSettings):
     augment: AugmentSettings | None = None
     teacher: TeacherSettings | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best-f1"] | None = None
-    """Of two classes, the probability from which the positive one is chosen; "best-f1" finds it on
-    the held-out rows.
+    """With two classes, the probability from which the positive one is predicted. "best-f1" finds
+    it on the held-out rows.
     """
     positive: str | None = None
-    """Of two classes, the label that F1 and the threshold are about; null is the last in the
-    alphabet's or numbers' order.
+    """With two classes, the label that F1 and the threshold are about; null is the last one, by
+    number or alphabet.
     """
 
     def __post_init__(self) -> None:
@@ -43,8 +43,8 @@ class Config(RecipeSettings):
             raise ValueError("threshold: best-f1 is found on held-out rows: set data.evaluation")
 
 
-def task(config: Config):
-    """Return how a text becomes tokens."""
+def make_task(config: Config):
+    """Return the task: a text becomes tokens, and the model predicts its class."""
     import peftkit
     from peftkit.data.padding import pad_with
     from peftkit.tasks.classification import ClassificationTask
@@ -65,4 +65,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

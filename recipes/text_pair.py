@@ -1,12 +1,11 @@
-"""Judge pairs of texts: does this interest that reader, do they mean the same, does this answer
-that?
+"""Judge pairs of texts: do they mean the same, does one answer the other, does it fit a reader?
 
     accelerate launch recipes/text_pair.py --config recipes/configs/text_pair/quick.yaml
 
-Rows are {"text": ..., "other": ..., "label": ...}, or "score", a number, instead of the label
-(`data.target: score`). With a "group" in each row (a reader, a query), the pairs of a group are
-ranked by the second label's probability or by the score, and the report has NDCG, mean reciprocal
-rank and hit rates over the groups.
+Rows are {"text": ..., "other": ..., "label": ...}. With `data.target: score` they have "score", a
+number, instead of the label. If every row has a "group" (a reader, a query), the pairs of a group
+are ranked, by the probability of the second label or by the score; the report then has NDCG, mean
+reciprocal rank and hit rates.
 """
 
 from dataclasses import field
@@ -19,7 +18,7 @@ from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Pairs(TextSettings):
+class Data(TextSettings):
     """Which pairs to learn from."""
 
     target: Literal["label", "score"] = "label"
@@ -30,27 +29,29 @@ class Pairs(TextSettings):
 class Config(RecipeSettings):
     """Judge pairs of texts."""
 
-    data: Pairs
+    data: Data
     loss: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings | None = None
     teacher: TeacherSettings | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.data.target == "score":
-            for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
-                if getattr(self.loss, name):
-                    raise ValueError(
-                        f"loss.{name} is for labels: leave it out, or leave out data.target: score"
-                    )
-        if self.data.target == "score" and self.teacher is not None:
+        if self.data.target == "label":
+            return
+        for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
+            if getattr(self.loss, name):
+                raise ValueError(
+                    f"loss.{name} is for labels: leave it out, or leave out data.target: score"
+                )
+        if self.teacher is not None:
             raise ValueError(
-                "teacher needs labels: a teacher's probabilities teach no scores; leave out data.target: score"
+                "teacher needs labels, because it teaches probabilities, not scores: leave it out, "
+                "or leave out data.target: score"
             )
 
 
-def task(config: Config):
-    """Return how a pair becomes tokens."""
+def make_task(config: Config):
+    """Return the task: a pair becomes tokens, and the model predicts its label or score."""
     import peftkit
     from peftkit.data.padding import pad_with
     from peftkit.data.text_pairs import encode_pair
@@ -61,8 +62,8 @@ def task(config: Config):
     def encode(row):
         return encode_pair(tokenizer, row["text"], row["other"], max_length=config.data.max_length)
 
-    kind = ClassificationTask if config.data.target == "label" else ScoringTask
-    return kind(
+    task_class = ClassificationTask if config.data.target == "label" else ScoringTask
+    return task_class(
         config,
         head="sequence-classification",
         processor=tokenizer,
@@ -73,4 +74,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

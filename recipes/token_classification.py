@@ -1,11 +1,11 @@
 """Tag words: named entities, parts of speech.
 
-    accelerate launch recipes/token_classification.py --config
-    recipes/configs/token_classification/quick.yaml
+    config=recipes/configs/token_classification/quick.yaml
+    accelerate launch recipes/token_classification.py --config $config
 
 Rows are {"tokens": [...], "tags": [...]}, or {"text": ..., "spans": [{"start": ..., "end": ...,
-"label": ...}, ...]} with places in characters. Where tags mark entities (B-, I-, O), the report has
-F1 of whole entities, also by type.
+"label": ...}, ...]} with positions in characters. If the tags mark entities (B-, I-, O), the report
+has the F1 of whole entities, overall and by type.
 """
 
 from dataclasses import field
@@ -18,11 +18,11 @@ from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Sentences(TextSettings):
+class Data(TextSettings):
     """Which sentences to learn from."""
 
     label_on: Literal["first", "last"] = "first"
-    """Which of a word's tokens carries its tag; the last is better for decoders, which have then
+    """Which of a word's tokens carries its tag. "last" is better for decoders: by then they have
     read the whole word.
     """
 
@@ -31,12 +31,12 @@ class Sentences(TextSettings):
 class Config(RecipeSettings):
     """Tag words."""
 
-    data: Sentences
+    data: Data
     loss: LossSettings = field(default_factory=LossSettings)
 
 
-def task(config: Config):
-    """Return how words become tokens and tags."""
+def make_task(config: Config):
+    """Return the task: words become tokens, and the model predicts their tags."""
     import peftkit
     from peftkit.tasks.token_classification import TokenClassificationTask
 
@@ -44,4 +44,4 @@ def task(config: Config):
 
 
 if __name__ == "__main__":
-    run_recipe(task, Config)
+    run_recipe(make_task, Config)

@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(recipe_named(options.recipe))
     config = read(recipe.Config, options.passed_on, WITHOUT_CONFIG)
-    task = recipe.task(config)
+    task = recipe.make_task(config)
     rows = task.read(config.data.train)
     task.fit(rows)
     print(task.preview(rows, count=options.count, color=sys.stdout.isatty()))

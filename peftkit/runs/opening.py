@@ -78,6 +78,6 @@ def open_run(directory: str | Path) -> Opened:
     entry = read_json(path / "task.json", ConfigError)
     recipe = load_recipe(recipe_named(entry["recipe"]))
     config = build(recipe.Config, load_yaml(path / "config.yaml"), str(path / "config.yaml"))
-    task: Task = recipe.task(config)
+    task: Task = recipe.make_task(config)
     task.learned = entry["learned"]
     return Opened(path, config, task)

@@ -139,5 +139,5 @@ def run(name, values):
     """Run a recipe in this process and return its directory."""
     recipe = load_recipe(recipe_named(name))
     config = build(recipe.Config, values, "a test")
-    finetune(recipe.task, config, recipe_named(name))
+    finetune(recipe.make_task, config, recipe_named(name))
     return Path(values["run_dir"])

@@ -48,7 +48,7 @@ def test_the_choices_of_a_checkpoint_are_replaced(tmp_path, llama_dir, caplog, m
         config_values("seq2seq", tmp_path, llama_dir),
         "a test",
     )
-    task = load_recipe(recipe_named("seq2seq")).task(settings)
+    task = load_recipe(recipe_named("seq2seq")).make_task(settings)
     model = peftkit.load_backbone(
         MODELS / "bart-bytes" / "config.json", task="seq2seq-lm", dtype=torch.float32
     )
