@@ -1,6 +1,6 @@
 """Teach a language model a domain: its texts, its stories, its code.
 
-    accelerate launch recipes/causal_lm.py --config recipes/configs/causal_lm/quick.yaml
+    accelerate launch recipes/causal_lm.py --config causal_lm/quick
 
 Rows are {"text": ...}. Texts longer than `data.max_length` are cut into blocks in which every token
 but the text's first is predicted once, so the perplexity is that of all tokens. With

@@ -1,6 +1,6 @@
 """Fine-tune a chat model on dialogues. The loss is on the assistant's answers.
 
-    accelerate launch recipes/chat.py --config recipes/configs/chat/quickstart.yaml
+    accelerate launch recipes/chat.py --config chat/quickstart
 
 Rows are {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...}, or
 rows of Alpaca (instruction, input, output) or ShareGPT (conversations). A held-out row may have

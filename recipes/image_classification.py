@@ -1,7 +1,6 @@
 """Sort images into classes, with vision transformers and convolutional networks.
 
-    config=recipes/configs/image_classification/quick.yaml
-    accelerate launch recipes/image_classification.py --config $config
+    accelerate launch recipes/image_classification.py --config image_classification/quick
 
 `data.train` is a folder with a sub-folder of images for each class, or a data file with rows
 {"image": PATH, "label": ...}. A relative path is relative to the directory of the data file.

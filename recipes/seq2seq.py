@@ -1,6 +1,6 @@
 """Turn one text into another: translation, summaries.
 
-    accelerate launch recipes/seq2seq.py --config recipes/configs/seq2seq/quick.yaml
+    accelerate launch recipes/seq2seq.py --config seq2seq/quick
 
 Rows are {"source": ..., "target": ...}. The report has BLEU, chrF and exact matches for
 translations, and ROUGE for summaries.

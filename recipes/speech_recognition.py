@@ -1,7 +1,6 @@
 """Transcribe speech, with encoder-decoders such as Whisper.
 
-    config=recipes/configs/speech_recognition/quick.yaml
-    accelerate launch recipes/speech_recognition.py --config $config
+    accelerate launch recipes/speech_recognition.py --config speech_recognition/quick
 
 Rows are {"audio": PATH, "text": ...}. A relative path is relative to the directory of the data
 file. Sounds are resampled to the model's rate, and cut at the end of its window (30 seconds for

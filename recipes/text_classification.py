@@ -1,7 +1,6 @@
 """Sort texts into classes: sentiment, topics, intents, in any language that the backbone reads.
 
-    config=recipes/configs/text_classification/quick.yaml
-    accelerate launch recipes/text_classification.py --config $config
+    accelerate launch recipes/text_classification.py --config text_classification/quick
 
 Rows are {"text": ..., "label": ...}; a label is a text or a whole number. The report has precision,
 recall and F1 of each class, and the confusion matrix. For rare classes, try class weights or focal

@@ -1,6 +1,6 @@
 """Judge pairs of texts: do they mean the same, does one answer the other, does it fit a reader?
 
-    accelerate launch recipes/text_pair.py --config recipes/configs/text_pair/quick.yaml
+    accelerate launch recipes/text_pair.py --config text_pair/quick
 
 Rows are {"text": ..., "other": ..., "label": ...}. With `data.target: score` they have "score", a
 number, instead of the label. If every row has a "group" (a reader, a query), the pairs of a group

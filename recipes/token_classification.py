@@ -1,7 +1,6 @@
 """Tag words: named entities, parts of speech.
 
-    config=recipes/configs/token_classification/quick.yaml
-    accelerate launch recipes/token_classification.py --config $config
+    accelerate launch recipes/token_classification.py --config token_classification/quick
 
 Rows are {"tokens": [...], "tags": [...]}, or {"text": ..., "spans": [{"start": ..., "end": ...,
 "label": ...}, ...]} with positions in characters. If the tags mark entities (B-, I-, O), the report
