@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _JSON_LIMIT_BYTES = 16 * 2**20
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_umask = os.umask(0)
-os.umask(_umask)
 
 
 def cache_directory() -> Path:
@@ -32,17 +30,16 @@ def cache_directory() -> Path:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and
-    nothing between.
+    """Write `data` to `path`, whole or not at all.
+
+    A reader, or a crash, sees the old file or the new one, and nothing in between.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    temporary = _temporary_name(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -50,41 +47,54 @@ def write_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def _temporary_name(path: Path) -> Path:
+    """Return a hidden name beside `path` that nothing has.
+
+    `tempfile` would make files that only their owner may read. To give them the usual permissions,
+    the umask would have to be known, which cannot be asked for without setting it.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_file(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    write_file(path, f"{text}\n".encode())
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSONL, whole or not at all; dates, and what else JSON does not know, as texts."""
-    write_file(
-        path,
-        "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode(),
-    )
+    """Write rows as JSONL, whole or not at all.
+
+    Dates, and whatever else JSON does not know, become strings.
+    """
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    write_file(path, "".join(lines).encode())
 
 
 def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:
-    """Read one JSON object; `error` names the path where it is missing, too large, cut, or has a
-    key twice.
+    """Read one JSON object.
+
+    Raises:
+        AdapterFileError: (or `error`) the file is missing, too large or cut, or has a key twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(
-                f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice"
-            )
-        return dict(pairs)
-
     try:
         if path.stat().st_size > _JSON_LIMIT_BYTES:
             raise ValueError(f"it is larger than {_JSON_LIMIT_BYTES} bytes")
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeated_keys)
         if not isinstance(value, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as problem:
         raise error(f"cannot read {path}: {problem}") from problem
     return value
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it has the key {key!r} twice")
+        found[key] = value
+    return found
 
 
 def sync_directory(path: Path) -> None:
@@ -101,9 +111,9 @@ def sync_directory(path: Path) -> None:
 def staged_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `path` when the block ends without an error.
 
-    Files that stand in `path` already and that the block does not write are carried over. A crash
-    leaves the old directory or the new one; between the two renames of a replacement, `recover`
-    finds the old one.
+    Files that are in `path` already, and that the block does not write, are carried over. A crash
+    leaves the old directory or the new one. Between the two renames of a replacement, there is
+    neither, and `recover` puts the old one back.
 
     Raises:
         PeftkitError: `path` is the current directory, or holds it.
@@ -115,15 +125,13 @@ def staged_directory(path: Path) -> Iterator[Path]:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
-    stage = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    stage = _temporary_name(path)
+    stage.mkdir()
     try:
         yield stage
-        for file in [stage, *stage.rglob("*")]:
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask)
-        for entry in path.iterdir() if path.exists() else ():
-            if not (stage / entry.name).exists():
-                copy = shutil.copytree if entry.is_dir() else shutil.copy2
-                copy(entry, stage / entry.name)
+        _share_permissions(stage)
+        if path.exists():
+            _carry_over(path, stage)
         sync_directory(stage)
         if path.exists():
             path.rename(_aside(path))
@@ -132,6 +140,24 @@ def staged_directory(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _share_permissions(directory: Path) -> None:
+    """Give all that is in a new directory the permissions that its creation gave the directory."""
+    mode = directory.stat().st_mode & 0o777
+    for file in directory.rglob("*"):
+        file.chmod(mode if file.is_dir() else mode & 0o666)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    """Copy what is in one directory and not in another to that one."""
+    for entry in old.iterdir():
+        if (new / entry.name).exists():
+            continue
+        if entry.is_dir():
+            shutil.copytree(entry, new / entry.name)
+        else:
+            shutil.copy2(entry, new / entry.name)
 
 
 def recover(path: Path) -> None:
@@ -144,6 +170,7 @@ def recover(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
+    """Return where a directory is while another takes its place."""
     path = path.resolve()
     return path.with_name(f".{path.name}.replaced")
 
@@ -170,13 +197,12 @@ def write_tensors(
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} holds values that are not finite; {path} is not written")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(
-        path, serialize(plain, {"format": "pt", "sha256": digest(plain), **(metadata or {})})
-    )
+    header = {"format": "pt", "sha256": digest(plain), **(metadata or {})}
+    write_file(path, serialize(plain, header))
 
 
 def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """Return metadata and shapes of a safetensors file without reading a weight.
+    """Return the metadata and the shapes in a safetensors file, without reading a weight.
 
     Raises:
         AdapterFileError: the file is missing, cut or not safetensors, or a tensor is not a float.
@@ -185,18 +211,21 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]
         raise AdapterFileError(
             f"{path} is missing; an adapter directory holds {CONFIG_NAME} and {WEIGHTS_NAME}"
         )
+    dtypes: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            kinds = {name: piece.get_dtype() for name, piece in slices.items()}
-            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
             metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                tensor = file.get_slice(name)
+                dtypes[name] = tensor.get_dtype()
+                shapes[name] = tuple(tensor.get_shape())
     except (SafetensorError, OSError) as problem:
         raise AdapterFileError(f"{path} is damaged: {problem}") from problem
-    for name, kind in kinds.items():
-        if kind not in ("F32", "BF16", "F16") and not name.endswith("num_batches_tracked"):
+    for name, dtype in dtypes.items():
+        if dtype not in ("F32", "BF16", "F16") and not name.endswith("num_batches_tracked"):
             raise AdapterFileError(
-                f"{path}: {name} is stored as {kind}; adapter weights are F32, BF16 or F16"
+                f"{path}: {name} is stored as {dtype}; adapter weights are F32, BF16 or F16"
             )
     return metadata, shapes
 
@@ -225,21 +254,20 @@ def read_tensors(path: Path, error: type[PeftkitError] = AdapterFileError) -> di
 def check_shapes(
     found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], path: Path
 ) -> None:
-    """Compare the names and shapes in an adapter's file with those that its config and the backbone
-    ask for.
+    """Compare the names and shapes in an adapter's file with what its config and backbone ask for.
 
     Raises:
         AdapterFileError: they differ.
     """
-    problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
-    problems += [
-        f"{key} is not part of this adapter" for key in sorted(found.keys() - expected.keys())
-    ]
-    problems += [
-        f"{key} has shape {found[key]}, the config and the backbone ask for {expected[key]}"
-        for key in sorted(found.keys() & expected.keys())
-        if found[key] != expected[key]
-    ]
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    for name in sorted(found.keys() - expected.keys()):
+        problems.append(f"{name} is not part of this adapter")
+    for name in sorted(found.keys() & expected.keys()):
+        if found[name] != expected[name]:
+            problems.append(
+                f"{name} has shape {found[name]}, "
+                f"the config and the backbone ask for {expected[name]}"
+            )
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise AdapterFileError(

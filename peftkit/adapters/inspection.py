@@ -26,7 +26,8 @@ from peftkit.anatomy import (
     stacks,
     task_head,
 )
-from peftkit.backbones.loading import AUTO_CLASSES, Head, resolve_source
+from peftkit.backbones.loading import AUTO_CLASSES, Head
+from peftkit.backbones.sources import resolve_source
 from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.errors import BackboneError, PeftkitError
 from peftkit.methods.method import variants

@@ -1,9 +1,6 @@
-"""Load a frozen 16-, 8- or 4-bit backbone and make it trainable without up-casting anything."""
+"""Load a frozen 16-, 8- or 4-bit backbone, and its tokenizer."""
 
-import hashlib
-import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
-from filelock import FileLock
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,13 +20,10 @@ from peftkit.backbones.quantization import (
     quantization_of,
 )
 from peftkit.backbones.quantized_forwards import quiet_int8_layers
-from peftkit.config.shipped import PACKAGE_PREFIX, package_file
+from peftkit.backbones.sources import resolve_source
 from peftkit.errors import BackboneError, nearest
-from peftkit.files import cache_directory, recover, staged_directory
 from peftkit.internals.bitsandbytes_messages import quiet_bitsandbytes
 from peftkit.recording import note
-
-logger = logging.getLogger(__name__)
 
 Head = Literal[
     "causal-lm",
@@ -65,19 +58,19 @@ def load_backbone(
     """Load a pretrained model, frozen, in evaluation mode, ready for `attach`.
 
     Linear layers are stored as `quantization` says (NF4 and double quantisation: arXiv:2305.14314,
-    section 3; int8: arXiv:2208.07339); everything else stays in `dtype`. Nothing is cast to
-    float32. What was decided, and which modules stay 16-bit, stands in
-    ``peftkit.record(model)["load_backbone"]``.
+    section 3; int8: arXiv:2208.07339). Everything else stays in `dtype`; nothing is cast to
+    float32. ``peftkit.record(model)["load_backbone"]`` says what was decided, and which modules
+    stay in 16 bits.
 
     Args:
         source: A Hub id, a local directory, a ``.gguf`` file, or ``package:NAME/FILE`` for a file
             that an installed Python package carries. GGUF weights are dequantised once, into a
             cache of bfloat16 safetensors. The path of a ``config.json`` asks for the architecture
-            alone, with random weights (seed 0), to be learned from nothing.
+            with random weights (seed 0), to be trained from scratch.
         task: The head to load: which of transformers' auto classes.
         quantization: "nf4", "fp4", "int8", or None for 16-bit weights.
-        dtype: Dtype of activations and of all that is not quantised; "auto" is bfloat16 where the
-            device computes in it, float16 on older GPUs.
+        dtype: Dtype of activations and of all that is not quantised. "auto" is bfloat16 where the
+            device computes in it, and float16 on older GPUs.
         double_quantization: Quantise the 4-bit block scales too, which saves about 0.4 bit a
             parameter.
         device: Where the model goes; None is this process's GPU if there is one, else the CPU.
@@ -90,12 +83,7 @@ def load_backbone(
     Raises:
         BackboneError: the source cannot be found or read, or an argument is none of those above.
     """
-    if task not in AUTO_CLASSES:
-        raise BackboneError(
-            f"task {task!r} is none of {', '.join(AUTO_CLASSES)}{nearest(task, AUTO_CLASSES)}"
-        )
-    if quantization is not None and quantization not in get_args(Quantization):
-        raise BackboneError(f"quantization {quantization!r} is none of None, 'int8', 'nf4', 'fp4'")
+    _check_names(task, quantization)
     place = torch.device(device) if device is not None else default_device()
     resolved_dtype = default_dtype(place) if dtype == "auto" else dtype
     arguments: dict[str, Any] = {
@@ -109,63 +97,75 @@ def load_backbone(
         )
     if attention is not None:
         arguments["attn_implementation"] = attention
-    auto_class = getattr(transformers, AUTO_CLASSES[task])
-    location = resolve_source(source, cache_dir)
-    if "num_labels" in (overrides or {}):
-        arguments["ignore_mismatched_sizes"] = (
-            True  # a head for other labels gives way to a new one
+    if "num_labels" in arguments:  # a head for other labels gives way to a new one
+        arguments["ignore_mismatched_sizes"] = True
+    model, new = _load_pretrained(source, task, resolve_source(source, cache_dir), arguments)
+    make_new_layers_plain(model)
+    prevent_cpu_repacking(model)
+    quiet_int8_layers(model)
+    model.requires_grad_(False)
+    model.eval()
+    decided = {
+        "source": str(source),
+        "task": task,
+        "quantization": quantization,
+        "device": str(place),
+        "new": new,
+        "weights": "random" if str(source).endswith(".json") else "pretrained",
+    }
+    note(model, "load_backbone", decided | describe_storage(model))
+    return model
+
+
+def _check_names(task: str, quantization: str | None) -> None:
+    if task not in AUTO_CLASSES:
+        raise BackboneError(
+            f"task {task!r} is none of {', '.join(AUTO_CLASSES)}{nearest(task, AUTO_CLASSES)}"
         )
+    if quantization is not None and quantization not in get_args(Quantization):
+        raise BackboneError(f"quantization {quantization!r} is none of None, 'int8', 'nf4', 'fp4'")
+
+
+def _load_pretrained(
+    source: str | Path, task: Head, location: str, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return a model, and the names of its weights that are new and start random."""
+    auto_class = getattr(transformers, AUTO_CLASSES[task])
     try:
-        model: PreTrainedModel
         with quiet_bitsandbytes():
             model, found = auto_class.from_pretrained(
                 location, output_loading_info=True, **arguments
             )
     except (OSError, ValueError, KeyError) as problem:
         raise BackboneError(f"cannot load {source} as {task}: {problem}") from problem
-    new = _new_weights(model, found, str(source))
-    make_new_layers_plain(model)
-    prevent_cpu_repacking(model)
-    quiet_int8_layers(model)
-    model.requires_grad_(False)
-    model.eval()
-    settings: dict[str, Any] = {
-        "source": str(source),
-        "task": task,
-        "quantization": quantization,
-        "device": str(place),
-    }
-    settings["new"] = new
-    settings["weights"] = "random" if str(source).endswith(".json") else "pretrained"
-    note(model, "load_backbone", settings | describe_storage(model))
-    return model
+    return model, _new_weights(model, found, str(source))
 
 
 def _new_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str) -> list[str]:
-    """Return the names of the weights that the checkpoint does not have, or has for other labels:
-    they start random.
+    """Return the names of the weights that a checkpoint does not have, or has for other labels.
+
+    They start random.
 
     Raises:
         BackboneError: the checkpoint has weights of other shapes outside of the head.
     """
-    other = [str(entry[0]) for entry in found["mismatched_keys"]]
+    other_shape = [str(entry[0]) for entry in found["mismatched_keys"]]
     heads = tuple(f"{name}." for name in task_head(model))
-    wrong = [name for name in other if not name.startswith(heads)]
-    if wrong:
-        raise BackboneError(
-            f"{source} does not fit its config: the weight {wrong[0]} has another shape"
-        )
-    return sorted({*found["missing_keys"], *other})
+    for name in other_shape:
+        if not name.startswith(heads):
+            raise BackboneError(
+                f"{source} does not fit its config: the weight {name} has another shape"
+            )
+    return sorted({*found["missing_keys"], *other_shape})
 
 
 def load_tokenizer(
     source: str | Path, cache_dir: str | Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to the backbone at `source`; the same kinds of source as
-    `load_backbone`.
+    """Load the tokenizer of the backbone at `source`, which may be anything `load_backbone` takes.
 
     A tokenizer without a padding token pads with its end-of-sequence token. Labels never depend on
-    the padding token: what is padding is told by the attention mask.
+    the padding token: the attention mask says what is padding.
 
     Raises:
         BackboneError: there is no tokenizer at `source`.
@@ -182,14 +182,12 @@ def load_tokenizer(
 
 
 def default_device() -> torch.device:
-    """Return this process's GPU, or the CPU where there is none or Accelerate was told to use the
-    CPU.
+    """Return this process's GPU, or the CPU.
+
+    The CPU is meant where there is no GPU, or where Accelerate was told to use the CPU.
     """
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
-        "1",
-        "true",
-        "yes",
-    ):
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    if torch.cuda.is_available() and not wants_cpu:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -216,11 +214,12 @@ def stored_dtype(source: str | Path) -> torch.dtype:
 
 
 def describe_storage(model: nn.Module) -> dict[str, Any]:
-    """Return how the model is stored: dtypes by size, and the modules with weight matrices that are
-    not quantised.
+    """Return how a model is stored: its class, its bytes by dtype, and what is not quantised.
+
+    The latter are the weight matrices in 16 or 32 bits.
     """
     size_bytes: Counter[str] = Counter()
-    unquantized: dict[str, str] = {}
+    not_quantized: dict[str, str] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
         kind = quantization_of(module)
@@ -228,133 +227,14 @@ def describe_storage(model: nn.Module) -> dict[str, Any]:
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            dtype = (
-                kind
-                if kind and parameter_name == "weight"
-                else str(parameter.dtype).removeprefix("torch.")
-            )
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            if kind is not None and parameter_name == "weight":
+                dtype = kind
             size_bytes[dtype] += parameter.numel() * parameter.element_size()
             if kind is None and parameter.ndim >= 2:
-                unquantized[f"{name}.{parameter_name}"] = f"{tuple(parameter.shape)} {dtype}"
+                not_quantized[f"{name}.{parameter_name}"] = f"{tuple(parameter.shape)} {dtype}"
     return {
         "class": type(model).__name__,
         "size_bytes": dict(size_bytes),
-        "not_quantized": unquantized,
+        "not_quantized": not_quantized,
     }
-
-
-def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> str:
-    """Return what transformers loads for `source`: a directory, or a Hub id as it is.
-
-    Raises:
-        BackboneError: a package, or a file or directory that `source` names, does not exist.
-    """
-    text = str(source)
-    is_in_package = text.startswith(PACKAGE_PREFIX)
-    path = package_file(text, BackboneError) if is_in_package else Path(text).expanduser()
-    cache = Path(cache_dir).expanduser() if cache_dir else cache_directory()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise BackboneError(f"there is no GGUF file at {path}")
-        return str(_dequantized_gguf(path, cache))
-    if path.suffix == ".json":
-        if not path.is_file():
-            raise BackboneError(f"there is no config at {path}")
-        return str(_random_weights(path, cache))
-    if path.is_dir():
-        return str(path)
-    is_path = (
-        isinstance(source, Path)
-        or text.startswith((".", "/", "~", PACKAGE_PREFIX))
-        or text.count("/") > 1
-    )
-    if is_path:
-        raise BackboneError(
-            f"there is no directory {path}; a backbone is a directory with config.json, or a .gguf file"
-        )
-    return text
-
-
-def _dequantized_gguf(path: Path, cache: Path) -> Path:
-    """Return the cached bfloat16 safetensors directory for a GGUF file, writing it first where
-    there is none.
-    """
-    target = cache / "gguf" / f"{path.stem}-{_quick_digest(path)}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # several processes of one run ask at the same time
-        recover(target)
-        if not (target / "config.json").exists():
-            _dequantize_gguf(path, target)
-    return target
-
-
-def _random_weights(path: Path, cache: Path) -> Path:
-    """Return the cached directory of the model that a config describes, with random weights, the
-    same each time.
-    """
-    files = [file for file in sorted(path.parent.iterdir()) if file.is_file()]
-    digest = hashlib.sha256(
-        b"".join(file.name.encode() + file.read_bytes() for file in files)
-    ).hexdigest()[:16]
-    target = cache / "random" / f"{path.parent.name}-{digest}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        recover(target)
-        if not (target / "config.json").exists():
-            with staged_directory(target) as stage:
-                for file in files:
-                    shutil.copy(file, stage)
-                _build(path).save_pretrained(stage)
-    return target
-
-
-def _build(path: Path) -> PreTrainedModel:
-    """Return the model of a config with freshly drawn weights, in float32; the generator is left as
-    it was.
-    """
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-        names = config.architectures or ["AutoModel"]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            architecture = getattr(transformers, names[0])
-            model: PreTrainedModel = (
-                architecture.from_config if names == ["AutoModel"] else architecture
-            )(config)
-    except (OSError, ValueError, KeyError, AttributeError) as problem:
-        raise BackboneError(f"cannot build a model from the config {path}: {problem}") from problem
-    return model
-
-
-def _dequantize_gguf(path: Path, target: Path) -> None:
-    logger.info("reading %s once, into %s", path.name, target)
-    try:
-        loaded = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **loaded, **_dequantize(), dtype=torch.bfloat16
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**loaded)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
-        raise BackboneError(f"cannot read the GGUF file {path}: {problem}") from problem
-    with staged_directory(target) as stage:
-        model.save_pretrained(stage)
-        tokenizer.save_pretrained(stage)
-
-
-def _dequantize() -> dict[str, Any]:
-    """Return the argument that makes transformers unpack GGUF weights; before 5.17 it did so
-    unasked.
-    """
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _quick_digest(path: Path, sample_bytes: int = 2**20) -> str:
-    """Return a digest of a file's size and of its first and last mebibyte, which tells apart files
-    of many gigabytes.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(sample_bytes)
-        file.seek(max(0, size - sample_bytes))
-        return hashlib.sha256(size.to_bytes(8, "little") + head + file.read()).hexdigest()[:16]

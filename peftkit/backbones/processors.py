@@ -1,17 +1,17 @@
-"""What stands before models of images and of speech, as a tokenizer stands before models of texts."""
+"""The processors of models of images and of speech, and the languages of translation models."""
 
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, GenerationConfig
 
-from peftkit.backbones.loading import load_tokenizer, resolve_source
+from peftkit.backbones.loading import load_tokenizer
+from peftkit.backbones.sources import resolve_source
 from peftkit.errors import BackboneError
 
 
 def load_image_processor(source: str | Path) -> Any:
-    """Load the image processor that belongs to the backbone at `source`: it scales, crops and
-    normalises.
+    """Load the image processor of the backbone at `source`: it scales, crops and normalises.
 
     Raises:
         BackboneError: there is none.
@@ -23,15 +23,16 @@ def load_image_processor(source: str | Path) -> Any:
 
 
 class SpeechProcessor:
-    """The feature extractor and the tokenizer that belong to a speech model of Whisper's kind.
+    """The feature extractor and the tokenizer of a speech model of Whisper's kind.
 
     Args:
         source: The backbone's source.
-        language: For multilingual models, the language that is spoken.
+        language: For multilingual models, the language that is spoken. Without it, a model would
+            learn one beginning of a transcript and write after another.
 
     Raises:
-        BackboneError: one of them is missing, or the language is: a model would learn another
-            beginning than it writes after. Or the model does not know the language, or takes none.
+        BackboneError: the extractor, the tokenizer or the language is missing, or the model does
+            not know the language, or takes none.
     """
 
     def __init__(self, source: str | Path, language: str | None = None) -> None:
@@ -45,30 +46,39 @@ class SpeechProcessor:
             ) from problem
         self.tokenizer: Any = load_tokenizer(source)
         self.options: dict[str, Any] = {}
+        """Options of ``model.generate``."""
         is_multilingual = _is_multilingual(location)
-        if language is None and is_multilingual:
+        if is_multilingual and language is None:
             raise BackboneError(
                 f"the model at {source} is multilingual: name the language in data.language"
             )
         if language is not None:
-            if not is_multilingual or not hasattr(self.tokenizer, "set_prefix_tokens"):
+            takes_language = is_multilingual and hasattr(self.tokenizer, "set_prefix_tokens")
+            if not takes_language:
                 raise BackboneError(
                     f"the model at {source} takes no language: leave out data.language"
                 )
-            try:
-                self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
-            except ValueError as problem:
-                raise BackboneError(f"data.language: {problem}") from problem
-            self.options = {"language": language, "task": "transcribe"}
+            self._set_language(language)
+
+    def _set_language(self, language: str) -> None:
+        try:
+            self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
+        except ValueError as problem:
+            raise BackboneError(f"data.language: {problem}") from problem
+        self.options = {"language": language, "task": "transcribe"}
 
     def label(self, text: str, max_length: int) -> list[int]:
-        """Return the tokens to write for a text, with the end, without the start token that models
-        put before themselves.
+        """Return the tokens to write for a text, with the end token, and without the start token.
+
+        Models put the start token there themselves.
         """
         ids: list[int] = self.tokenizer(text)["input_ids"]
-        ids = ids[1:] if ids[:1] == [self._start] else ids
+        if ids[:1] == [self._start]:
+            ids = ids[1:]
         end = self.tokenizer.eos_token_id
-        return (ids if ids[-1:] == [end] else [*ids, end])[:max_length]
+        if ids[-1:] != [end]:
+            ids = [*ids, end]
+        return ids[:max_length]
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write both into a directory."""
@@ -84,14 +94,16 @@ def _is_multilingual(location: str) -> bool:
 
 
 def set_languages(tokenizer: Any, source: str | None, target: str | None) -> dict[str, Any]:
-    """Set the languages of a translation model's tokenizer, and return the options of
-    ``model.generate`` for the target.
+    """Set the languages of a translation model's tokenizer.
 
     Args:
-        tokenizer: Of a model of the kind of NLLB, mBART-50 or M2M100.
+        tokenizer: That of a model such as NLLB, mBART-50 or M2M100.
         source: The language that is read, by the tokenizer's own name, such as eng_Latn; None
             leaves the tokenizer as it is.
         target: The language that is written.
+
+    Returns:
+        The options of ``model.generate`` for the target.
 
     Raises:
         BackboneError: the tokenizer takes no languages, or does not know one.

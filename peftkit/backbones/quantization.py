@@ -50,7 +50,7 @@ def model_quantization(model: nn.Module) -> Quantization | None:
 
 
 def bitsandbytes_config(kind: Quantization, dtype: torch.dtype, double: bool) -> BitsAndBytesConfig:
-    """Return the transformers config that stores linear layers as `kind` and computes in `dtype`."""
+    """Return the transformers config that stores layers as `kind` and computes in `dtype`."""
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import peftkit
-from peftkit.backbones.loading import resolve_source
+from peftkit.backbones.sources import resolve_source
 from peftkit.errors import BackboneError
 from peftkit.recording import summary
 
