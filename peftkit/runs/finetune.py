@@ -363,10 +363,10 @@ class _HeldOutMetrics(Callback):
 
 
 def _check_start(start: Opened, task: Task, config: Any) -> None:
-    """Refuse a run to start from whose task or adapter is another one.
+    """Check that an earlier run has this run's task and adapter, so that it can be trained further.
 
     Raises:
-        ConfigError: says which.
+        ConfigError: says which of them differs.
     """
     if type(start.task) is not type(task) or start.task.head != task.head:
         raise ConfigError(
@@ -374,12 +374,13 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
         )
     if config.merge and not start.config.adapter.merges:
         raise ConfigError(
-            f"merge: the adapter of {config.start} is {start.config.adapter.method}, which cannot be "
-            "folded into the weights"
+            f"merge: the adapter of {config.start} is {start.config.adapter.method}, which cannot "
+            "be folded into the weights"
         )
     if config.adapter not in (start.config.adapter, DefaultSettings()):
         raise ConfigError(
-            f"start: the adapter of {config.start} is trained on as it is; leave `adapter` out, or write it as there"
+            f"start: the adapter of {config.start} is trained further as it is; leave `adapter` "
+            "out, or write it as there"
         )
 
 

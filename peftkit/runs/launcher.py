@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
+# What `accelerate launch` can be called in a command line: the last is `peftkit train`'s own start.
+_LAUNCHERS = ("launch", "accelerate.commands.launch", "peftkit.internals.accelerate_launch")
 _TYPED_COMMAND = "PEFTKIT_COMMAND"  # `peftkit train` leaves its own command line there
 
 
@@ -74,6 +76,6 @@ def _flags_before(script: str, command: list[str]) -> list[str] | None:
         return None
     script_place = command.index(script)
     for place, word in enumerate(command[:4]):
-        if word in ("launch", "accelerate.commands.launch"):
+        if word in _LAUNCHERS:
             return command[place + 1 : script_place]
     return None

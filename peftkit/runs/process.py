@@ -33,13 +33,13 @@ def prepare_process() -> list[str]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     changes = [_use_all_cores()]
     if not torch.cuda.is_available() and keep_freed_memory():
-        changes.append("glibc keeps freed memory")
+        changes.append("freed memory is kept by glibc")
     # PartialState does not look at this variable; only Accelerator does.
     uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     state = PartialState(cpu=uses_cpu)
     if not state.is_main_process or not sys.stderr.isatty():
         disable_progress_bar()
-        changes.append("no progress bars of transformers")
+        changes.append("transformers shows no progress bars")
     return changes
 
 
@@ -55,7 +55,7 @@ def _use_all_cores() -> str:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = max(1, cores // processes)
     torch.set_num_threads(threads)
-    return f"{threads} CPU threads a process"
+    return f"CPU threads: {threads}"
 
 
 def keep_freed_memory() -> bool:

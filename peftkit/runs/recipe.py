@@ -71,12 +71,13 @@ class RecipeSettings:
             raise ValueError("train.evaluate_every needs held-out rows: set data.evaluation")
         if self.merge and not adapter.merges:
             raise ValueError(
-                f"merge folds an adapter into the weights, which adapter.method {method} cannot do: "
-                "leave merge out, or choose another method"
+                f"merge folds an adapter into the weights, which adapter.method {method} cannot "
+                "do: leave merge out, or choose another method"
             )
         if getattr(self.data, "packing", False) and adapter.why_not_packed is not None:
             raise ValueError(
-                f"data.packing cannot be used with adapter.method {method}: {adapter.why_not_packed}"
+                f"data.packing cannot be used with adapter.method {method}: "
+                f"{adapter.why_not_packed}"
             )
         check_launch(self.train, self.model.quantization, adapter.why_not_sharded)
 

@@ -49,18 +49,18 @@ def cells(text, name):
 @pytest.mark.parametrize(
     "name", ["loss", "perplexity", "word_error_rate", "mean_absolute_error", "retained loss", "wer"]
 )
-def test_less_of_it_is_better(name):
+def test_a_lower_loss_or_error_is_better(name):
     assert lower_is_better(name)
 
 
 @pytest.mark.parametrize(
     "name", ["accuracy", "exact-fact accuracy", "macro_f1", "rougeL", "ndcg@10", "bleu", "matthews"]
 )
-def test_more_of_it_is_better(name):
+def test_a_higher_accuracy_or_score_is_better(name):
     assert not lower_is_better(name)
 
 
-def test_the_table_marks_the_best_and_says_in_what_the_runs_differ(tmp_path):
+def test_a_comparison_marks_the_best_values_and_lists_the_settings_that_differ(tmp_path):
     one = make_run(tmp_path / "one", loss=1.0, accuracy=0.5)
     two = make_run(tmp_path / "two", loss=2.0, accuracy=0.75, method="BOTTLENECK", seed=1)
     text = compare([one, two])
@@ -82,7 +82,9 @@ def test_the_table_marks_the_best_and_says_in_what_the_runs_differ(tmp_path):
     assert "adapter.r" not in settings
 
 
-def test_an_unfinished_run_is_shown_with_its_last_evaluation_and_is_never_the_best(tmp_path):
+def test_a_comparison_shows_the_last_evaluation_of_an_unfinished_run_and_never_marks_it_best(
+    tmp_path,
+):
     one = make_run(tmp_path / "one", loss=2.5)
     two = make_run(tmp_path / "two", finished=False)
     three = make_run(tmp_path / "three", loss=3.0)
@@ -95,7 +97,7 @@ def test_an_unfinished_run_is_shown_with_its_last_evaluation_and_is_never_the_be
     assert cells(compare([one, bare]), "bare") == ["bare (unfinished)", "", "", "", "", "0", "", ""]
 
 
-def test_runs_of_different_recipes_and_of_one_name_have_a_line_each(tmp_path):
+def test_a_comparison_has_a_line_for_each_run_even_of_one_name(tmp_path):
     one = make_run(tmp_path / "a" / "run")
     two = make_run(tmp_path / "b" / "run")
     (two / "after.json").write_text(json.dumps({"metrics": {"bleu": 30.0}}))
@@ -104,7 +106,7 @@ def test_runs_of_different_recipes_and_of_one_name_have_a_line_each(tmp_path):
     assert cells(text, str(two))[3:6] == ["", "", "30"]
 
 
-def test_the_file_has_a_picture_of_the_metric_beside_it(tmp_path):
+def test_a_comparison_in_a_file_has_a_picture_of_the_metric_beside_it(tmp_path):
     runs = [make_run(tmp_path / f"run{n}", finished=n > 0) for n in range(3)]
     compare(runs, tmp_path / "out.md", metric="accuracy")
     assert "![accuracy over steps](out.png)" in (tmp_path / "out.md").read_text()
@@ -113,14 +115,14 @@ def test_the_file_has_a_picture_of_the_metric_beside_it(tmp_path):
         compare(runs, tmp_path / "out.md", metric="bleu")
 
 
-def test_a_run_is_read_from_its_start(tmp_path):
+def test_the_curve_of_a_run_starts_before_training(tmp_path):
     run = read_run(make_run(tmp_path / "one"))
     assert [point["step"] for point in run.curve] == [0, 5, 10]
     with pytest.raises(ConfigError, match="holds no run"):
         read_run(tmp_path)
 
 
-def test_comparing_from_the_command_line(tmp_path, capsys):
+def test_peftkit_compare_prints_a_table_or_json(tmp_path, capsys):
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", finished=False)
     assert main(["compare", str(one), str(two), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

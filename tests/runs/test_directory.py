@@ -42,7 +42,7 @@ def test_an_attempt_that_failed_before_its_first_checkpoint_does_not_hold_the_di
     assert begun(tmp_path, seed=1).remembered("before") is None
 
 
-def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
+def test_a_used_run_directory_is_refused_unless_its_run_is_resumed(tmp_path):
     begun(tmp_path).remember("after", {"metrics": {}})
     begun(tmp_path, train=TrainSettings(trackers=["tensorboard"]))
     with pytest.raises(
@@ -53,7 +53,7 @@ def test_a_used_directory_is_refused_unless_the_run_goes_on(tmp_path):
         begun(tmp_path, train=TrainSettings(resume="never"))
 
 
-def test_what_is_remembered_survives(tmp_path):
+def test_what_a_run_remembers_is_there_when_it_is_resumed(tmp_path):
     run = begun(tmp_path)
     run.remember("after", {"metrics": {}})
     assert run.remembered("before") is None
@@ -61,7 +61,7 @@ def test_what_is_remembered_survives(tmp_path):
     assert begun(tmp_path).remembered("before") == {"loss": 1.5}
 
 
-def test_lines_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path):
+def test_a_resumed_log_drops_cut_lines_and_lines_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert len(read_metrics(path)) == 3
@@ -69,7 +69,7 @@ def test_lines_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_the_progress_line_names_what_matters(capsys):
+def test_the_progress_line_shows_step_time_loss_rate_speed_and_memory(capsys):
     line = ProgressLine(10, True)
     for step in range(1, 11):
         line.show(step, {"loss": 2.0, "learning_rate": 1e-3, "items": 50}, seconds=0.5 * step)
@@ -132,5 +132,5 @@ def test_beginning_a_run_changes_nothing_for_the_process(tmp_path):
 
 def test_what_a_run_sets_for_its_process_is_written_down(tmp_path):
     run = Run(Config(run_dir=str(tmp_path)))
-    run.begin(["2 CPU threads a process"])
-    assert run.remembered("environment")["process"] == ["2 CPU threads a process"]
+    run.begin(["CPU threads: 2"])
+    assert run.remembered("environment")["process"] == ["CPU threads: 2"]

@@ -39,7 +39,7 @@ def write_run(directory, lines, confusion=None):
     )
 
 
-def test_all_is_drawn_that_there_is_data_for(tmp_path):
+def test_a_run_with_all_data_has_every_picture(tmp_path):
     write_run(
         tmp_path,
         [*train_lines(memory_gib=1.5), *EVALUATIONS, *RANKS],
@@ -59,17 +59,17 @@ def test_all_is_drawn_that_there_is_data_for(tmp_path):
         (train_lines(memory_gib=None), ["loss", "schedule"]),
     ],
 )
-def test_nothing_is_drawn_that_there_is_no_data_for(tmp_path, lines, names):
+def test_a_run_has_no_picture_that_it_has_no_data_for(tmp_path, lines, names):
     write_run(tmp_path, lines)
     assert list(draw_all(tmp_path)) == names
     assert len(list(tmp_path.glob("*.png"))) == len(names)
 
 
-def test_an_empty_directory_has_no_pictures(tmp_path):
+def test_an_empty_run_directory_has_no_pictures(tmp_path):
     assert draw_all(tmp_path) == {}
 
 
-def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+def test_pictures_leave_out_numbers_that_are_not_finite(tmp_path):
     lines = [
         *train_lines(),
         {
@@ -86,7 +86,7 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("many", [2, 3, 10, 20, 40, 60])
-def test_confusion_matrices_of_all_sizes(tmp_path, many):
+def test_confusion_matrices_of_all_sizes_fit_their_picture(tmp_path, many):
     labels = [f"a class with a rather long name, number {n}" for n in range(many)]
     counts = [[100_000 * (i == j) + j for j in range(many)] for i in range(many)]
     counts[0] = [0] * many
@@ -105,7 +105,7 @@ def test_names_of_classes_in_any_script_and_with_dollars_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("layers", [1, 72, 300])
-def test_ranks_of_many_layers(tmp_path, layers):
+def test_the_ranks_of_many_layers_fit_their_picture(tmp_path, layers):
     names = [f"model.layers.{n // 6}.mlp.{n % 6}_proj" for n in range(layers)]
     lines = [
         {"step": 10 * step, "kind": "ranks", "ranks": dict.fromkeys(names, 12 - step % 12)}
@@ -115,13 +115,13 @@ def test_ranks_of_many_layers(tmp_path, layers):
     assert size(tmp_path / "ranks.png")[1] <= 14 * 120
 
 
-def test_names_are_shortened_as_far_as_they_stay_different():
+def test_layer_names_are_shortened_as_long_as_they_stay_different():
     assert short_names(["m.layers.0.attn.q", "m.layers.0.mlp.up"]) == ["0 q", "0 up"]
     assert short_names(["m.layers.0.attn.proj", "m.layers.0.mlp.proj"]) == ["attn.proj", "mlp.proj"]
     assert short_names(["one"]) == ["one"]
 
 
-def test_smoothing_keeps_a_line_and_lags_behind_nothing():
+def test_smoothing_keeps_a_straight_line_and_does_not_lag():
     line = [(step, 3.0) for step in range(50)]
     assert [value for _, value in figures._smooth(line)] == pytest.approx([3.0] * 50)
     slope = figures._smooth([(step, float(step)) for step in range(101)])

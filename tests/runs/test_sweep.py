@@ -38,9 +38,10 @@ log = run / "metrics.jsonl"
 done = log.read_text().count("evaluation") if log.exists() else 0
 for step in range(done + 1, 5):
     loss = abs(rank - 8) + abs(rate - 1e-3) * 100 + 4 / step
+    train = {"step": step, "kind": "train", "loss": loss, "seconds": 60.0 * step}
+    held_out = {"step": step, "kind": "evaluation", "loss": loss, "accuracy": 1 / loss}
     with log.open("a") as file:
-        file.write(json.dumps({"step": step, "kind": "train", "loss": loss, "seconds": 60.0 * step}) + "\\n")
-        file.write(json.dumps({"step": step, "kind": "evaluation", "loss": loss, "accuracy": 1 / loss}) + "\\n")
+        file.write(json.dumps(train) + "\\n" + json.dumps(held_out) + "\\n")
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     if stopped:
         sys.exit(130)
@@ -87,7 +88,7 @@ def trials(at, metric="loss"):
     return optuna.load_study(study_name=metric, storage=f"sqlite:///{at.path / 'sweep.db'}").trials
 
 
-def test_a_grid_runs_every_point_and_finds_the_best(at):
+def test_a_grid_sweep_runs_every_point_and_finds_the_best(at):
     report = at(
         {"adapter.r": [4, 8, 16], "train.schedule": ["linear", "cosine"]}, sampler="grid"
     ).read_text()
@@ -105,7 +106,7 @@ def test_a_grid_runs_every_point_and_finds_the_best(at):
     assert (at.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_ranges_are_searched_and_a_second_call_goes_on(at):
+def test_a_sweep_searches_ranges_and_a_second_call_continues_it(at):
     space = {
         "train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
         "adapter.r": {"low": 2, "high": 15, "step": 4},
@@ -120,20 +121,20 @@ def test_ranges_are_searched_and_a_second_call_goes_on(at):
     assert len({trial.params["train.learning_rate"] for trial in trials(at)}) == 7
 
 
-def test_the_same_settings_are_not_trained_twice(at):
+def test_a_sweep_does_not_train_the_same_settings_twice(at):
     at({"adapter.r": [4, 8]}, trials=6, sampler="random")
     assert sorted(started(at)) == sorted(set(started(at)))
     assert len(trials(at)) == 6
 
 
-def test_a_failing_trial_is_recorded_and_the_others_go_on(at, capsys):
+def test_a_sweep_records_a_failing_trial_and_runs_the_others(at, capsys):
     report = at({"adapter.r": [4, 13, 8]}, sampler="grid").read_text()
     assert "failed: ValueError: an unlucky rank" in report
     assert report.count("| finished |") == 2
     assert "failed: ValueError: an unlucky rank" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_after_it_was_measured_counts_and_is_remarked(at, capsys):
+def test_a_trial_that_fails_after_it_was_measured_counts_with_a_remark(at, capsys):
     report = at({"adapter.r": [77, 8]}, sampler="grid").read_text()
     assert "| finished: OSError: no space for the report |" in report
     assert (
@@ -142,14 +143,14 @@ def test_a_run_that_fails_after_it_was_measured_counts_and_is_remarked(at, capsy
     assert [trial.state.name for trial in trials(at)] == ["COMPLETE", "COMPLETE"]
 
 
-def test_that_every_trial_fails_is_an_error(at):
+def test_a_sweep_in_which_every_trial_fails_is_an_error(at):
     with pytest.raises(
         PeftkitError, match="every trial failed, the last with: ValueError: an unlucky rank"
     ):
         at({"adapter.r": [13]}, sampler="grid")
 
 
-def test_another_metric_is_maximised_and_reads_the_runs_that_are_there(at):
+def test_a_sweep_for_another_metric_uses_the_runs_that_are_there(at):
     at({"adapter.r": [4, 8]}, sampler="grid")
     at({"adapter.r": [4, 8]}, sampler="grid", metric="accuracy")
     assert len(started(at)) == 2
@@ -172,7 +173,7 @@ def test_a_trial_that_falls_behind_is_stopped_early(at, monkeypatch):
     assert not (at.path / "trials" / name / "after.json").exists()
 
 
-def test_pruning_needs_the_metric_in_the_evaluations(at, monkeypatch):
+def test_pruning_trials_needs_the_metric_in_their_evaluations(at, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.4")
     with pytest.raises(
         ConfigError, match=r"--pruner median needs rouge in the evaluations, which hold"
@@ -198,7 +199,7 @@ def interrupt_when(condition):
     return thread
 
 
-def test_an_interrupted_search_saves_the_trial_and_goes_on_with_it(at, monkeypatch):
+def test_an_interrupted_sweep_saves_its_trial_and_resumes_it(at, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     waiter = interrupt_when(lambda: list(at.path.glob("trials/*/metrics.jsonl")))
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +215,7 @@ def test_an_interrupted_search_saves_the_trial_and_goes_on_with_it(at, monkeypat
     assert len((at.path / "trials" / name / "metrics.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_trial_that_a_crash_left_running_is_run_again_unless_it_still_runs(at):
+def test_a_trial_that_a_crash_cut_off_is_run_again_unless_it_still_runs(at):
     at({"adapter.r": [4, 8, 16]}, sampler="grid", trials=1)
     study = optuna.load_study(study_name="loss", storage=f"sqlite:///{at.path / 'sweep.db'}")
     trial = study.ask()
@@ -234,7 +235,7 @@ def test_a_trial_that_a_crash_left_running_is_run_again_unless_it_still_runs(at)
     assert [trial.state.name for trial in trials(at)] == ["COMPLETE"] * 3
 
 
-def test_a_directory_holds_one_search(at):
+def test_a_directory_holds_one_sweep(at):
     at({"adapter.r": [4, 8]}, trials=1)
     with pytest.raises(
         ConfigError, match="holds a sweep whose space differs; choose another --output"
@@ -269,13 +270,13 @@ def test_a_directory_holds_one_search(at):
         ({}, "names no key to try"),
     ],
 )
-def test_a_wrong_space_is_refused_before_anything_runs(at, space, message):
+def test_a_sweep_refuses_a_wrong_space_before_anything_runs(at, space, message):
     with pytest.raises(ConfigError, match=message):
         at(space)
     assert not at.path.exists()
 
 
-def test_a_grid_needs_lists_and_a_search_held_out_rows(at):
+def test_a_grid_sweep_needs_lists_and_every_sweep_needs_held_out_rows(at):
     with pytest.raises(ConfigError, match=r"adapter\.r has a range: write the values out"):
         at({"adapter.r": {"low": 4, "high": 8}}, sampler="grid")
     values = load_yaml(at.base)
@@ -286,13 +287,13 @@ def test_a_grid_needs_lists_and_a_search_held_out_rows(at):
         at({"adapter.r": [4, 8]})
 
 
-def test_many_keys_are_checked_two_by_two(at, tmp_path):
+def test_a_space_of_many_keys_is_checked_two_keys_at_a_time(at, tmp_path):
     space = {f"adapter.options.key{n}": [1, 2] for n in range(12)}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     assert len(list(read_space(tmp_path / "space.yaml").corners())) == 12 * 11 // 2 * 4
 
 
-def test_values_of_every_kind_reach_the_recipe_as_they_are(at, tmp_path):
+def test_swept_values_of_every_kind_reach_the_recipe_as_they_are(at, tmp_path):
     space = {
         "train.clip_norm": [None, 1.0],
         "adapter.target_modules": [["q_proj"], ["q_proj", "v_proj"], "all-linear"],
@@ -304,12 +305,12 @@ def test_values_of_every_kind_reach_the_recipe_as_they_are(at, tmp_path):
     assert len(set(started(at))) == 12
 
 
-def test_the_time_limit_begins_no_new_trial(at):
+def test_a_sweep_begins_no_trial_after_its_time_limit(at):
     with pytest.raises(PeftkitError, match="no trial was run"):
         at({"adapter.r": [4, 8, 16]}, sampler="grid", timeout=0.0)
 
 
-def test_the_last_error_of_a_log(tmp_path):
+def test_the_last_error_of_a_log_is_found(tmp_path):
     path = tmp_path / "log"
     assert last_error(path) == "it printed nothing"
     path.write_text(
@@ -320,7 +321,7 @@ def test_the_last_error_of_a_log(tmp_path):
     assert last_error(path) == "adapter.rr: unknown key"
 
 
-def test_the_command_line_starts_recipes_with_accelerate(at, tmp_path, monkeypatch, capsys):
+def test_peftkit_sweep_starts_recipes_with_accelerate(at, tmp_path, monkeypatch, capsys):
     seen = {}
     config = tmp_path / "a.yaml"
     config.write_text("seed: 1")
