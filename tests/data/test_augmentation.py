@@ -70,7 +70,7 @@ def test_swaps_exchange_neighbours(share, most):
         assert most > 1 or moved == 2
 
 
-def test_line_breaks_stay_where_they_are():
+def test_noise_leaves_white_space_where_it_is():
     for row in copies([{"text": "a b\nc  d"}], AugmentSettings(copies=5, swaps=1.0)):
         assert [character for character in row["text"] if character.isspace()] == [
             " ",
@@ -87,7 +87,7 @@ def test_character_noise_changes_letters_alone():
     assert set("".join(row["text"] for row in found)) <= set("price 12.50 euro")
 
 
-def test_in_chinese_characters_are_words():
+def test_each_chinese_character_is_a_word_for_noise():
     text = "今天天气很好我们去公园吧"
     for row in copies([{"text": text}], AugmentSettings(copies=20, word_dropout=0.3)):
         rest = iter(text)
@@ -106,14 +106,17 @@ def test_a_copy_depends_on_its_text_the_seed_and_nothing_else():
     assert copies(ROWS[::-1], DROPOUT)[-3:] == alone
     assert copies(ROWS[:1], DROPOUT, seed=1) != alone
     assert len({row["text"] for row in alone}) > 1
-    program = "from tests.data.test_augmentation import *; print([row['text'] for row in copies(ROWS[:1], DROPOUT)])"
+    program = (
+        "from tests.data.test_augmentation import *; "
+        "print([row['text'] for row in copies(ROWS[:1], DROPOUT)])"
+    )
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == str([row["text"] for row in alone])
 
 
-def test_several_columns_get_noise_of_their_own():
+def test_each_column_gets_its_own_noise():
     row = {"text": TEXT, "text_pair": TEXT}
     [found] = copies(
         [row], AugmentSettings(copies=1, word_dropout=0.4), columns=("text", "text_pair")
@@ -150,7 +153,9 @@ def test_a_function_rewrites_each_copy(functions):
         ("backtranslation:empty", DataError, "returned"),
     ],
 )
-def test_functions_that_are_none_get_one_clear_sentence(functions, function, error, message):
+def test_a_function_that_cannot_be_used_is_refused_in_one_clear_sentence(
+    functions, function, error, message
+):
     with pytest.raises(error, match=message):
         copies(ROWS, AugmentSettings(copies=1, function=function))
 
@@ -163,7 +168,7 @@ def test_functions_that_are_none_get_one_clear_sentence(functions, function, err
         ({"text": None}, "row 2: 'text' is None"),
     ],
 )
-def test_rows_that_noise_would_spoil_are_refused(row, message):
+def test_rows_whose_positions_noise_would_move_are_refused(row, message):
     with pytest.raises(DataError, match=message):
         augment_rows([*ROWS[:1], row], ["text"], DROPOUT, 0)
 
@@ -178,6 +183,6 @@ def test_rows_that_noise_would_spoil_are_refused(row, message):
         ({"copies": -1, "swaps": 0.1}, "greater than or equal to 0"),
     ],
 )
-def test_settings_that_do_nothing_are_refused(values, message):
+def test_augment_settings_without_effect_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentSettings(**values)

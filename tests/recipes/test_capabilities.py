@@ -7,27 +7,13 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import peftkit
 from peftkit.cli import main
-from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
-from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
 from peftkit.runs.opening import open_run
-from tests.architectures import ARCHITECTURES
 from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
-
-SEE_EACH_OTHER = {
-    "bloom",
-    "falcon",
-    "gpt_oss",
-    "jamba",
-    "mamba",
-    "mamba2",
-    "qwen3_next",
-}  # in one pack, whatever the positions
 
 
 def text_job(directory, llama_dir, **sections):
@@ -39,7 +25,7 @@ def predicted(runs, data, output):
     return [json.loads(line)["probabilities"]["up"] for line in output.read_text().splitlines()]
 
 
-def test_training_goes_on_with_an_old_adapter_and_says_what_is_forgotten(tmp_path, llama_dir):
+def test_training_continues_an_old_adapter_and_reports_what_is_forgotten(tmp_path, llama_dir):
     old = run("text_classification", text_job(tmp_path / "old", llama_dir))
     values = text_job(tmp_path / "new", llama_dir, start=str(old))
     values["data"] |= {
@@ -83,7 +69,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path, llama_dir, name, section
         run(name, values)
 
 
-def test_tokens_without_an_embedding_are_refused(tmp_path, llama_dir):
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path, llama_dir):
     from transformers import AutoModelForCausalLM
 
     from tests.conftest import byte_tokenizer, llama_config
@@ -97,7 +83,7 @@ def test_tokens_without_an_embedding_are_refused(tmp_path, llama_dir):
         run("causal_lm", values)
 
 
-def test_embeddings_that_are_trained_as_a_whole_reload(tmp_path, llama_dir):
+def test_fully_trained_embeddings_are_saved_and_loaded_again(tmp_path, llama_dir):
     adapter = {"method": "lora", "r": 4, "options": {"modules_to_save": ["bert.embeddings"]}}
     directory = run("text_classification", text_job(tmp_path, llama_dir, adapter=adapter))
     assert (directory / "after.json").exists()
@@ -115,7 +101,7 @@ def test_several_runs_predict_their_mean(tmp_path, llama_dir):
     assert alone[0] != alone[1]
 
 
-def test_texts_have_no_mean(tmp_path, llama_dir, capsys):
+def test_the_mean_of_generated_texts_is_refused(tmp_path, llama_dir, capsys):
     runs = [
         run("seq2seq", config_values("seq2seq", tmp_path / str(i), llama_dir, steps=1))
         for i in range(2)
@@ -169,7 +155,7 @@ def test_the_threshold_of_the_highest_f1_is_found_and_kept(tmp_path, llama_dir):
 
 
 @pytest.mark.parametrize("sections", [{"threshold": 0.4}, {"positive": "up"}])
-def test_what_is_for_two_classes_is_refused_with_three(tmp_path, llama_dir, sections):
+def test_settings_for_two_classes_are_refused_with_three(tmp_path, llama_dir, sections):
     values = text_job(tmp_path, llama_dir, **sections)
     rows = [{"text": f"x {label}", "label": label} for label in ("up", "down", "sideways")]
     values["data"]["train"] = write_jsonl(tmp_path / "three.jsonl", rows)
@@ -190,7 +176,7 @@ def test_a_fixed_threshold_holds_from_the_start_and_the_positive_class_can_be_na
     assert "those of the class 'down'" in (directory / "report.md").read_text()
 
 
-def test_a_metric_that_the_task_does_not_give_is_refused_before_the_training(tmp_path, llama_dir):
+def test_a_metric_that_the_task_does_not_have_is_refused_before_training(tmp_path, llama_dir):
     values = text_job(tmp_path, llama_dir)
     values["train"] |= {"best": "acuracy"}
     with pytest.raises(ConfigError, match=r"train\.best is 'acuracy'.*did you mean 'accuracy'"):
@@ -198,14 +184,14 @@ def test_a_metric_that_the_task_does_not_give_is_refused_before_the_training(tmp
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_rows_that_were_made_are_kept_for_when_the_run_goes_on(tmp_path, llama_dir):
+def test_augmented_rows_are_kept_for_a_resumed_run(tmp_path, llama_dir):
     values = text_job(tmp_path, llama_dir, augment={"copies": 1, "word_dropout": 0.3})
     directory = run("text_classification", values)
     assert len((directory / "training_rows.jsonl").read_text().splitlines()) == 20
     assert run("text_classification", values)  # nothing is left to do
 
 
-def test_what_a_language_model_forgets_is_told_by_its_loss(tmp_path, llama_dir):
+def test_a_language_models_forgetting_is_measured_by_its_loss(tmp_path, llama_dir):
     values = config_values("causal_lm", tmp_path, llama_dir)
     values["data"] |= {
         "retention": write_jsonl(tmp_path / "old.jsonl", [{"text": "an old tale of the sea"}] * 3)
@@ -256,7 +242,7 @@ def test_scores_are_learned_on_their_own_scale(tmp_path, llama_dir):
     assert all(90 < float(each) < 130 for each in after["predictions"])
 
 
-def test_words_with_tags_are_tagged_too(tmp_path, llama_dir):
+def test_rows_of_words_with_tags_train_a_tagger(tmp_path, llama_dir):
     values = config_values("token_classification", tmp_path, llama_dir)
     rows = [{"tokens": ["Rome", "is", str(i)], "tags": ["NOUN", "VERB", "NUM"]} for i in range(8)]
     values["data"] |= {"train": write_jsonl(tmp_path / "tags.jsonl", rows), "label_on": "last"}
@@ -294,74 +280,12 @@ def _end(lines):
     raise EOFError
 
 
-# Packing
-
-
-def some_examples():
-    generator = torch.Generator().manual_seed(0)
-    lengths = (5, 17, 9, 30, 3, 12)
-    return [
-        Example(ids, list(ids))
-        for n in lengths
-        if (ids := torch.randint(4, 60, (n,), generator=generator).tolist())
-    ]
-
-
-def test_every_token_but_the_first_is_predicted_once_in_blocks():
-    ids = list(range(10, 33))
-    parts = cut_into_blocks(Example(ids, ids), 8)
-    assert [token for part in parts for token in part.input_ids[1:]] == ids[1:]
-    assert all(len(part) <= 8 for part in parts)
-    assert cut_into_blocks(Example([1], [1]), 8) == [Example([1], [1])]
-
-
-def test_packs_hold_every_text_and_predict_no_first_token():
-    examples = some_examples()
-    packs = pack_examples(examples, 32)
-    assert sorted(length for pack in packs for length in pack.lengths) == sorted(map(len, examples))
-    assert all(len(pack) <= 32 for pack in packs)
-    assert sum(pack.supervised for pack in packs) == sum(example.supervised for example in examples)
-    assert len(packs) == 3
-
-
-def test_a_pack_has_the_loss_of_its_texts(llama_dir):
-    from peftkit.data.padding import PadRight
-    from peftkit.losses.base import CausalLMLoss
-
-    model = peftkit.load_backbone(llama_dir, dtype=torch.float32)
-    examples, loss = some_examples(), CausalLMLoss()
-    together = loss.sum(model, PadPacks(2)(pack_examples(examples, 32)))
-    alone = sum(loss.sum(model, PadRight(2)([each])) for each in examples)
-    assert float(together) == pytest.approx(float(alone), rel=1e-5)
-    batch = PackBatch(2)(examples)
-    assert batch["input_ids"].shape == (1, sum(map(len, examples)))
-    assert float(loss.sum(model, batch)) == pytest.approx(float(alone), rel=1e-5)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    "name", sorted(name for name, each in ARCHITECTURES.items() if each.task == "causal-lm")
-)
-def test_texts_of_a_pack_do_not_see_each_other_or_the_model_is_refused(name, attention):
-    if ARCHITECTURES[name].inputs != "text":
-        pytest.skip("packs are for texts alone")
-    model = ARCHITECTURES[name].model()
-    try:
-        model.set_attn_implementation(attention)
-    except ValueError:
-        pytest.skip(f"transformers has no {attention} attention for it")
-    try:
-        check_packing(model, PadPacks(0), some_examples())
-    except ConfigError:
-        assert name in SEE_EACH_OTHER
-    else:
-        assert name not in SEE_EACH_OTHER
-
-
 @pytest.mark.parametrize(
     ("recipe", "packing"), [("causal_lm", True), ("chat", True), ("chat", "batch")]
 )
-def test_packing_in_the_recipes(tmp_path, llama_dir, recipe, packing):
+def test_recipes_learn_from_packs_and_refuse_packs_with_a_prefix(
+    tmp_path, llama_dir, recipe, packing
+):
     values = config_values(recipe, tmp_path, llama_dir)
     values["data"] |= {"packing": packing}
     directory = run(recipe, values)

@@ -31,7 +31,9 @@ def pairs(tmp_path_factory, llama_dir):
     return run("text_pair", config_values("text_pair", tmp_path_factory.mktemp("pairs"), llama_dir))
 
 
-def test_a_run_of_texts_is_asked_with_texts_though_its_tokenizer_has_a_chat_template(texts):
+def test_a_run_trained_on_texts_is_prompted_with_texts_even_if_its_tokenizer_has_a_chat_template(
+    texts,
+):
     task = open_run(texts).task
     assert task.processor.chat_template
     assert task.learned["formats"] == ["text"]
@@ -40,7 +42,9 @@ def test_a_run_of_texts_is_asked_with_texts_though_its_tokenizer_has_a_chat_temp
     assert task.prompt([], "hi") == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_the_choices_of_a_checkpoint_are_replaced(tmp_path, llama_dir, caplog, monkeypatch):
+def test_generation_settings_of_a_checkpoint_are_replaced_by_the_configs(
+    tmp_path, llama_dir, caplog, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     caplog.set_level(logging.WARNING, "transformers")
     settings = build(
@@ -76,7 +80,7 @@ def test_the_choices_of_a_checkpoint_are_replaced(tmp_path, llama_dir, caplog, m
         ({"length_penalty": 2.0}, "length_penalty does nothing without beams"),
     ],
 )
-def test_settings_without_effect_are_refused(values, message):
+def test_generation_settings_without_effect_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         build(GenerationSettings, values, "a test")
 
@@ -190,7 +194,9 @@ def test_one_run_is_measured_with_one_backbone(texts, monkeypatch):
         (["merge", "{run}", "--output", "out", "--quantization", "nf4"], "a run has its own"),
     ],
 )
-def test_mistakes_are_told_before_the_work(texts, capsys, monkeypatch, words, message):
+def test_mistakes_on_the_command_line_are_reported_before_a_model_is_loaded(
+    texts, capsys, monkeypatch, words, message
+):
     monkeypatch.setattr(
         "peftkit.runs.opening.Opened.backbone", lambda self: pytest.fail("the work has begun")
     )
@@ -199,7 +205,7 @@ def test_mistakes_are_told_before_the_work(texts, capsys, monkeypatch, words, me
     assert message in capsys.readouterr().err
 
 
-def test_a_batch_has_rows(capsys):
+def test_a_batch_size_of_zero_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "run", "--batch_size", "0"])
     assert "must be a whole number above 0, not '0'" in capsys.readouterr().err
