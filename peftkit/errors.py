@@ -1,5 +1,6 @@
-"""One exception for each kind of mistake a user can make. Each message says what, where, and what
-to do instead.
+"""One exception for each kind of mistake a user can make.
+
+Each message says what is wrong, where, and what to do instead.
 """
 
 import difflib
@@ -7,7 +8,7 @@ from collections.abc import Iterable
 
 
 class PeftkitError(Exception):
-    """What every error of peftkit is."""
+    """The base class of every error of peftkit."""
 
 
 class ConfigError(PeftkitError, ValueError):
@@ -19,11 +20,11 @@ class BackboneError(PeftkitError, ValueError):
 
 
 class TargetError(PeftkitError, ValueError):
-    """A module that a config names is not in the model, or cannot carry the method."""
+    """A module that a config names is not in the model, or cannot carry the adapter."""
 
 
 class AdapterFileError(PeftkitError, ValueError):
-    """An adapter directory is incomplete, damaged, or does not fit what it says it is."""
+    """An adapter directory is incomplete or damaged, or does not fit its own config."""
 
 
 class BaseMismatchError(AdapterFileError):
@@ -43,12 +44,10 @@ class NonFiniteError(PeftkitError, ArithmeticError):
 
 
 class OutOfMemoryError(PeftkitError, RuntimeError):
-    """The memory of the device does not suffice. The message names the settings that need less."""
+    """The device has too little memory. The message names the settings that need less."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, or an empty string if
-    none is.
-    """
+    """Return ``"; did you mean 'x'?"`` for the candidate most like `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""

@@ -84,7 +84,7 @@ def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
             pass
 
 
-def test_json_is_checked(tmp_path):
+def test_json_with_repeated_keys_nan_or_no_object_is_refused(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"b": 1, "a": [2]})
     assert read_json(path) == {"a": [2], "b": 1}
@@ -96,7 +96,7 @@ def test_json_is_checked(tmp_path):
             read_json(path)
 
 
-def test_tensors_are_sealed_and_finite(tmp_path):
+def test_a_damaged_or_non_finite_tensor_file_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(2).bfloat16()}
     write_tensors(path, tensors)
@@ -111,6 +111,6 @@ def test_tensors_are_sealed_and_finite(tmp_path):
         write_tensors(path, {"a": torch.tensor([float("inf")])})
 
 
-def test_written_json_is_stable(tmp_path):
+def test_written_json_has_sorted_keys(tmp_path):
     write_json(tmp_path / "x.json", {"b": 1, "a": 2})
     assert (tmp_path / "x.json").read_text() == json.dumps({"a": 2, "b": 1}, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What counts as a number where a person writes one: true and false do not, though Python says so."""
+"""What counts as a number in a config: true and false do not."""
 
 import math
 from typing import Any, TypeGuard

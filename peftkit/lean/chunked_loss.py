@@ -387,6 +387,6 @@ def _is_close(value: float, expected: float, tolerance: float) -> bool:
 
 
 def _random_states(tensor: Tensor) -> list[tuple[torch.Generator, Tensor]]:
-    """Return the generators that a model may draw from on the tensor's device, with their states."""
+    """Return the generators that a model may draw from on this device, with their states."""
     generators = {torch.default_generator, device_generator(tensor.device)}
     return [(generator, generator.get_state()) for generator in generators]

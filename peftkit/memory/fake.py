@@ -17,10 +17,9 @@ _INDEXING = (
 
 
 class AllNonzero(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes every element of a fake tensor for true: how many are depends on values, which it has
-    not.
+    """Counts every element of a fake tensor as true: it has no values that would tell.
 
-    Begin it after ``FakeTensorMode``, and after a `LiveStorages` that is to count what it makes.
+    Enter it after ``FakeTensorMode``, and after a `LiveStorages` that is to count what it makes.
     """
 
     def __torch_dispatch__(
@@ -30,18 +29,20 @@ class AllNonzero(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _positions(args[0], args[0].ndim)
         if func in _INDEXING:
             tensor, indices, *more = args
-            args = tensor, [number for index in indices for number in _as_numbers(index)], *more
+            numbers: list[Tensor | None] = []
+            for index in indices:
+                numbers += _as_numbers(index)
+            args = tensor, numbers, *more
         return func(*args, **(kwargs or {}))
 
 
 def _positions(mask: Tensor, *columns: int) -> Tensor:
+    """Return the positions of a mask's elements, [elements, *columns]."""
     return torch.empty(mask.numel(), *columns, dtype=torch.int64, device=mask.device)
 
 
 def _as_numbers(index: Tensor | None) -> list[Tensor | None]:
-    """Return the index tensors that a mask stands for, one for each of its dimensions; another
-    index as it is.
-    """
+    """Return a mask as index tensors, one for each of its dimensions; another index as it is."""
     if index is None or index.dtype not in (torch.bool, torch.uint8):
         return [index]
     return [_positions(index) for _ in range(index.ndim)]

@@ -1,5 +1,6 @@
-"""Memory counted by the storages that are alive, on any device, or on none: with fake tensors
-nothing is computed.
+"""Memory counted by the storages that are alive, on any device.
+
+With fake tensors there is no device, and nothing is computed.
 """
 
 import weakref
@@ -13,11 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while it lasts, the bytes of all storages that were made since it began and are
-    alive; not those there before.
+    """Counts the bytes of all storages that were made since it was entered and are alive.
 
-    Views share a storage, which counts once. What a kernel takes for itself while it runs is not
-    seen.
+    Views share a storage, which counts once. What a kernel allocates for itself while it runs is
+    not seen.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,10 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        before = {
-            id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-        }
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if id(storage) not in before and id(storage) not in self._known:
-                    self._count(storage)
+        inputs = {id(storage) for storage in _storages_of((args, kwargs))}
+        for storage in _storages_of(output):
+            if id(storage) not in inputs and id(storage) not in self._known:
+                self._count(storage)
         return output
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -58,5 +54,10 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.live)
 
     def reset_peak(self) -> None:
-        """Let the peak begin anew at what is alive."""
+        """Start the peak again at what is alive."""
         self.peak = self.live
+
+
+def _storages_of(values: Any) -> list[torch.UntypedStorage]:
+    """Return the storages of all tensors in nested tuples, lists and dictionaries."""
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]

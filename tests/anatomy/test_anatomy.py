@@ -77,7 +77,7 @@ def test_a_vision_language_model_has_a_stack_for_each_tower():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_is_said_to_write_has_the_width_it_is_said_to_have(name):
+def test_the_writer_of_a_sublayer_puts_out_the_width_that_anatomy_states(name):
     architecture = ARCHITECTURES[name]
     model = architecture.model()
     blocks = [block for stack in stacks(model) for block in stack.blocks]
@@ -106,7 +106,7 @@ def test_what_is_said_to_write_has_the_width_it_is_said_to_have(name):
     "name",
     ["llama", "falcon", "mixtral", "deepseek_v3", "gpt_oss", "bert", "t5", "whisper", "swin"],
 )
-def test_grouped_queries_and_widths_of_heads_are_what_the_config_says(name):
+def test_key_value_groups_and_head_widths_are_those_of_the_config(name):
     model = ARCHITECTURES[name].model()
     config = model.config
     for site in attentions(model):
@@ -121,7 +121,7 @@ def test_grouped_queries_and_widths_of_heads_are_what_the_config_says(name):
             assert site.groups == groups
 
 
-def test_heads_and_output_embeddings_are_no_targets():
+def test_task_heads_and_output_embeddings_are_not_among_the_linear_layers():
     for name, head in (
         ("bert", "classifier"),
         ("distilbert", "pre_classifier"),
@@ -139,7 +139,7 @@ def test_heads_and_output_embeddings_are_no_targets():
     assert "lm_head" not in linear_layers(llama)
 
 
-def test_peft_classes_are_not_asked_to_hand_tokens_to_a_model_without_any():
+def test_a_model_that_takes_no_tokens_has_no_peft_task_type():
     assert task_type(ARCHITECTURES["llama"].model()) == "CAUSAL_LM"
     assert task_type(ARCHITECTURES["t5"].model()) == "SEQ_2_SEQ_LM"
     assert task_type(ARCHITECTURES["bert-token"].model()) == "TOKEN_CLS"
@@ -151,7 +151,7 @@ def meta(kind):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, num_hidden_layers=2))
 
 
-def test_layers_whose_weight_a_kernel_reads_are_left_alone_with_the_reason():
+def test_layers_whose_weight_a_kernel_reads_are_left_alone_with_a_reason():
     """Mamba multiplies with dt_proj.weight itself: what LoRA adds to the layer's output would never
     be seen.
     """
@@ -162,14 +162,14 @@ def test_layers_whose_weight_a_kernel_reads_are_left_alone_with_the_reason():
     assert {name.rpartition(".")[2] for name in linear_layers(model)} == {"in_proj"}
 
 
-def test_routers_that_give_tuples_and_fused_experts_are_left_alone():
+def test_routers_that_return_tuples_and_fused_experts_are_left_alone():
     model = meta("phimoe")
     found = {name.rpartition(".")[2] for names in left_alone(model).values() for name in names}
     assert found == {"router", "gate_up_proj", "down_proj"}
     assert "model.layers.0.mlp.experts.gate_up_proj" in fused_experts(model)
 
 
-def test_linear_layers_of_every_make_are_linear():
+def test_linear_conv1d_and_quantised_layers_are_all_linear():
     for name, expected in (
         ("gpt2", 8),
         ("falcon", 8),
@@ -178,7 +178,7 @@ def test_linear_layers_of_every_make_are_linear():
     assert is_linear(nn.Linear(2, 2))
 
 
-def test_what_convolves_alone_is_a_convolutional_network():
+def test_a_model_without_attention_is_a_convolutional_network():
     assert is_convolutional(ARCHITECTURES["resnet"].model())
     assert is_convolutional(ARCHITECTURES["convnext"].model())
     assert not is_convolutional(ARCHITECTURES["swin"].model())

@@ -7,7 +7,7 @@ from peftkit.errors import BackboneError
 from peftkit.recording import summary
 
 
-def test_nothing_is_upcast_and_what_stays_16_bit_is_reported(any_backbone):
+def test_no_weight_is_upcast_and_the_record_lists_those_in_16_bits(any_backbone):
     dtypes = {
         p.dtype for p in any_backbone.parameters() if p.dtype not in (torch.uint8, torch.int8)
     }
@@ -52,7 +52,9 @@ def test_dtype_attention_and_overrides_reach_the_model(llama_dir):
         ({"task": "seq2seq-lm"}, "cannot load"),
     ],
 )
-def test_bad_arguments_get_one_clear_sentence(llama_dir, arguments, message):
+def test_a_source_task_or_quantization_that_does_not_exist_is_named_in_the_error(
+    llama_dir, arguments, message
+):
     with pytest.raises(BackboneError, match=message):
         peftkit.load_backbone(**({"source": llama_dir} | arguments))
 
@@ -83,7 +85,7 @@ def test_a_gguf_file_is_dequantised_once_into_a_cache(tmp_path):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_new_head_on_a_quantised_body_is_plain_and_learns(llama_dir, quantization, ids):
+def test_a_new_head_on_a_quantised_body_is_not_quantised_and_learns(llama_dir, quantization, ids):
     model = peftkit.load_backbone(
         llama_dir,
         task="sequence-classification",
@@ -101,7 +103,7 @@ def test_a_new_head_on_a_quantised_body_is_plain_and_learns(llama_dir, quantizat
     assert all(p.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in trained.values())
 
 
-def test_a_config_alone_gives_random_weights_that_are_the_same_each_time(llama_dir, tmp_path):
+def test_a_config_without_weights_gives_the_same_random_weights_each_time(llama_dir, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((llama_dir / name).read_bytes())
     before = torch.get_rng_state()

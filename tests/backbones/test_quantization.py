@@ -55,7 +55,7 @@ def test_gradients_match_float64_before_and_after_an_evaluation(wide_llama_dir, 
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_weights_that_were_repacked_before_attach_are_unpacked(wide_llama_dir, kind):
+def test_4_bit_weights_that_a_cpu_evaluation_has_repacked_are_unpacked(wide_llama_dir, kind):
     """A model that somebody else has loaded and evaluated: unpacked, it computes what it computed,
     and has a gradient.
     """

@@ -1,6 +1,4 @@
-"""One training step of one small model: its loss and all its gradients, by each of the ways to take
-it.
-"""
+"""One training step of one small model, lean or not: its loss and all its gradients."""
 
 import contextlib
 import copy
@@ -55,7 +53,7 @@ def batch(seed=0, tokens=24, rows=2, vocabulary=320):
 
 
 def step(model, inputs, *, seed=1, autocast=None, checkpointing=False, embedded=True):
-    """The loss and every gradient in float64, by name; that of the embedded input is ``"input"``."""
+    """The loss, and every gradient in float64 by name; the embedded input's is ``"input"``."""
     model.train().zero_grad()
     if checkpointing:
         backbone = model.get_base_model()

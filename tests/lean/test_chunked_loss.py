@@ -1,6 +1,4 @@
-"""The loss in chunks, as models are called: it is theirs, its gradients are theirs, and whoever
-asks for logits gets them.
-"""
+"""The loss in chunks is the model's own, with its gradients; and logits come when asked for."""
 
 import copy
 import dataclasses
@@ -85,13 +83,15 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_it_is_the_loss_of_the_model_for_each_way_to_ask_for_it(call):
+def test_the_chunked_loss_is_the_models_own_for_each_way_to_ask_for_it(call):
     assert_equal_steps(llama, batch(vocabulary=90) | CALLS[call])
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "pfeiffer", "prefix"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_it_is_that_of_every_method_from_the_first_step_on(method, autocast):
+def test_the_chunked_loss_is_the_models_own_with_every_method_from_the_first_step_on(
+    method, autocast
+):
     """Under autocast, a weight that was first cast without gradients would have none afterwards."""
     assert_equal_steps(
         llama,
@@ -102,7 +102,7 @@ def test_it_is_that_of_every_method_from_the_first_step_on(method, autocast):
     )
 
 
-def test_rows_without_a_label_are_as_ever():
+def test_rows_without_a_label_have_the_models_own_loss():
     inputs = batch(vocabulary=90)
     inputs["labels"][1] = -100
     assert_equal_steps(llama, inputs)
@@ -115,7 +115,7 @@ def test_rows_without_a_label_are_as_ever():
     assert all(not p.grad.any() for p in lean.parameters() if p.requires_grad)
 
 
-def test_one_token_is_enough_once_the_loss_is_known_and_before_it_is_the_model_s_own():
+def test_the_model_computes_the_loss_of_a_short_text_until_a_longer_one_has_told_the_shift():
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[-100, -100, 7]])}
     lean, plain = (attached(llama(), configured("lora"), each) for each in (LOSS_ONLY, False))
     for known in (False, True):
@@ -153,7 +153,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_head_is_what_it_is(head):
+def test_a_capped_scaled_biased_or_tied_head_keeps_its_numbers_in_chunks(head):
     lean = assert_equal_steps(HEADS[head], batch(vocabulary=90), embedded=False)
     shift = lean.get_base_model()._peftkit_chunked_loss.shift
     assert shift == (0 if "not shifted" in head else 1)
@@ -165,7 +165,7 @@ def test_a_head_is_what_it_is(head):
     [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}],
     ids=["adapted", "saved", "biases"],
 )
-def test_a_trained_head_is_called_and_gets_its_gradient(config, dtype):
+def test_a_trained_head_gets_its_gradient_in_chunks(config, dtype):
     if "target_modules" in config:
         config["target_modules"] = set(config["target_modules"])
     assert_equal_steps(
@@ -180,7 +180,7 @@ def test_a_trained_head_is_called_and_gets_its_gradient(config, dtype):
     "ignore:Model has `tie_word_embeddings=True`:UserWarning"
 )  # PEFT's: it trains the rows alone
 @pytest.mark.parametrize("method", ["lora", "pfeiffer"])
-def test_a_head_that_is_tied_to_trained_embeddings_trains_them_too(method):
+def test_a_head_that_is_tied_to_trained_embeddings_trains_them_in_chunks(method):
     config = configured(method, modules_to_save=["embed_tokens"])
     assert_equal_steps(
         lambda: llama(tie_word_embeddings=True),
@@ -192,7 +192,7 @@ def test_a_head_that_is_tied_to_trained_embeddings_trains_them_too(method):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_trained_rows_of_the_embeddings_are_in_the_head_that_is_tied_to_them(tied):
+def test_trained_rows_of_the_embeddings_are_in_the_chunked_head_that_is_tied_to_them(tied):
     config = configured("lora", trainable_token_indices=[5, 6, 7])
     inputs = batch(vocabulary=90)
     inputs["input_ids"][:, :3] = torch.tensor([5, 6, 7])
@@ -208,7 +208,7 @@ def test_trained_rows_of_the_embeddings_are_in_the_head_that_is_tied_to_them(tie
 @pytest.mark.parametrize(
     "name", [n for n, a in ARCHITECTURES.items() if a.task in ("seq2seq-lm", "speech-seq2seq")]
 )
-def test_it_is_that_of_an_encoder_and_decoder(name):
+def test_the_chunked_loss_of_an_encoder_decoder_is_its_own(name):
     """With the same masks of its own dropout."""
     lean = assert_equal_steps(
         ARCHITECTURES[name].model, ARCHITECTURES[name].batch(padding="right"), embedded=False
@@ -217,7 +217,7 @@ def test_it_is_that_of_an_encoder_and_decoder(name):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_images_and_padding_are_as_ever(padding):
+def test_images_and_padding_do_not_change_the_chunked_loss(padding):
     llava = ARCHITECTURES["llava"]
     assert_equal_steps(llava.model, llava.batch(padding=padding), embedded=False)
 
@@ -248,8 +248,8 @@ def assert_left_alone(make, inputs, reason, *, config=None, steps=2, **how):
 
 
 @pytest.mark.parametrize("coefficient", [0.001, 0.02, 1.0])
-def test_what_routers_add_to_a_loss_is_not_lost(coefficient):
-    """A thousandth of the load balance is the default, and next to nothing beside a loss of five."""
+def test_what_the_routers_of_experts_add_to_a_loss_is_not_lost(coefficient):
+    """By default, a thousandth of the load balance: next to nothing beside a loss of five."""
     assert_left_alone(
         lambda: with_router_losses(output_router_logits=True, router_aux_loss_coef=coefficient),
         batch(vocabulary=90),
@@ -258,7 +258,7 @@ def test_what_routers_add_to_a_loss_is_not_lost(coefficient):
 
 
 @pytest.mark.parametrize("place", ["call", "config"])
-def test_nor_is_it_where_it_is_asked_for_later(place):
+def test_a_routers_loss_that_is_switched_on_later_is_not_lost(place):
     lean, plain = (
         attached(with_router_losses(), configured("lora"), each) for each in (LOSS_ONLY, False)
     )
@@ -270,12 +270,12 @@ def test_nor_is_it_where_it_is_asked_for_later(place):
     assert_same(step(lean, inputs), step(plain, inputs))
 
 
-def test_a_head_that_drops_out_keeps_the_masks_of_peft():
+def test_a_head_with_dropout_computes_its_loss_whole_with_the_same_masks():
     config = configured("lora", target_modules=["q_proj", "lm_head"], lora_dropout=0.3)
     assert_left_alone(llama, batch(vocabulary=90), "its head drops out", config=config)
 
 
-def test_a_loss_of_ones_own_is_kept():
+def test_a_loss_that_is_no_cross_entropy_is_left_to_the_model():
     def half(logits, labels, **options):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()) / 2
 
@@ -287,7 +287,7 @@ def test_a_loss_of_ones_own_is_kept():
     assert_left_alone(make, batch(vocabulary=90), "not the cross-entropy of its logits")
 
 
-def test_classes_have_no_tokens():
+def test_a_classifier_has_no_chunked_loss():
     bert = ARCHITECTURES["bert"]
     lean = attached(bert.model(), configured("lora"), True)
     assert "output embedding" in loss_of(lean)
@@ -295,7 +295,7 @@ def test_classes_have_no_tokens():
     assert lean(**bert.batch()).logits is not None
 
 
-def test_asking_moves_no_random_number():
+def test_probing_the_loss_moves_no_random_number():
     inputs = batch(vocabulary=90)
     after = []
     for lean in (LOSS_ONLY, False):
@@ -312,7 +312,7 @@ def test_asking_moves_no_random_number():
 @pytest.mark.parametrize(
     "way", ["evaluation", "no gradients", "no labels", "a tuple", "some logits"]
 )
-def test_logits_are_there_where_no_step_is_taken(way, ids):
+def test_logits_are_returned_where_no_step_is_taken(way, ids):
     ids = ids % 90
     model, plain = (attached(llama(), configured("lora"), lean) for lean in (LOSS_ONLY, False))
     model(input_ids=ids, labels=ids).loss.backward()  # it has been asked already
@@ -338,7 +338,7 @@ def test_logits_are_there_where_no_step_is_taken(way, ids):
 
 @pytest.mark.filterwarnings("ignore:.*max_new_tokens.*")
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "whisper"])
-def test_generation_is_as_ever(name):
+def test_generation_gives_the_same_tokens_with_a_chunked_loss(name):
     inputs = ARCHITECTURES[name].batch(labels=False)
     inputs.pop("decoder_input_ids", None)
     lean, plain = (
@@ -351,7 +351,7 @@ def test_generation_is_as_ever(name):
     assert torch.equal(*written)
 
 
-def test_a_step_returns_its_loss_and_no_logits():
+def test_a_training_step_returns_its_loss_and_no_logits():
     model = attached(llama(), configured("lora"), True)
     assert loss_of(model).startswith("in chunks, if")
     output = model(**batch(vocabulary=90), output_hidden_states=True)
@@ -361,7 +361,7 @@ def test_a_step_returns_its_loss_and_no_logits():
     assert CHUNKED in peftkit.recording.summary(model)
 
 
-def test_the_model_is_left_as_it_was_by_a_step_and_by_detach():
+def test_a_chunked_step_and_detach_leave_the_model_as_it_was():
     model = llama()
     modules, forward = dict(model.named_modules()), model.forward
     hooks = {
@@ -384,7 +384,7 @@ def test_the_model_is_left_as_it_was_by_a_step_and_by_detach():
     assert output.logits is not None
 
 
-def test_an_error_in_the_body_is_the_error_and_leaves_no_trace():
+def test_an_error_in_the_body_of_the_model_is_raised_and_leaves_no_trace():
     model = attached(llama(), configured("lora"), LOSS_ONLY)
     inputs = batch(vocabulary=90)
     body = model.get_base_model().model
@@ -397,7 +397,7 @@ def test_an_error_in_the_body_is_the_error_and_leaves_no_trace():
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
-def test_a_model_built_afterwards_is_untouched():
+def test_a_model_built_after_another_was_made_lean_is_untouched():
     before = llama()
     output = before.train()(**batch(vocabulary=90))
     attached(llama(), configured("lora"), True)(**batch(vocabulary=90)).loss.backward()
@@ -425,7 +425,7 @@ def undropped(make):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["llama", "bart"])
-def test_sums_are_sums_in_training_and_in_evaluation(name, training):
+def test_losses_are_summed_on_request_in_training_and_in_evaluation(name, training):
     inputs = ARCHITECTURES[name].batch(padding="right")
     make = ARCHITECTURES[name].model
     lean, plain = (
@@ -442,7 +442,7 @@ def test_sums_are_sums_in_training_and_in_evaluation(name, training):
     assert lean(**inputs).logits is None or not training
 
 
-def test_a_sum_over_steps_is_the_sum_of_the_whole_batch():
+def test_losses_summed_over_accumulated_steps_are_the_sum_of_the_whole_batch():
     """Two halves, each with its own number of labels, divided by the number of both."""
     whole = batch(vocabulary=90)
     count = int((whole["labels"][:, 1:] != -100).sum())
@@ -461,16 +461,27 @@ def test_a_sum_over_steps_is_the_sum_of_the_whole_batch():
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_trainer_sees_the_same_losses(tmp_path, label_smoothing):
+def test_the_trainer_of_transformers_sees_the_same_losses_in_chunks(tmp_path, label_smoothing):
     """With label smoothing it takes the logits and makes a loss of its own."""
     curves = []
     for lean in (True, False):
         model = attached(llama(), configured("lora"), lean)
         arguments = TrainingArguments(
-            output_dir=str(tmp_path), use_cpu=True, report_to=[], max_steps=4, per_device_train_batch_size=3,
-            learning_rate=1e-2, logging_steps=1, save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
-            gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=2, label_smoothing_factor=label_smoothing,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            report_to=[],
+            max_steps=4,
+            per_device_train_batch_size=3,
+            learning_rate=1e-2,
+            logging_steps=1,
+            save_strategy="no",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            gradient_accumulation_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            label_smoothing_factor=label_smoothing,
+        )
         examples = ragged_examples(30, vocabulary=90)
         trainer = Trainer(
             model,

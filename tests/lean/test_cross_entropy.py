@@ -1,4 +1,4 @@
-"""The chunked cross-entropy: value and gradients beside those of whole logits, and against float64."""
+"""The chunked cross-entropy beside that of whole logits, and against float64."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_chunks_of_any_size_give_the_value_and_the_gradients(monkeypatch, tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_16_bits_it_is_as_near_as_the_whole(monkeypatch, dtype):
+def test_a_16_bit_cross_entropy_in_chunks_is_as_exact_as_the_whole_one(monkeypatch, dtype):
     chunks(monkeypatch, 8)
     hidden, targets, head = problem(dtype=dtype)
     loss, gradients = in_chunks(hidden, targets, head)
@@ -75,7 +75,7 @@ def test_in_16_bits_it_is_as_near_as_the_whole(monkeypatch, dtype):
         )  # a head's is rounded once a chunk
 
 
-def test_under_autocast_it_is_as_near_as_the_whole(monkeypatch):
+def test_cross_entropy_in_chunks_under_autocast_is_as_exact_as_the_whole_one(monkeypatch):
     chunks(monkeypatch, 8)
     hidden, targets, head = problem()
     with torch.autocast("cpu", torch.bfloat16):
@@ -89,7 +89,7 @@ def test_under_autocast_it_is_as_near_as_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("tokens", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_few_tokens_or_none(tokens, dtype):
+def test_few_tokens_or_none_have_the_same_cross_entropy(tokens, dtype):
     hidden, targets, head = problem(tokens, dtype=dtype)
     loss, (of_hidden, of_weight, _) = in_chunks(hidden, targets, head)
     assert torch.allclose(loss, whole(hidden, targets, head), rtol=2e-3)
@@ -97,14 +97,14 @@ def test_few_tokens_or_none(tokens, dtype):
     assert bool(of_weight.any()) == (tokens > 0)
 
 
-def test_a_frozen_head_gives_the_hidden_states_their_gradient_alone():
+def test_a_frozen_head_gives_a_gradient_to_the_hidden_states_only():
     hidden, targets, head = problem()
     head.requires_grad_(False)
     _, (found,) = in_chunks(hidden, targets, head, trained=False)
     assert relative(found, in_float64(hidden, targets, head)[1][0]) < 1e-6
 
 
-def test_a_trained_head_on_frozen_hidden_states_gets_its_own():
+def test_a_trained_head_on_frozen_hidden_states_gets_its_gradient():
     hidden, targets, head = problem()
     loss = summed_cross_entropy(hidden.detach(), targets, head, list(head.parameters()))
     loss.backward()
@@ -114,7 +114,7 @@ def test_a_trained_head_on_frozen_hidden_states_gets_its_own():
     )
 
 
-def test_without_gradients_it_is_the_value():
+def test_without_gradients_only_the_value_is_computed():
     hidden, targets, head = problem()
     with torch.no_grad():
         loss = summed_cross_entropy(hidden, targets, head, list(head.parameters()))
@@ -122,7 +122,7 @@ def test_without_gradients_it_is_the_value():
     assert torch.allclose(loss, whole(hidden, targets, head))
 
 
-def test_what_no_logit_depends_on_gets_no_gradient_worth_speaking_of():
+def test_a_parameter_that_no_logit_depends_on_gets_a_gradient_of_zero():
     hidden, targets, head = problem()
     unused = nn.Parameter(torch.ones(3))
     loss = summed_cross_entropy(hidden, targets, head, [unused, *head.parameters()])
@@ -143,7 +143,7 @@ def test_the_gradient_of_a_16_bit_head_is_summed_in_float32(monkeypatch):
     assert relative(of_bias, bias) < one_rounding
 
 
-def test_in_float16_nothing_is_lost_over_a_large_vocabulary(monkeypatch):
+def test_small_float16_gradients_survive_a_large_vocabulary(monkeypatch):
     """Each of 100,000 equally likely tokens has a gradient of 1e-5, where float16 has only a few
     bits left.
     """
@@ -179,8 +179,8 @@ def test_a_scaled_float16_loss_neither_overflows_nor_vanishes(monkeypatch, facto
     assert found.dtype == torch.float16
 
 
-def test_certain_and_impossible_tokens_are_exact():
-    """The gradient of a token that is all but certain is a difference of two nearly equal numbers."""
+def test_the_cross_entropy_of_certain_and_impossible_tokens_is_exact():
+    """A token that is all but certain has a gradient of two nearly equal numbers' difference."""
     hidden, targets, _ = problem(4, 5)
     logits = torch.zeros(4, 5)
     logits[0, targets[0]], logits[1, targets[1]] = 12.0, -200.0

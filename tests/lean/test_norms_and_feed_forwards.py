@@ -1,6 +1,4 @@
-"""Which norms, activations and feed-forward layers are told apart, and that nothing else is
-touched.
-"""
+"""Norms, activations and feed-forward layers are recognised, and nothing else is touched."""
 
 import copy
 
@@ -76,7 +74,7 @@ def changed(model):
 
 
 @pytest.mark.parametrize("name", FEED_FORWARD)
-def test_the_feed_forward_part_of_a_model_is_told(name):
+def test_the_feed_forward_layers_of_a_model_are_recognised(name):
     model = MODELS[name]()
     count = recompute_feed_forwards(model)
     assert changed(model) == FEED_FORWARD[name]
@@ -94,14 +92,14 @@ def test_a_feed_forward_part_that_drops_out_in_the_middle_is_left_alone():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "bert", "gpt2", "bloom", "flan-t5"])
-def test_norms_are_told(name):
+def test_the_norms_of_a_model_are_recognised(name):
     model = MODELS[name]()
     norms = [part for part in model.modules() if type(part).__name__.endswith("Norm")]
     assert recompute_norms(model) == len(norms) > 2
     assert all("forward" in vars(norm) for norm in norms)
 
 
-def test_norms_with_statistics_of_their_own_are_left_alone():
+def test_norms_with_running_statistics_are_left_alone():
     assert (
         recompute_norms(nn.Sequential(nn.BatchNorm1d(4), nn.InstanceNorm1d(4), nn.Conv1d(4, 4, 1)))
         == 0
@@ -109,7 +107,7 @@ def test_norms_with_statistics_of_their_own_are_left_alone():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_with_them_a_step_is_the_same_to_the_last_bits(name):
+def test_a_step_with_recomputed_norms_and_feed_forwards_differs_by_rounding_only(name):
     """A norm that reads its input twice adds two gradients up before they meet the residual's, and
     no more than that.
     """
@@ -130,7 +128,7 @@ def test_with_them_a_step_is_the_same_to_the_last_bits(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "bart", "flan-t5"])
-def test_without_norms_bit_for_bit(name):
+def test_a_step_with_recomputed_feed_forwards_is_the_same_bit_for_bit(name):
     causal = ARCHITECTURES[name].task == "causal-lm" if name in ARCHITECTURES else True
     inputs = batch(vocabulary=90, tokens=12) if causal else ARCHITECTURES[name].batch()
     lean = Lean(layers=False, loss=False, norms=False)
@@ -196,7 +194,7 @@ IMPOSTORS = {
 
 
 @pytest.mark.parametrize("why", IMPOSTORS)
-def test_what_only_looks_like_one_is_left_alone(why):
+def test_a_module_that_only_looks_like_a_feed_forward_layer_is_left_alone(why):
     module = looks_like(IMPOSTORS[why])()
     module.act = nn.Identity()
     state = torch.get_rng_state()
@@ -205,7 +203,7 @@ def test_what_only_looks_like_one_is_left_alone(why):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_so_is_one_with_dropout_or_weights_of_its_own_and_one_that_counts():
+def test_a_feed_forward_layer_with_dropout_weights_or_a_state_of_its_own_is_left_alone():
     for other in (nn.Dropout(0.1), nn.LayerNorm(INNER), nn.PReLU()):
         module = Gated()
         module.act = other
@@ -222,7 +220,7 @@ def changed_by(module):
     return changed(module)
 
 
-def test_the_layers_are_called_as_modules_with_whatever_hangs_on_them():
+def test_hooks_on_the_layers_of_a_recomputed_feed_forward_run_and_replaced_layers_count():
     module, twin = Gated().requires_grad_(False), None
     twin = copy.deepcopy(module)
     recompute_feed_forwards(module)
@@ -244,7 +242,7 @@ def test_an_activation_that_writes_into_what_it_reads_is_left_alone():
     assert "forward" not in vars(layers[0])
 
 
-def test_a_forward_pass_of_somebody_elses_is_left_alone():
+def test_a_norm_whose_forward_somebody_else_has_replaced_is_left_alone():
     norm = nn.LayerNorm(WIDTH)
     norm.forward = own = norm.forward
     assert recompute_norms(norm) == 0
@@ -252,7 +250,7 @@ def test_a_forward_pass_of_somebody_elses_is_left_alone():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_to_look_moves_no_random_number(name):
+def test_recognising_norms_and_feed_forwards_moves_no_random_number(name):
     torch.manual_seed(3)
     model = MODELS[name]()
     state = torch.get_rng_state()
@@ -271,7 +269,7 @@ def small_llama():
 
 @pytest.mark.parametrize("method", ["lora", "pfeiffer"])
 @pytest.mark.parametrize("asked", [False, True])
-def test_a_deep_copy_is_a_model_of_its_own(method, asked):
+def test_a_deep_copy_of_a_lean_model_is_independent_of_the_original(method, asked):
     """Its norms, its feed-forward parts and its loss are its own, whatever becomes of the other."""
     inputs = batch(vocabulary=90)
     model = attached(small_llama(), configured(method), True)
@@ -294,7 +292,7 @@ def test_a_deep_copy_is_a_model_of_its_own(method, asked):
     assert torch.equal(other.eval()(ids).logits, plain.eval()(ids).logits)
 
 
-def test_the_original_outlives_its_copy():
+def test_detaching_a_copy_leaves_the_original_lean():
     inputs = batch(vocabulary=90)
     model = attached(small_llama(), configured("lora"), True)
     expected = step(model, inputs)
@@ -302,7 +300,7 @@ def test_the_original_outlives_its_copy():
     assert_same(step(model, inputs), expected)
 
 
-def test_a_model_that_is_written_whole_and_read_again_takes_the_same_step(tmp_path):
+def test_a_lean_model_that_is_pickled_and_read_again_takes_the_same_step(tmp_path):
     inputs = batch(vocabulary=90)
     model = attached(small_llama(), configured("lora"), True)
     expected = step(model, inputs)
@@ -312,7 +310,7 @@ def test_a_model_that_is_written_whole_and_read_again_takes_the_same_step(tmp_pa
     assert changed(again) == changed(model)
 
 
-def test_weightless_models_are_told_apart_too():
+def test_feed_forward_layers_are_recognised_in_a_model_without_weights():
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=16,

@@ -1,4 +1,4 @@
-"""What is computed again: the same numbers, of which nothing is kept but what it was computed from."""
+"""Recomputed functions give the same numbers, and keep nothing but their inputs."""
 
 import contextlib
 
@@ -71,14 +71,14 @@ def all_close(ones, others):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_output_and_gradients_are_those_of_the_function(dtype):
+def test_a_recomputed_function_has_the_same_output_and_gradients(dtype):
     inputs = leaves((ROWS, WIDTH), (ROWS, WIDTH), dtype=dtype)
     output = recomputed(gate, *inputs)
     assert torch.equal(output, gate(*inputs))
     assert all_equal(gradients(output, inputs), gradients(gate(*inputs), inputs))
 
 
-def test_without_a_gradient_it_is_the_function_holders_of_an_unshared_gradient():
+def test_without_a_gradient_the_function_runs_as_it_is():
     (x,) = leaves((ROWS, WIDTH))
     with torch.no_grad():
         assert recomputed(norm, x).grad_fn is None
@@ -94,7 +94,7 @@ def kept_by(make):
         return storages.live - output.untyped_storage().nbytes(), output
 
 
-def test_the_inputs_are_all_that_is_kept():
+def test_a_recomputed_function_keeps_nothing_but_its_inputs():
     """Autograd keeps the root mean squares of a norm, an activation, and what the layer behind them
     reads.
     """
@@ -107,7 +107,7 @@ def test_the_inputs_are_all_that_is_kept():
         assert kept_by(lambda f=function, i=inputs: plain_update(f(*i), a, b))[0] >= small + BYTES
 
 
-def test_so_it_is_along_a_chain_of_a_norm_and_dropout():
+def test_a_chain_of_a_norm_and_dropout_keeps_nothing_but_its_input():
     (x,) = leaves((ROWS, WIDTH))
     a, b = adapter()
 
@@ -131,7 +131,7 @@ def test_so_it_is_along_a_chain_of_a_norm_and_dropout():
     assert torch.equal(lean_found[2], plain_found[2])  # neither pass moves the generator by more
 
 
-def test_the_backward_pass_leaves_the_generator_where_it_is():
+def test_recomputed_dropout_leaves_the_random_generator_where_it_is():
     (x,) = leaves((ROWS, WIDTH))
     output = dropped(x, 0.5, torch.float32)
     state = torch.get_rng_state()
@@ -146,7 +146,7 @@ def three_readers(read, function, x):
     return read(h, *weights[:2]) + read(h, *weights[2:4]) + h * h
 
 
-def test_several_readers_compute_it_once():
+def test_several_readers_of_an_output_recompute_it_once():
     (x,) = leaves((ROWS, WIDTH))
     x.weights = [*adapter(), *adapter()]
     counted = Counted(norm)
@@ -158,7 +158,7 @@ def test_several_readers_compute_it_once():
     assert counted.runs == 2
 
 
-def test_a_graph_that_is_retained_gives_the_same_again_and_keeps_nothing_in_between():
+def test_a_retained_graph_gives_the_same_gradients_again_and_keeps_nothing_in_between():
     (x,) = leaves((ROWS, WIDTH))
     a, b = adapter()
     counted = Counted(norm)
@@ -172,7 +172,7 @@ def test_a_graph_that_is_retained_gives_the_same_again_and_keeps_nothing_in_betw
         gradients(output, (x, a, b))
 
 
-def test_a_gradient_that_stops_early_is_right_too_and_so_is_the_next_one():
+def test_a_backward_pass_that_stops_early_and_the_next_one_are_both_right():
     (x,) = leaves((ROWS, WIDTH))
     a, b = adapter()
     output = updated(recomputed(norm, x), a, b)
@@ -181,7 +181,7 @@ def test_a_gradient_that_stops_early_is_right_too_and_so_is_the_next_one():
 
 
 @pytest.mark.parametrize("chain", [False, True])
-def test_under_non_reentrant_checkpointing_it_is_the_same(chain):
+def test_a_recomputed_chain_under_non_reentrant_checkpointing_has_the_same_gradients(chain):
     x, y = leaves((ROWS, WIDTH), (ROWS, WIDTH))
     a, b = adapter()
 
@@ -209,7 +209,7 @@ def offloaded():
 @pytest.mark.parametrize("around", [contextlib.nullcontext, offloaded])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("function", [norm, gate])
-def test_a_checkpointed_block_keeps_what_comes_from_outside_of_it_as_it_came(
+def test_a_checkpointed_block_saves_tensors_from_outside_of_it_as_they_are(
     function, nested, around
 ):
     """The output of a post-norm block, or normed embeddings: the second pass may not know how to
@@ -235,7 +235,7 @@ def test_a_checkpointed_block_keeps_what_comes_from_outside_of_it_as_it_came(
     )
 
 
-def test_under_hooks_that_stay_it_keeps_the_inputs():
+def test_under_hooks_that_stay_a_recomputed_function_keeps_its_inputs():
     (x,) = leaves((ROWS, WIDTH))
     weights, kept = adapter(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
@@ -263,7 +263,7 @@ def test_dropout_is_drawn_again_where_checkpointing_draws_it_again(reentrant):
 
 
 @pytest.mark.parametrize("backward_inside", [False, True])
-def test_what_is_computed_again_is_computed_under_the_autocast_of_the_forward_pass(backward_inside):
+def test_recomputation_runs_under_the_autocast_of_the_forward_pass(backward_inside):
     (x,) = leaves((ROWS, WIDTH))
     weight = torch.randn(WIDTH, WIDTH)
     dtypes = []
@@ -284,7 +284,7 @@ def test_what_is_computed_again_is_computed_under_the_autocast_of_the_forward_pa
     assert all_equal(found, gradients(expected, (x,)))
 
 
-def test_and_without_it_where_there_was_none():
+def test_recomputation_runs_without_autocast_where_the_forward_pass_had_none():
     (x,) = leaves((ROWS, WIDTH))
     weight = torch.randn(WIDTH, WIDTH)
     output = recomputed(lambda x: F.linear(x, weight), x)
@@ -294,7 +294,7 @@ def test_and_without_it_where_there_was_none():
         assert torch.is_autocast_enabled("cpu")
 
 
-def test_an_input_that_is_changed_in_place_is_an_error():
+def test_an_input_that_is_changed_in_place_before_the_backward_pass_is_an_error():
     x, y = leaves((ROWS, WIDTH), (ROWS, WIDTH))
     a, b = adapter()
     for change in (0, 1):
@@ -305,7 +305,7 @@ def test_an_input_that_is_changed_in_place_is_an_error():
             gradients(output, (x, y))
 
 
-def test_an_output_that_is_changed_in_place_is_what_it_became():
+def test_a_recomputed_output_that_is_changed_in_place_is_saved_as_it_became():
     """The layer behind reads the changed tensor, which cannot be computed again from the inputs."""
     (x,) = leaves((ROWS, WIDTH))
     a, b = adapter()
@@ -319,7 +319,7 @@ def test_an_output_that_is_changed_in_place_is_what_it_became():
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_an_input_that_is_changed_before_the_output_is_read_is_no_way_to_it(which):
+def test_an_output_whose_input_was_changed_since_is_saved_itself(which):
     (x,) = leaves((ROWS, WIDTH))
     a, b = adapter()
 
@@ -366,7 +366,7 @@ def test_a_norm_that_is_trained_keeps_what_it_needs(kind):
         assert all_close(gradients(output, inputs[0]), gradients(expected, inputs[1]))
 
 
-def test_trained_layers_around_what_is_recomputed_get_their_gradients():
+def test_trained_layers_around_a_recomputed_function_get_their_gradients():
     toy, twin = Toy(), Toy()
     twin.load_state_dict(toy.state_dict())
     toy.norm.requires_grad_(False)
@@ -381,7 +381,7 @@ def test_trained_layers_around_what_is_recomputed_get_their_gradients():
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24, 100])
-def test_a_large_output_is_computed_again_some_rows_at_a_time_with_the_same_gradients(
+def test_a_large_output_is_recomputed_some_rows_at_a_time_with_the_same_gradients(
     monkeypatch, rows
 ):
     gate, up = (torch.randn(2, 12, 16, requires_grad=True) for _ in range(2))
@@ -437,7 +437,7 @@ def held_by(holder, output, kept):
 
 
 @pytest.mark.parametrize("holder", ["hook", "view", "node"])
-def test_a_gradient_that_somebody_holds_stays_what_it_is(monkeypatch, holder):
+def test_a_gradient_that_somebody_holds_is_not_overwritten(monkeypatch, holder):
     gate, up = leaves((64, 16), (64, 16))
     weight, kept = torch.randn(64, 16), []
     (held_by(holder, in_slices(gate, up, monkeypatch), kept) * weight).sum().backward()
@@ -448,7 +448,7 @@ def test_a_gradient_that_somebody_holds_stays_what_it_is(monkeypatch, holder):
     assert torch.allclose(up.grad, plain[1])
 
 
-def test_who_holds_a_gradient_may_be_learnt_in_a_checkpointed_block():
+def test_counting_the_holders_of_a_gradient_may_happen_in_a_checkpointed_block():
     """Which must save as much when it is computed again, and learns nothing then."""
     inputs = leaves((ROWS, WIDTH), (ROWS, WIDTH))
     _holders_of_an_unshared_gradient.cache_clear()
@@ -459,7 +459,7 @@ def test_who_holds_a_gradient_may_be_learnt_in_a_checkpointed_block():
 
 
 @pytest.mark.parametrize("holder", [None, "hook"])
-def test_one_that_nobody_holds_gives_its_place_to_that_of_the_first_input(monkeypatch, holder):
+def test_a_gradient_that_nobody_holds_is_overwritten_with_the_first_inputs(monkeypatch, holder):
     gate, up = leaves((64, 16), (64, 16))
     output, places, kept = in_slices(gate * 1, up * 1, monkeypatch), [], []
     held_by(holder, output, kept)
@@ -471,7 +471,7 @@ def test_one_that_nobody_holds_gives_its_place_to_that_of_the_first_input(monkey
     assert (places[0] == places[1]) == (holder is None)
 
 
-def test_a_lora_layer_takes_gradients_from_slices_too(monkeypatch):
+def test_a_lora_layer_recomputes_its_input_in_slices(monkeypatch):
     def gradients(large):
         monkeypatch.setattr("peftkit.lean.recomputation._LARGE", large)
         torch.manual_seed(0)

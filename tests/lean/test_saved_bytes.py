@@ -82,7 +82,7 @@ def bfloat16(layers):
     ],
     ids=["lora", "dropout", "adalora", "rslora"],
 )
-def test_a_block_keeps_what_the_floor_needs(method, changes):
+def test_a_lean_block_saves_as_few_bytes_as_its_matrix_products_need(method, changes):
     """With dropout too: PEFT keeps a copy and a mask for every layer."""
     found, of_peft = (
         per_token_and_layer(bfloat16, lean=lean, method=method, **changes) for lean in (True, False)
@@ -100,11 +100,11 @@ COSTS = {
 
 
 @pytest.mark.parametrize("part", COSTS)
-def test_each_part_keeps_less_by_itself(part):
+def test_each_lean_part_saves_bytes_by_itself(part):
     assert per_token_and_layer(bfloat16, lean=Lean(**{part: False})) == FLOOR + BESIDE + COSTS[part]
 
 
-def test_a_block_with_a_bottleneck_keeps_less_too():
+def test_a_lean_block_with_a_bottleneck_adapter_saves_fewer_bytes():
     found, plain = (
         per_token_and_layer(bfloat16, lean=lean, method="pfeiffer") for lean in (True, False)
     )
@@ -112,8 +112,8 @@ def test_a_block_with_a_bottleneck_keeps_less_too():
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_so_does_a_quantised_block(directories, quantization):
-    """The int8 layers of bitsandbytes keep what they read, which only a trained weight would need."""
+def test_a_lean_quantised_block_saves_fewer_bytes(directories, quantization):
+    """The int8 layers save what they read, though only a trained weight needs it."""
     make = functools.partial(quantised, directories, quantization)
     found, of_peft = (per_token_and_layer(make, lean=lean) for lean in (True, False))
     assert found == FLOOR + BESIDE
@@ -125,7 +125,7 @@ def quantised(directories, quantization, layers):
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "nf4", "int8"])
-def test_a_checkpointed_block_keeps_its_input(directories, storage):
+def test_a_checkpointed_block_saves_nothing_but_its_input(directories, storage):
     make = bfloat16 if storage == "bfloat16" else functools.partial(quantised, directories, storage)
     found, of_peft = (
         per_token_and_layer(make, lean=lean, checkpointing=True, lora_dropout=0.1)
@@ -135,7 +135,7 @@ def test_a_checkpointed_block_keeps_its_input(directories, storage):
     assert of_peft >= found if storage != "int8" else of_peft > 4 * found
 
 
-def test_the_loss_keeps_the_gradient_of_the_hidden_states_alone():
+def test_the_chunked_loss_saves_nothing_but_the_gradient_of_the_hidden_states():
     """And of the whole logits, a copy in float32 and their softmax."""
     found = {}
     for lean in (True, Lean(loss=False)):
@@ -148,7 +148,7 @@ def test_the_loss_keeps_the_gradient_of_the_hidden_states_alone():
 
 @pytest.mark.parametrize("backward", [True, False])
 @pytest.mark.parametrize("method", ["lora", "adalora", "pfeiffer"])
-def test_when_a_step_is_over_nothing_waits_for_the_garbage_collector(method, backward):
+def test_nothing_of_a_step_waits_for_the_garbage_collector_when_it_is_over(method, backward):
     model = made(bfloat16(2), lean=True, method=method)
     ids = torch.randint(4, 300, (1, 16))
     with LiveStorages() as storages:
