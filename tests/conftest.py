@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import peftkit
+from peftkit.runs import process
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -20,12 +21,13 @@ CHATML = (
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_a_seed_and_no_accelerator():
-    torch.set_num_threads(1)  # a second one only spins beside another busy process
+def _one_thread_a_seed_and_no_accelerator(monkeypatch):
+    # On matrices this small a second thread only waits, hundreds of times as long as it computes.
+    torch.set_num_threads(1)
+    monkeypatch.setattr(process, "_use_all_cores", lambda: "1 CPU thread a process")
     torch.manual_seed(0)
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # Accelerate keeps one precision for the whole process
+    # Accelerate keeps one precision for the whole process.
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def llama_config(**changes):

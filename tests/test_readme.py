@@ -1,4 +1,4 @@
-"""What the README shows is what works: its Python runs, its commands and its config are accepted."""
+"""What the README shows works: its Python runs, its commands and its config are accepted."""
 
 import re
 import shlex

@@ -16,6 +16,12 @@ from peftkit.runs.opening import open_run
 from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Leave the pictures of a report to the tests that look at them: they take half of the time."""
+    monkeypatch.setattr("peftkit.runs.report.draw_all", lambda directory: {})
+
+
 def text_job(directory, llama_dir, **sections):
     return config_values("text_classification", directory, llama_dir) | sections
 

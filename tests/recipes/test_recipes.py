@@ -23,6 +23,31 @@ METRICS = {
 }
 
 
+def halves():
+    """Return (recipe, methods) twice for each recipe: two methods at once, two with the slow tests.
+
+    Between them, the first halves hold every recipe and every method.
+    """
+    found = []
+    for number, name in enumerate(NAMES):
+        for start in (0, 1):
+            methods = list(METHODS)[start::2]
+            marks = [] if start == number % 2 else [pytest.mark.slow]
+            label = f"{name}-{'-'.join(methods)}"
+            found.append(pytest.param(name, methods, marks=marks, id=label))
+    return found
+
+
+def pairs():
+    """Return (recipe, method) for every pair; half of them are slow."""
+    found = []
+    for half in halves():
+        name, methods = half.values
+        for method in methods:
+            found.append(pytest.param(name, method, marks=half.marks, id=f"{name}-{method}"))
+    return found
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, llama_dir):
     """The directory of a finished run of a recipe with a method; each is made once."""
@@ -41,8 +66,7 @@ def finished(tmp_path_factory, llama_dir):
     return directory
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "method"), pairs())
 def test_a_recipe_learns_with_every_method(name, method, finished):
     directory = finished(name, method)
     after = read_json(directory / "after.json")["metrics"]
@@ -67,9 +91,9 @@ def test_a_recipe_learns_with_every_method(name, method, finished):
     assert (directory / "confusion.png").exists() == ("accuracy" in METRICS[name])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_fresh_process_predicts_the_same_with_every_method(name, finished, tmp_path):
-    runs = [finished(name, method) for method in METHODS]
+@pytest.mark.parametrize(("name", "methods"), halves())
+def test_a_fresh_process_predicts_the_same_with_every_method(name, methods, finished, tmp_path):
+    runs = [finished(name, method) for method in methods]
     jobs = [
         ["predict", str(each), "--data", str(each.parent / "held_out.jsonl"), "--output"]
         for each in runs
