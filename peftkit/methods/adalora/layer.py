@@ -1,13 +1,13 @@
-"""AdaLoRA (arXiv:2303.10512): y = W x + s P Λ Q dropout(x), with W frozen and P, Q kept near
-orthogonal (Eq. 3).
+"""The AdaLoRA layer (arXiv:2303.10512): y = W x + s P Λ Q dropout(x), with W frozen (Eq. 3).
 
-Each of the r columns of P, rows of Q and singular values in Λ is a triplet; `allocation` decides
-which of them stay. In PEFT's names, which the files have: lora_A = Q (r, in), lora_E = diag Λ (r,
-1), lora_B = P (out, r). Λ starts at zero, so y = W x until trained. PEFT's scale, s = lora_alpha /
-(init_r + 1e-5), does not change when triplets leave, so that files interchange.
+A penalty keeps P and Q near orthogonal. A column of P, a row of Q and a singular value in Λ are a
+triplet; there are r, and `allocation` decides which of them stay. In PEFT's names, which the files
+use: lora_A = Q (r, in), lora_E = diag Λ (r, 1), lora_B = P (out, r). Λ starts at zero, so y = W x
+until trained. The scale is PEFT's, s = lora_alpha / (init_r + 1e-5). It does not change when
+triplets leave, so PEFT reads our files and we read PEFT's.
 
-This stands on peft 0.21: layer and model are subclasses of PEFT's, put in their place while
-`attach` injects, and nowhere else.
+Written for peft 0.21: the layer and the model are subclasses of PEFT's. They replace PEFT's classes
+only while `attach` injects an adapter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,18 +25,18 @@ from peftkit.errors import ConfigError
 from peftkit.methods.lora.layer import adapted, update_of
 from peftkit.methods.method import Arithmetic
 
-TRIPLET_DIMENSION = {
-    "lora_A": 0,
-    "lora_E": 0,
-    "lora_B": 1,
-}  # where a triplet is a row, and where a column
+TRIPLET_DIMENSION = {"lora_A": 0, "lora_E": 0, "lora_B": 1}
+"""The dimension that runs over the triplets: 0 where each is a row, 1 where it is a column."""
 
 
 class AdaLoraLinear(SVDLinear):
-    """Any linear layer with AdaLoRA beside it. The layer is called; its weight, quantised or not,
-    is never touched.
+    """Any linear layer with AdaLoRA beside it.
+
+    The layer is called; its weight, quantised or not, is never touched.
     """
 
+    # What PEFT's delete_adapter removes beside the parameters.
+    other_param_names = (*AdaLoraLayer.other_param_names, "config")
     arithmetic: Arithmetic = "lean"
     rounds_update = False
 
@@ -52,11 +52,13 @@ class AdaLoraLinear(SVDLinear):
         self.add_adapter(adapter_name, config)
 
     def add_adapter(self, adapter_name: str, config: AdaLoraConfig) -> None:
-        """Add an adapter of init_r triplets, or of as many as the config's ``rank_pattern`` has
-        kept here, perhaps none.
+        """Add an adapter of init_r triplets.
+
+        Where the config's ``rank_pattern`` has an entry for this layer, it has only the triplets
+        that are kept there, perhaps none.
         """
         kept = (config.rank_pattern or {}).get(f"{self.name}.lora_E", [True] * config.init_r)
-        r = sum(map(bool, kept))
+        r = sum(bool(each) for each in kept)
         self.r[adapter_name], self.config[adapter_name] = r, config
         self.lora_alpha[adapter_name] = self.scaling[adapter_name] = config.lora_alpha
         self.lora_dropout[adapter_name] = (
@@ -73,22 +75,19 @@ class AdaLoraLinear(SVDLinear):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """Return A (r, in) and B (out, r) such that the update is x -> B A x: plain LoRA's factors,
-        with the scale in B.
-        """
+        """Return LoRA's factors, A = Q (r, in) and B = s P Λ (out, r): the update is B A x."""
         scale = self.scaling[adapter] / (self.config[adapter].init_r + 1e-5)
-        return self.lora_A[adapter], self.lora_B[adapter] * (self.lora_E[adapter].T * scale)
+        b = self.lora_B[adapter] * (self.lora_E[adapter].T * scale)  # (out, r) x (1, r)
+        return self.lora_A[adapter], b
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return the update of the weight, in the shape of the weight: (out, in), or (in, out) for
-        ``Conv1D``.
-        """
-        lora_a, lora_b = self.factors(adapter)
-        delta = lora_b @ lora_a
+        """Return the update in the weight's shape: (out, in), or (in, out) for ``Conv1D``."""
+        a, b = self.factors(adapter)
+        delta = b @ a  # (out, in)
         return delta.T if self.fan_in_fan_out else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Merge in place, as PEFT does, into a float weight.
+        """Merge into a float weight in place, as PEFT does.
 
         Raises:
             ConfigError: the weight is quantised.
@@ -107,70 +106,66 @@ class AdaLoraLinear(SVDLinear):
         active = [] if self.disable_adapters or self.merged else self.active_adapters
         factors = {adapter: self.factors(adapter) for adapter in active if adapter in self.lora_A}
         if self.arithmetic == "lean" and not (args or kwargs):
-            return adapted(
-                self.base_layer,
-                x,
-                [update_of(self, name, x, *each) for name, each in factors.items()],
-            )
+            begun = [update_of(self, name, x, a, b) for name, (a, b) in factors.items()]
+            return adapted(self.base_layer, x, begun)
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        updates = [
-            F.linear(F.linear(self._read(x, name), a), b) for name, (a, b) in factors.items()
-        ]
-        return sum(updates, start=result).to(result.dtype)
+        dtype = result.dtype
+        updates = []
+        for name, (a, b) in factors.items():
+            inner = F.linear(self._drop(x, name), a)  # (..., r)
+            updates.append(F.linear(inner, b))  # (..., out)
+        for update in updates:
+            result = result + update
+        return result.to(dtype)
 
-    def _read(self, x: Tensor, adapter: str) -> Tensor:
-        read: Tensor = self.lora_dropout[adapter](
-            self._cast_input_dtype(x, self.lora_A[adapter].dtype)
-        )
-        return read
+    def _drop(self, x: Tensor, adapter: str) -> Tensor:
+        """Return dropout(x) in the dtype of the adapter."""
+        x = self._cast_input_dtype(x, self.lora_A[adapter].dtype)
+        dropped: Tensor = self.lora_dropout[adapter](x)
+        return dropped
 
-    def fit(self, shapes: Mapping[str, Sequence[int]], prefix: str) -> None:
-        """Make room for the triplets of the weights in `shapes`, which are still to be loaded and
-        whose names have `prefix`.
+    def resize(self, shapes: Mapping[str, Sequence[int]], prefix: str) -> None:
+        """Give the adapters the ranks of weights that are still to be loaded.
+
+        Args:
+            shapes: The shapes of these weights, by name.
+            prefix: What their names begin with for this layer.
         """
         for adapter, rank in self.r.items():
             wanted = shapes.get(f"{prefix}lora_A.{adapter}", (rank,))[0]
-            if wanted != rank:
-                for key, dim in TRIPLET_DIMENSION.items():
-                    old = getattr(self, key)[adapter]
-                    replace_data(
-                        old,
-                        old.data.new_zeros(
-                            [wanted if i == dim else n for i, n in enumerate(old.shape)]
-                        ),
-                    )
-                self.note_rank(adapter, wanted)
+            if wanted == rank:
+                continue
+            for key, dim in TRIPLET_DIMENSION.items():
+                parameter = getattr(self, key)[adapter]
+                shape = list(parameter.shape)
+                shape[dim] = wanted
+                replace_data(parameter, parameter.data.new_zeros(shape))
+            self.note_rank(adapter, wanted)
 
     def note_rank(self, adapter: str, rank: int) -> None:
-        """Write a new rank into the config, as PEFT reads it from there: how many of init_r
-        booleans are True.
+        """Write a new rank into the config, where PEFT reads it.
+
+        There it is a list of init_r booleans, as many of them True as the rank.
         """
         self.r[adapter] = rank
         config = self.config[adapter]
-        others = {
-            key: kept
-            for key, kept in (config.rank_pattern or {}).items()
-            if key != f"{self.name}.lora_E"
-        }
-        own = (
-            {f"{self.name}.lora_E": [i < rank for i in range(config.init_r)]}
-            if rank != config.init_r
-            else {}
-        )
-        config.rank_pattern = others | own or None
+        own = f"{self.name}.lora_E"
+        pattern = dict(config.rank_pattern or {})
+        pattern.pop(own, None)
+        if rank != config.init_r:
+            pattern[own] = [number < rank for number in range(config.init_r)]
+        config.rank_pattern = pattern or None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        self.fit({name: value.shape for name, value in state_dict.items()}, prefix)
+        self.resize({name: value.shape for name, value in state_dict.items()}, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        """Move the adapter, as PEFT does, but leave it float32: PEFT would round it to the base
-        layer's dtype on the way.
-        """
+        """Move the adapter and leave it float32; PEFT would round it to the base layer's dtype."""
         target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         for key in (*TRIPLET_DIMENSION, "ranknum"):
             for name, parameter in getattr(self, key).items():
@@ -179,36 +174,38 @@ class AdaLoraLinear(SVDLinear):
 
 
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Give a float32 parameter data of another shape; optimisers and modules go on holding the same
-    parameter.
+    """Give a float32 parameter data of another shape.
+
+    Optimizers and modules keep the same parameter.
     """
     parameter.grad = None
-    parameter.data = data.to(
-        torch.bfloat16
-    )  # autograd remembers a shape for as long as a loss lives, but not a dtype
+    # While a loss is alive, autograd remembers the parameter's shape and refuses another one. Data
+    # of another dtype make it forget.
+    parameter.data = data.to(torch.bfloat16)
     parameter.data = data
 
 
 def adapted_layers(model: nn.Module, adapter: str) -> list[AdaLoraLinear]:
     """Return the layers of `model` that carry an AdaLoRA adapter of that name."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, AdaLoraLinear) and adapter in module.lora_A
-    ]
+    found = []
+    for module in model.modules():
+        if isinstance(module, AdaLoraLinear) and adapter in module.lora_A:
+            found.append(module)
+    return found
 
 
 def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
-    """Return the number of triplets that each adapted layer of `model` holds, by the layer's name
-    in the backbone.
-    """
+    """Return how many triplets each adapted layer has, by the layer's name in the backbone."""
     return {layer.name: layer.r[adapter] for layer in adapted_layers(model, adapter)}
 
 
 def fit_ranks(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give each AdaLoRA layer of `model` the ranks of the weights named in `shapes`, so that they
-    can be loaded into it.
+    """Give each AdaLoRA layer of `model` the rank of the weights that will be loaded into it.
+
+    Args:
+        model: The adapted model.
+        shapes: The shapes of these weights, by name.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, AdaLoraLinear):
-            layer.fit(shapes, f"{name}.")
+            layer.resize(shapes, f"{name}.")

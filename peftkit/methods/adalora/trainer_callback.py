@@ -15,19 +15,21 @@ _FILE = "adalora.safetensors"  # in each of Trainer's checkpoints
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Trains AdaLoRA (arXiv:2303.10512) in ``transformers.Trainer``: ``Trainer(model, ...,
-    callbacks=[AdaLoraCallback()])``.
+    """Trains AdaLoRA (arXiv:2303.10512) in ``transformers.Trainer``.
 
-    ``model`` comes from `peftkit.attach` or `peftkit.load`. The budget falls over the Trainer's
-    steps, whatever ``total_step`` says; the penalty enters the gradient, after clipping, and no
-    loss; the pruned directions leave the parameters and the optimiser when the budget is final (at
-    the end of the training where there are several processes). Each checkpoint gets a file with the
-    importance of the directions, so that ``resume_from_checkpoint`` goes on exactly.
-    ``load_best_model_at_end`` chooses among the evaluations after the budget has become final.
+    Example: ``Trainer(model, ..., callbacks=[AdaLoraCallback()])``, with a model from
+    `peftkit.attach` or `peftkit.load`.
+
+    The budget falls over the Trainer's steps, whatever ``total_step`` says. The penalty enters the
+    gradient after clipping, and no loss. Pruned triplets leave the parameters and the optimizer
+    when the budget is final, or at the end of the training where there are several processes. Each
+    checkpoint gets a file with the importance of the triplets, so ``resume_from_checkpoint``
+    continues exactly. ``load_best_model_at_end`` chooses among the evaluations after the budget has
+    become final.
 
     Args:
-        resume_from_checkpoint: The directory that ``train(resume_from_checkpoint=...)`` is given,
-            where that is not in the Trainer's own ``output_dir``.
+        resume_from_checkpoint: The directory given to ``train(resume_from_checkpoint=...)``, where
+            it is not in the Trainer's own ``output_dir``.
 
     Raises:
         ConfigError: at the start of the training, for what
@@ -43,10 +45,11 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
-        """Start with the Trainer's number of steps, or go on from a checkpoint."""
+        """Start with the Trainer's number of steps, or continue from a checkpoint."""
         if args.fp16 and not args.max_grad_norm:
             raise ConfigError(
-                "AdaLoraCallback needs unscaled gradients: with fp16, set max_grad_norm, or use bf16"
+                "AdaLoraCallback needs unscaled gradients: with fp16, set max_grad_norm, or use "
+                "bf16"
             )
         alone = args.world_size == 1
         self.allocation = Allocation(
@@ -54,7 +57,8 @@ class AdaLoraCallback(TrainerCallback):
         )
         if not self.allocation.layers:
             raise ConfigError(
-                "the model has no trainable AdaLoRA adapter for AdaLoraCallback; peftkit.attach gives it one"
+                "the model has no trainable AdaLoRA adapter for AdaLoraCallback; attach one with "
+                "peftkit.attach"
             )
         if state.global_step:
             self.allocation.load_state(self._saved(args, state))
@@ -87,29 +91,34 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
-        """Take out what several processes had to hold at zero."""
+        """Remove what several processes had to hold at zero."""
         assert self.allocation is not None
         self.allocation.finish()
 
     def _gradients_are_finite(self) -> bool:
         assert self.allocation is not None
         gradients = [p.grad for p in self.allocation.parameters() if p.grad is not None]
-        return not gradients or math.isfinite(
-            float(torch.stack(torch._foreach_norm(gradients)).sum())
-        )
+        if not gradients:
+            return True
+        return math.isfinite(float(torch.stack(torch._foreach_norm(gradients)).sum()))
 
     def _saved(self, args: TrainingArguments, state: TrainerState) -> dict[str, torch.Tensor]:
-        """Return the state in the checkpoint of `state.global_step`, which the Trainer does not
-        name to its callbacks.
+        """Return the state in the checkpoint of `state.global_step`.
+
+        The Trainer does not tell its callbacks where the checkpoint is.
         """
-        named = [self._resume_from, args.resume_from_checkpoint]
         own = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for directory in [*(Path(name) for name in named if isinstance(name, str | Path)), own]:
-            if (directory / _FILE).is_file():
-                tensors = read_tensors(directory / _FILE, CheckpointError)
-                if int(tensors["step"]) == state.global_step:
-                    return tensors
+        directories = []
+        for named in (self._resume_from, args.resume_from_checkpoint):
+            if isinstance(named, str | Path):
+                directories.append(Path(named))
+        for directory in [*directories, own]:
+            if not (directory / _FILE).is_file():
+                continue
+            tensors = read_tensors(directory / _FILE, CheckpointError)
+            if int(tensors["step"]) == state.global_step:
+                return tensors
         raise CheckpointError(
-            f"there is no {_FILE} of step {state.global_step} in {own}; if the checkpoint is elsewhere, name it in "
-            "AdaLoraCallback(resume_from_checkpoint=...)"
+            f"there is no {_FILE} of step {state.global_step} in {own}; if the checkpoint is "
+            "elsewhere, name it in AdaLoraCallback(resume_from_checkpoint=...)"
         )

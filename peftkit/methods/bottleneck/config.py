@@ -1,17 +1,17 @@
-"""Bottleneck adapters: f(z) = s · dropout(W_up σ(W_down z + b_down) + b_up), at one of four places
-in each block.
+"""Bottleneck adapters: f(z) = s · dropout(W_up σ(W_down z + b_down) + b_up) in each block.
 
-With u what a sublayer adds to the residual stream x, and N the frozen norm of a post-norm block:
+There are four placements. u is what a sublayer adds to the residual stream x, and N is the frozen
+norm of the block:
 
-| placement       | source                     | in a post-norm block         | in a pre-norm block         |
-|-----------------|----------------------------|------------------------------|-----------------------------|
-| houlsby         | arXiv:1902.00751, fig. 2   | N(x + u + f(u)), every u     | x + u + f(u), every u       |
-| pfeiffer        | arXiv:2005.00052, sec. 2.2 | h = N(x + u), N(x + u + f(h))| h = x + u, h + f(h)         |
-| parallel        | arXiv:2110.04366, eq. 7    | N(x + u + f(x))              | x + u + f(N(x))             |
-| scaled_parallel | arXiv:2110.04366, sec. 4.6 | as parallel, with s = 4      | as parallel, with s = 4     |
+| placement       | source                     | post-norm block          | pre-norm block      |
+|-----------------|----------------------------|--------------------------|---------------------|
+| houlsby         | arXiv:1902.00751, fig. 2   | N(x + u + f(u))          | x + u + f(u)        |
+| pfeiffer        | arXiv:2005.00052, sec. 2.2 | N(x + u + f(N(x + u)))   | h + f(h), h = x + u |
+| parallel        | arXiv:2110.04366, eq. 7    | N(x + u + f(x))          | x + u + f(N(x))     |
+| scaled_parallel | arXiv:2110.04366, sec. 4.6 | like parallel, s = 4     | like parallel, s = 4|
 
-houlsby follows every sublayer (attention, cross-attention, feed-forward), the others the
-feed-forward layer. u is taken from the sublayer's last layer, before the sublayer's own dropout.
+houlsby follows every sublayer (attention, cross-attention, feed-forward); the others follow the
+feed-forward layer. u is the output of the sublayer's last layer, before the sublayer's own dropout.
 W_up starts at zero, so attaching changes nothing.
 """
 
@@ -30,7 +30,7 @@ PLACEMENTS = {
     "parallel": ("relu", 1.0),
     "scaled_parallel": ("relu", 4.0),
 }
-"""The activation and the scale of each placement, where the config says nothing."""
+"""The default activation and scale of each placement."""
 _INITS = ("zero_up", "houlsby", "bert")
 
 
@@ -39,7 +39,7 @@ class BottleneckConfig(PeftConfig):
     """A bottleneck adapter in the blocks of a model.
 
     Args:
-        placement: "houlsby", "pfeiffer", "parallel" or "scaled_parallel"; the formulas stand in
+        placement: "houlsby", "pfeiffer", "parallel" or "scaled_parallel"; the formulas are in
             this module's docstring.
         bottleneck_dim: Features m between W_down [m, d] and W_up [d, m], at least 1. None takes d /
             reduction_factor.
@@ -52,18 +52,18 @@ class BottleneckConfig(PeftConfig):
         init_weights: "zero_up" (W_down as LoRA's A, W_up zero: exactly the backbone at start),
             "houlsby" (normal, cut at two of its 0.01 standard deviations) or "bert" (normal, 0.02);
             biases are zero.
-        parallel_input: What parallel adapters read in a pre-norm block: "ffn", the input of the
-            feed-forward layer N(x), as the paper's formula; or "residual", x itself, as its code
-            and AdapterHub.
-        norm_before: Put a trained LayerNorm in front of W_down.
+        parallel_input: What parallel adapters read in a pre-norm block: "ffn", the input N(x) of
+            the feed-forward layer, as in the paper's formula; or "residual", x itself, as in its
+            code and in AdapterHub.
+        norm_before: Put a trained LayerNorm before W_down.
         train_layer_norms: Train (copies of) the norms of the blocks as well, as Houlsby et al. do.
         layers_to_transform: Indices of the blocks that get adapters, in each stack; None is all.
-        target_modules: Modules whose output gets the adapter, by the ends of their names; None is
-            what the placement says.
+        target_modules: Modules whose output gets the adapter, by the ends of their names; None
+            leaves the choice to the placement.
         modules_to_save: Modules that are trained whole; None is the head of a classification task.
 
     Raises:
-        ConfigError: values are out of bounds; all of them at once.
+        ConfigError: values are out of bounds; the message names all of them.
     """
 
     placement: str = "pfeiffer"
@@ -100,15 +100,14 @@ def _not_allowed(config: BottleneckConfig) -> Iterator[str]:
         value = getattr(config, name)
         if value not in allowed:
             yield f"{name} is {value!r}{nearest(str(value), [str(one) for one in allowed])}"
-    if config.activation in ACT2FN and any(True for _ in ACT2FN[config.activation].parameters()):
-        yield f"activation is {config.activation!r}, which has weights of its own; choose one without"
+    if config.activation in ACT2FN and list(ACT2FN[config.activation].parameters()):
+        yield f"activation is {config.activation!r}, which has weights; choose one without"
 
 
 def _out_of_bounds(config: BottleneckConfig) -> Iterator[str]:
-    if config.bottleneck_dim is not None and (
-        not is_whole(config.bottleneck_dim) or config.bottleneck_dim < 1
-    ):
-        yield f"bottleneck_dim is {config.bottleneck_dim!r}; it must be a whole number of at least 1"
+    middle = config.bottleneck_dim
+    if middle is not None and (not is_whole(middle) or middle < 1):
+        yield f"bottleneck_dim is {middle!r}; it must be a whole number of at least 1"
     if not is_number(config.reduction_factor) or config.reduction_factor <= 0:
         yield f"reduction_factor is {config.reduction_factor!r}; it must be greater than 0"
     if not is_number(config.dropout) or not 0 <= config.dropout < 1:
@@ -127,7 +126,8 @@ def _of_wrong_type(config: BottleneckConfig) -> Iterator[str]:
         ("modules_to_save", str),
     ):
         value = getattr(config, name)
-        if value is not None and (
-            isinstance(value, str | int) or not all(isinstance(one, kind) for one in value)
-        ):
-            yield f"{name} is {value!r}; it must be a list of {'numbers' if kind is int else 'names'}"
+        if value is None:
+            continue
+        if isinstance(value, str | int) or not all(isinstance(one, kind) for one in value):
+            expected = "numbers" if kind is int else "names"
+            yield f"{name} is {value!r}; it must be a list of {expected}"

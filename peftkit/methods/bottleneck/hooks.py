@@ -1,10 +1,12 @@
-"""Where a bottleneck adapter reads and writes, in modules of the backbone that keep their place and
-their names.
+"""Hooks through which bottleneck adapters read and write inside the backbone.
 
-The adapter is a child of the module whose output it changes, its host. All here are plain functions
-that find what they need through the module they are called with, so that copies of a model have
-adapters of their own, and gradient checkpointing may run a block twice. What one must tell a later
-one is left on the module for that moment: a source leaves its input, a norm its input and output.
+An adapter is a child of its host, the module whose output it changes. The backbone's modules keep
+their place and their names. Every hook is a plain function that finds what it needs through the
+module it is called with. So copies of a model have their own adapters, and gradient checkpointing
+may run a block twice.
+
+Some adapters need a tensor from elsewhere in the block. The module concerned remembers it until the
+block has run: a source remembers its input, a norm its input and its output.
 """
 
 from collections.abc import Callable
@@ -18,205 +20,225 @@ from torch import Tensor, nn
 from peftkit.errors import PeftkitError
 from peftkit.forwards import unwrap_forward, wrap_forward
 
-CHILD = "bottlenecks"  # not to begin like the parameters, "bottleneck_", by which PEFT tells these
+CHILD = "bottlenecks"  # PEFT finds adapter parameters by "bottleneck_", which this must not match
 _WRAPPER = "bottleneck"
-_INPUT = "_peftkit_input"
-_NORMED = "_peftkit_normed"
-_NORMS = "_peftkit_norms"
-_LISTENS = "_peftkit_listens"
-_LISTENS_ALWAYS = "_peftkit_listens_always"
+
+# Attributes that the hooks set on the backbone's modules.
+_INPUT = "_peftkit_input"  # a source: its input in this pass
+_NORM_CALL = "_peftkit_norm_call"  # a norm: its input and output in this pass
+_NORMS = "_peftkit_norms"  # a block: the names of its norms
+_RECORDS = "_peftkit_records"  # a norm: remembers its calls while the block runs
+_ALWAYS_RECORDS = "_peftkit_always_records"  # a norm: remembers every call
 
 Branch = Callable[[Tensor], Tensor]
 
 
-def open_host(host: nn.Module, layer: nn.Module) -> None:
-    """Make `layer` a child of `host`, and let it change what the host's forward gives, however that
-    is called.
-    """
-    wrap_forward(host, _run, _WRAPPER)
-    host.add_module(CHILD, layer)
-
-
-def _run(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a host or a block; nothing that was left for it outlives that, not even when
-    checkpointing stops it early.
-    """
-    norms = _norms(module)
-    for norm in norms:
-        vars(norm)[_LISTENS] = True
-    try:
-        output = forward(*args, **kwargs)
-        layer = module._modules.get(CHILD)
-        return output if layer is None else layer(output)
-    finally:
-        for norm in norms:
-            vars(norm).pop(_LISTENS, None)
-            vars(norm).pop(_NORMED, None)
-        for tap in getattr(module._modules.get(CHILD), "taps", {}).values():
-            tap.forget()
-
-
-def _norms(block: nn.Module) -> list[nn.Module]:
-    """Return the norms of a block that leave what they read, with what PEFT has put in their
-    places.
-    """
-    return [
-        part for name in vars(block).get(_NORMS, ()) for part in block.get_submodule(name).modules()
-    ]
-
-
-def follow_wrappers(model: nn.Module) -> None:
-    """Move adapters and listeners to the wrappers that PEFT has put around their modules since."""
-    for part in list(model.modules()):
-        if isinstance(part, ModulesToSaveWrapper):
-            listen_outside(part, part.original_module, *part.modules_to_save.values())
-    for part in list(model.modules()):
-        if isinstance(part, BaseTunerLayer):
-            move_outside(part)
-
-
-def move_outside(wrapper: nn.Module) -> None:
-    """Move adapters from a layer that PEFT has wrapped since to the wrapper: they read what LoRA
-    has changed.
-    """
-    base = wrapper._modules.get("base_layer")
-    layer = base._modules.pop(CHILD, None) if base is not None else None
-    if base is not None and layer is not None:
-        unwrap_forward(base, _WRAPPER)
-        open_host(wrapper, layer)
-
-
-def leave_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Leave the first tensor that `module` is called with."""
-    vars(module)[_INPUT] = next(
-        value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
-    )
-
-
-def leave_normed(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Leave what a norm has read and what it has given, where somebody will take it.
-
-    Checkpointing computes the inside of a block once more, in which there is no block to close.
-    """
-    if vars(module).get(_LISTENS) or vars(module).get(_LISTENS_ALWAYS):
-        vars(module)[_NORMED] = Normed(module, args[0], output)
-
-
-def listen_outside(wrapper: nn.Module, *inner: nn.Module) -> None:
-    """Let what listens to norms that PEFT has wrapped, to train a copy, listen to the wrapper: its
-    dtypes are the block's.
-    """
-    listening = [part for part in inner if leave_normed in part._forward_hooks.values()]
-    for part in listening:
-        for number in [
-            number for number, hook in part._forward_hooks.items() if hook is leave_normed
-        ]:
-            del part._forward_hooks[number]
-    if listening and leave_normed not in wrapper._forward_hooks.values():
-        wrapper.register_forward_hook(leave_normed)
-        vars(wrapper)[_LISTENS_ALWAYS] = any(vars(part).get(_LISTENS_ALWAYS) for part in listening)
-
-
-class Normed(NamedTuple):
-    """A norm, what it has read, and what it has given."""
+class NormCall(NamedTuple):
+    """One call of a norm."""
 
     norm: nn.Module
-    read: Tensor
-    given: Tensor
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True)
-class Tap:
-    """What one adapter listens to besides its host."""
+class AdapterInput:
+    """Where one adapter finds its input."""
 
     block: nn.Module
     source: nn.Module | None
-    """The module whose input a parallel adapter reads; without one, the adapter reads its host's
-    output.
-    """
+    """The module whose input a parallel adapter reads; None where it reads its host's output."""
     closes_block: bool
     reads_residual: bool
 
     def read(self, output: Tensor) -> Tensor:
-        """Return the adapter's input.
+        """Return the adapter's input, given its host's output.
 
         Raises:
             PeftkitError: the source was not called in this pass.
         """
         if self.source is None:
             return output
-        left: Tensor | None = vars(self.source).get(_INPUT)
-        if left is None:
-            raise PeftkitError(
-                f"{type(self.source).__name__} was not called before the layer that its adapter joins"
-            )
-        normed = self.normed(left) if self.reads_residual else None
-        return normed.read if normed else left
+        remembered: Tensor | None = vars(self.source).get(_INPUT)
+        if remembered is None:
+            source = type(self.source).__name__
+            raise PeftkitError(f"{source} was not called before the layer that its adapter joins")
+        if self.reads_residual:
+            call = self.find_norm_call(remembered)
+            if call is not None:
+                return call.input
+        return remembered
+
+    def find_norm_call(self, tensor: Tensor) -> NormCall | None:
+        """Return the call of a norm in the block that returned this very tensor, if any."""
+        for norm in _recording_norms(self.block):
+            call: NormCall | None = vars(norm).get(_NORM_CALL)
+            if call is not None and call.output is tensor:
+                return call
+        return None
 
     def forget(self) -> None:
-        """Let go of what was left for it."""
-        if self.source is not None:
-            vars(self.source).pop(_INPUT, None)
-            for norm in _norms(self.block):
-                vars(norm).pop(_NORMED, None)
-
-    def normed(self, tensor: Tensor) -> "Normed | None":
-        """Return what the block's norms have left of this very tensor, if it is the output of one
-        of them.
-        """
-        left = (vars(norm).get(_NORMED) for norm in _norms(self.block))
-        return next((normed for normed in left if normed and normed.given is tensor), None)
+        """Release the tensors that were remembered for this adapter."""
+        if self.source is None:
+            return
+        vars(self.source).pop(_INPUT, None)
+        for norm in _recording_norms(self.block):
+            vars(norm).pop(_NORM_CALL, None)
 
 
-def open_tap(
+def prepare_input(
     block: nn.Module,
     *,
     source: nn.Module | None,
     norms: list[nn.Module],
     closes_block: bool,
     reads_residual: bool,
-) -> Tap:
-    """Place the hooks that a tap needs, once each, and return the tap."""
-    if source is not None and leave_input not in source._forward_pre_hooks.values():
-        source.register_forward_pre_hook(leave_input, with_kwargs=True)
+) -> AdapterInput:
+    """Register the hooks that an adapter's input needs, each once, and return the input."""
+    if source is not None and remember_input not in source._forward_pre_hooks.values():
+        source.register_forward_pre_hook(remember_input, with_kwargs=True)
     reads_residual = reads_residual and source is not None
     if closes_block or reads_residual:
         names = {id(part): name for name, part in block.named_modules()}
         vars(block)[_NORMS] = tuple(names[id(norm)] for norm in norms)
-        wrap_forward(block, _run, _WRAPPER)
+        wrap_forward(block, _run_host_or_block, _WRAPPER)
         for norm in norms:
             if reads_residual:
-                vars(norm)[_LISTENS_ALWAYS] = True
-            if leave_normed not in norm._forward_hooks.values():
-                norm.register_forward_hook(leave_normed)
-    return Tap(block, source, closes_block, reads_residual)
+                vars(norm)[_ALWAYS_RECORDS] = True
+            if remember_norm_call not in norm._forward_hooks.values():
+                norm.register_forward_hook(remember_norm_call)
+    return AdapterInput(block, source, closes_block, reads_residual)
 
 
-def closing_norm(output: Tensor, active: list[Tap]) -> Normed | None:
-    """Return the norm that gave a block its output, where adapters close the block and a norm did.
+def add_to_host(host: nn.Module, layer: nn.Module) -> None:
+    """Make `layer` a child of `host`, and let it change the output of the host's forward pass."""
+    wrap_forward(host, _run_host_or_block, _WRAPPER)
+    host.add_module(CHILD, layer)
+
+
+def _run_host_or_block(
+    module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run a host or a block, then release what was remembered for it.
+
+    It is released even where gradient checkpointing stops the pass early, with an exception.
+    """
+    norms = _recording_norms(module)
+    for norm in norms:
+        vars(norm)[_RECORDS] = True
+    try:
+        output = forward(*args, **kwargs)
+        layer = module._modules.get(CHILD)
+        return output if layer is None else layer(output)
+    finally:
+        for norm in norms:
+            vars(norm).pop(_RECORDS, None)
+            vars(norm).pop(_NORM_CALL, None)
+        inputs: dict[str, AdapterInput] = getattr(module._modules.get(CHILD), "inputs", {})
+        for each in inputs.values():
+            each.forget()
+
+
+def _recording_norms(block: nn.Module) -> list[nn.Module]:
+    """Return the norms of a block that remember their calls, and what PEFT has wrapped them in."""
+    norms: list[nn.Module] = []
+    for name in vars(block).get(_NORMS, ()):
+        norms.extend(block.get_submodule(name).modules())
+    return norms
+
+
+def remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Remember the first tensor that `module` is called with."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    vars(module)[_INPUT] = tensors[0]
+
+
+def remember_norm_call(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Remember what a norm has read and returned, where an adapter will ask for it.
+
+    Gradient checkpointing computes the inside of a block once more, without the block itself, which
+    would release the tensors. So a norm remembers nothing outside of a running block.
+    """
+    if vars(module).get(_RECORDS) or vars(module).get(_ALWAYS_RECORDS):
+        vars(module)[_NORM_CALL] = NormCall(module, args[0], output)
+
+
+def follow_wrappers(model: nn.Module) -> None:
+    """Move adapters and hooks to the wrappers that PEFT has since put around their modules."""
+    for part in list(model.modules()):
+        if isinstance(part, ModulesToSaveWrapper):
+            move_norm_hook(part, part.original_module, *part.modules_to_save.values())
+    for part in list(model.modules()):
+        if isinstance(part, BaseTunerLayer):
+            move_adapters(part)
+
+
+def move_adapters(wrapper: nn.Module) -> None:
+    """Move adapters from a layer that PEFT has wrapped to the wrapper: they read LoRA's output."""
+    base = wrapper._modules.get("base_layer")
+    if base is None:
+        return
+    layer = base._modules.pop(CHILD, None)
+    if layer is not None:
+        unwrap_forward(base, _WRAPPER)
+        add_to_host(wrapper, layer)
+
+
+def move_norm_hook(wrapper: nn.Module, *inner: nn.Module) -> None:
+    """Move the hook of a norm to the wrapper with which PEFT trains a copy of the norm.
+
+    The wrapper's inputs and outputs have the dtype of the block; those of the copy are float32.
+    """
+    hooked = False
+    always_records = False
+    for part in inner:
+        hooks = part._forward_hooks
+        numbers = [number for number, hook in hooks.items() if hook is remember_norm_call]
+        if not numbers:
+            continue
+        for number in numbers:
+            del hooks[number]
+        hooked = True
+        always_records = always_records or bool(vars(part).get(_ALWAYS_RECORDS))
+    if hooked and remember_norm_call not in wrapper._forward_hooks.values():
+        wrapper.register_forward_hook(remember_norm_call)
+        vars(wrapper)[_ALWAYS_RECORDS] = always_records
+
+
+def find_closing_norm(output: Tensor, active: list[AdapterInput]) -> NormCall | None:
+    """Return the call of the norm that ends a block, where adapters close it and a norm ends it.
 
     Raises:
-        PeftkitError: reentrant checkpointing has cut what the norm read off the graph.
+        PeftkitError: reentrant checkpointing has cut the norm's input off the graph.
     """
-    closing = [tap for tap in active if tap.closes_block]
-    normed = closing[0].normed(output) if closing else None
-    if normed and output.requires_grad and not normed.read.requires_grad:
+    closing = [each for each in active if each.closes_block]
+    if not closing:
+        return None
+    call = closing[0].find_norm_call(output)
+    if call is not None and output.requires_grad and not call.input.requires_grad:
         raise PeftkitError(
-            "placement='pfeiffer' on post-norm blocks gets no gradient through reentrant checkpointing; enable it with "
-            "use_reentrant=False"
+            "placement='pfeiffer' on post-norm blocks gets no gradient through reentrant "
+            "checkpointing; enable it with use_reentrant=False"
         )
-    return normed
+    return call
 
 
-def on_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) -> Tensor:
-    """Apply a branch to the features of z: its last dimension, or the second one of a convolution's
-    or an image's.
+def apply_to_features(branch: Branch, z: Tensor, width: int, *, channels_first: bool) -> Tensor:
+    """Apply a branch to the features of z.
 
-    Where both dimensions have that width, `channels_first` decides.
+    These are its last dimension, or the second one where z comes from a convolution or is an image.
+
+    Args:
+        branch: A function of a tensor [..., width].
+        z: [..., width] or [batch, width, ...].
+        width: The number of features.
+        channels_first: Which dimension it is where both have that width.
     """
-    last, second = z.shape[-1] == width, z.dim() > 2 and z.shape[1] == width
+    last = z.shape[-1] == width
+    second = z.dim() > 2 and z.shape[1] == width
     if second and (channels_first or not last):
-        return branch(z.movedim(1, -1).contiguous()).movedim(-1, 1)
+        features = z.movedim(1, -1).contiguous()  # [batch, width, ...] -> [batch, ..., width]
+        return branch(features).movedim(-1, 1)
     if last:
         return branch(z)
     raise PeftkitError(

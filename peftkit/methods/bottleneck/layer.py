@@ -1,8 +1,6 @@
 """The adapters at one place of a model: their parameters and their forward pass."""
 
 import math
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +10,17 @@ from transformers.activations import ACT2FN
 
 from peftkit.anatomy import first_tensor, with_first_tensor
 from peftkit.errors import ConfigError
-from peftkit.methods.bottleneck import hooks as taps
 from peftkit.methods.bottleneck.config import PLACEMENTS, BottleneckConfig
+from peftkit.methods.bottleneck.hooks import AdapterInput, apply_to_features, find_closing_norm
 
-NOT_LINEAR = "a bottleneck adapter is not linear and cannot be merged; keep it beside the backbone, or train LoRA to merge"
+NOT_LINEAR = (
+    "a bottleneck adapter is not linear and cannot be merged; keep it beside the backbone, or "
+    "train LoRA to merge"
+)
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """The adapters at one place: each adds its f to what the host has given."""
+    """The adapters at one place: each adds its f to the output of their host."""
 
     adapter_layer_names = (
         "bottleneck_down",
@@ -27,11 +28,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         "bottleneck_norm",
         "bottleneck_scale",
     )
-    cast_input_dtype_enabled = (
-        True  # PEFT's disable_input_dtype_casting sets it on every layer of an adapter
-    )
+    other_param_names = ("inputs", "configs")  # what PEFT's delete_adapter removes as well
+    # PEFT's disable_input_dtype_casting sets it on every layer of an adapter.
+    cast_input_dtype_enabled = True
 
-    if TYPE_CHECKING:  # what PEFT's class brings has no types
+    if TYPE_CHECKING:  # the attributes of PEFT's class have no types
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -43,14 +44,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_norm = nn.ModuleDict()
         self.bottleneck_scale = nn.ParameterDict()
-        self.taps: dict[str, taps.Tap] = {}
+        self.inputs: dict[str, AdapterInput] = {}
         self.configs: dict[str, BottleneckConfig] = {}
         self.merged_adapters: list[str] = []
 
     def add(
-        self, name: str, config: BottleneckConfig, tap: "taps.Tap", device: torch.device
+        self, name: str, config: BottleneckConfig, reads: AdapterInput, device: torch.device
     ) -> None:
-        """Make the parameters of an adapter: float32, W_down [m, width], W_up [width, m]."""
+        """Add an adapter with new float32 parameters: W_down [m, width], W_up [width, m]."""
         middle = config.bottleneck_dim or max(1, round(self.width / config.reduction_factor))
         down = nn.Linear(self.width, middle, device=device, dtype=torch.float32)
         up = nn.Linear(middle, self.width, device=device, dtype=torch.float32)
@@ -63,32 +64,32 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         if config.scale == "learned":
             start = torch.full((1,), PLACEMENTS[config.placement][1], device=device)
             self.bottleneck_scale[name] = nn.Parameter(start)
-        self.taps[name], self.configs[name] = tap, config
+        self.inputs[name], self.configs[name] = reads, config
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, output: Any) -> Any:
-        """Return the host's output with the active adapters joined to it."""
-        names = (
-            []
-            if self.disable_adapters
-            else [name for name in self.active_adapters if name in self.configs]
-        )
-        if names:
-            u = first_tensor(output)
-            closing = taps.closing_norm(u, [self.taps[name] for name in names])
-            total = reduce(add, (self._branch(name, self.taps[name].read(u)) for name in names))
-            total = total.view_as(u)  # a mixture of experts may give its tokens in one row
-            # A post-norm block ends in its norm: there the adapters' output is added before the
-            # norm.
-            joined = (
-                type(closing.norm).forward(closing.norm, closing.read + total)
-                if closing
-                else u + total
-            )
-            output = with_first_tensor(output, joined)
-        return output
+        """Return the host's output with what the active adapters add to it."""
+        if self.disable_adapters:
+            return output
+        names = [name for name in self.active_adapters if name in self.configs]
+        if not names:
+            return output
+        u = first_tensor(output)  # [..., width] or [batch, width, ...]
+        closing = find_closing_norm(u, [self.inputs[name] for name in names])
+        total = self._branch(names[0], self.inputs[names[0]].read(u))  # the sum of the f(z)
+        for name in names[1:]:
+            total = total + self._branch(name, self.inputs[name].read(u))
+        total = total.view_as(u)  # a mixture of experts may return its tokens in one row
+        if closing is None:
+            joined = u + total
+        else:
+            # A post-norm block ends in its norm, u = N(h). The adapters belong before it:
+            # N(h + sum of f). The class's forward leaves out the hooks of the norm.
+            joined = type(closing.norm).forward(closing.norm, closing.input + total)
+        return with_first_tensor(output, joined)
 
     def _branch(self, name: str, z: Tensor) -> Tensor:
+        """Return f(z) = s dropout(W_up sigma(W_down z + b_down) + b_up) of one adapter."""
         config = self.configs[name]
         activation, scale = PLACEMENTS[config.placement]
         sigma = ACT2FN[config.activation or activation]
@@ -97,21 +98,23 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             x = self._cast_input_dtype(x, self.bottleneck_down[name].weight.dtype)
             if name in self.bottleneck_norm:
                 x = self.bottleneck_norm[name](x)
-            y: Tensor = self.bottleneck_up[name](sigma(self.bottleneck_down[name](x)))
+            inner = sigma(self.bottleneck_down[name](x))  # [..., m]
+            y: Tensor = self.bottleneck_up[name](inner)  # [..., width]
             y = nn.functional.dropout(y, config.dropout, self.training)
             if config.scale == "learned":
                 return torch.mul(y, self.bottleneck_scale[name])
             return y * (scale if config.scale is None else float(config.scale))
 
-        joined = taps.on_features(branch, z, self.width, channels_first=self.channels_first)
-        return joined.to(z.dtype)
+        added = apply_to_features(branch, z, self.width, channels_first=self.channels_first)
+        return added.to(z.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: between an adapter's two matrices stands a nonlinearity."""
+        """Refuse: there is a nonlinearity between an adapter's two matrices."""
         raise ConfigError(NOT_LINEAR)
 
 
 def _initialize(down: nn.Linear, up: nn.Linear, init: str) -> None:
+    """Set the first weights of W_down [m, width] and W_up [width, m]; biases are zero."""
     for layer in (down, up):
         nn.init.zeros_(layer.bias)
         if init == "houlsby":
@@ -120,4 +123,4 @@ def _initialize(down: nn.Linear, up: nn.Linear, init: str) -> None:
             nn.init.normal_(layer.weight, std=0.02)
     if init == "zero_up":
         nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.weight)  # f = 0, so the model is the backbone at start

@@ -1,4 +1,4 @@
-"""Bottleneck adapters in a model: which places they get, and how PEFT puts them there."""
+"""How a bottleneck config is resolved for a model, and how PEFT injects the adapters."""
 
 from typing import Any, ClassVar
 
@@ -8,10 +8,10 @@ from torch import nn
 
 from peftkit.anatomy import is_convolution, is_convolutional, stream_norms
 from peftkit.errors import ConfigError, TargetError
-from peftkit.methods.bottleneck import hooks as taps
 from peftkit.methods.bottleneck.config import BottleneckConfig
+from peftkit.methods.bottleneck.hooks import CHILD, add_to_host, prepare_input
 from peftkit.methods.bottleneck.layer import NOT_LINEAR, BottleneckLayer
-from peftkit.methods.bottleneck.sites import sites
+from peftkit.methods.bottleneck.sites import Site, sites
 from peftkit.methods.peft_registry import register
 from peftkit.methods.resolution import resolved_copy
 
@@ -19,8 +19,7 @@ _SITES = "_peftkit_sites"
 
 
 def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
-    """Return a copy of `config` with the task type, the trained head and the trained norms that
-    suit `model`.
+    """Return a copy of `config` with the task type, trained head and trained norms of `model`.
 
     Raises:
         TargetError: the model has no place for the adapters, or a name of the config matches
@@ -32,22 +31,27 @@ def resolve(config: BottleneckConfig, model: nn.Module) -> BottleneckConfig:
         inside = [site.host for site in places if f".{site.host}.".find(f".{name}.") >= 0]
         if inside:
             raise TargetError(
-                f"modules_to_save trains {name!r} whole, and {inside[0]!r} in it would get an adapter too"
+                f"modules_to_save trains {name!r} whole, and {inside[0]!r} in it would get an "
+                "adapter too"
             )
-    setattr(
-        resolved, _SITES, places
-    )  # no field of the config, so not in its file: every model has its own
+    # Not a field of the config, so not in its file: every model has other sites.
+    setattr(resolved, _SITES, places)
     if config.train_layer_norms:
-        norms = {
-            f"{site.block}.{name}"
-            for site in places
-            for name, part in model.get_submodule(site.block).named_modules()
-            if any(
-                part is norm for norm in stream_norms(model.get_submodule(site.block), site.width)
-            )
-        }
-        resolved.modules_to_save = [*(resolved.modules_to_save or ()), *sorted(norms)]
+        norms = _norms_of_blocks(places, model)
+        resolved.modules_to_save = [*(resolved.modules_to_save or ()), *norms]
     return resolved
+
+
+def _norms_of_blocks(places: list[Site], model: nn.Module) -> list[str]:
+    """Return the sorted names of the norms on the residual stream in the blocks with adapters."""
+    found: set[str] = set()
+    for site in places:
+        block = model.get_submodule(site.block)
+        norms = {id(norm) for norm in stream_norms(block, site.width)}
+        for name, part in block.named_modules():
+            if id(part) in norms:
+                found.add(f"{site.block}.{name}")
+    return sorted(found)
 
 
 class BottleneckModel(BaseTuner):
@@ -83,32 +87,32 @@ class BottleneckModel(BaseTuner):
         site = self._sites[current_key]
         if isinstance(target, nn.Sequential | nn.ModuleList):
             raise TargetError(
-                f"{current_key!r} is a list of layers and has no output that an adapter could change"
+                f"{current_key!r} is a list of layers and has no output for an adapter to change"
             )
         block = self.model.get_submodule(site.block)
-        tap = taps.open_tap(
+        reads = prepare_input(
             block,
             source=self.model.get_submodule(site.source) if site.source else None,
             norms=stream_norms(block, site.width),
             closes_block=site.closes_block,
             reads_residual=peft_config.parallel_input == "residual",
         )
-        layer = dict(target.named_children()).get(taps.CHILD)
+        layer = dict(target.named_children()).get(CHILD)
         if not isinstance(layer, BottleneckLayer):
-            layer = BottleneckLayer(
-                site.width, channels_first=is_convolution(target) or is_convolutional(self.model)
-            )
+            channels_first = is_convolution(target) or is_convolutional(self.model)
+            layer = BottleneckLayer(site.width, channels_first=channels_first)
             layer._active_adapter = self.active_adapter
-            taps.open_host(target, layer)
-        device = next((parameter.device for parameter in target.parameters()), torch.device("cpu"))
-        layer.add(adapter_name, peft_config, tap, device)
+            add_to_host(target, layer)
+        first = next(target.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+        layer.add(adapter_name, peft_config, reads, device)
 
     def _unload_and_optionally_merge(
         self, merge: bool = True, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        raise ConfigError(
-            NOT_LINEAR if merge else "peftkit.detach(model) takes a bottleneck adapter off"
-        )
+        if merge:
+            raise ConfigError(NOT_LINEAR)
+        raise ConfigError("take a bottleneck adapter off with peftkit.detach(model)")
 
 
 register("BOTTLENECK", BottleneckConfig, BottleneckModel)
