@@ -3,9 +3,9 @@
 The public surface, and nothing else. Names are imported when they are first used, so that ``import
 peftkit`` is quick.
 
-PEFT learns of peftkit's methods when `peft` is imported already, or else at the first use of a
-name; before a bare ``peft.PeftModel.from_pretrained`` of one of their directories, import `peft`
-first, or `peftkit.methods.method`.
+PEFT learns of peftkit's methods when ``import peftkit`` finds that `peft` is imported already, or
+else when one is attached or loaded. So ``import peft, peftkit``, in this order, is what a bare
+``peft.PeftModel.from_pretrained`` of one of their directories needs.
 """
 
 import importlib
@@ -54,10 +54,6 @@ __all__ = [
     "save",
 ]
 
-if "peft" in sys.modules:  # else the first use of a name above does it
-    importlib.import_module("peftkit.methods.method")  # which makes peftkit's methods known to PEFT
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'peftkit' has no attribute {name!r}")
@@ -69,3 +65,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if "peft" in sys.modules:  # otherwise `attach` or `load` does it
+    importlib.import_module("peftkit.methods.method").all_methods()  # which PEFT then knows

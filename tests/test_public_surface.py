@@ -39,3 +39,13 @@ def test_loading_a_quantised_layer_says_nothing():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'atach'"):
         peftkit.atach  # noqa: B018
+
+
+def test_peft_knows_every_method_once_peft_and_then_peftkit_are_imported():
+    code = (
+        "import peft, peftkit\n"
+        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known\n"
+        "print({'LORA', 'ADALORA', 'BOTTLENECK', 'PREFIX'} <= set(known))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
