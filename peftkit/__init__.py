@@ -54,6 +54,7 @@ __all__ = [
     "save",
 ]
 
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'peftkit' has no attribute {name!r}")
