@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
@@ -136,6 +136,7 @@ def _joined(model: PeftModel, config: PeftConfig, name: str) -> PeftModel:
         backbone.peft_config
     )  # the tuners' common dictionary, which PEFT takes for a sign of trouble
     method.tuner_class(backbone, {name: config}, name)
+    cast_adapter_dtype(backbone, name)  # to float32, as PEFT does for a first adapter
     model.peft_config[name] = config
     backbone.peft_config = model.peft_config
     tuner.tuner_layer_cls = BaseTunerLayer

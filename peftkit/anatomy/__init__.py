@@ -3,8 +3,14 @@
 Whatever must know where things are in a model asks here.
 """
 
-from peftkit.anatomy.attention import Attention, attentions, computes_attention, why_none
-from peftkit.anatomy.blocks import Block, Stack, is_convolutional, stacks
+from peftkit.anatomy.attention import (
+    Attention,
+    attentions,
+    computes_attention,
+    key_value_projections,
+    why_none,
+)
+from peftkit.anatomy.blocks import Block, Stack, feed_forward_outputs, is_convolutional, stacks
 from peftkit.anatomy.layers import (
     convolutions,
     features,
@@ -31,6 +37,7 @@ __all__ = [
     "computes_attention",
     "convolutions",
     "features",
+    "feed_forward_outputs",
     "first_tensor",
     "fused_experts",
     "is_convolution",
@@ -38,6 +45,7 @@ __all__ = [
     "is_linear",
     "is_norm",
     "is_reversible",
+    "key_value_projections",
     "left_alone",
     "linear_layers",
     "output_modules",

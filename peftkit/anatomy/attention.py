@@ -116,6 +116,25 @@ def _at_its_place(attention: Attention, model: nn.Module) -> Attention:
     return attention
 
 
+def key_value_projections(model: nn.Module, attention: Attention) -> list[str]:
+    """Return the linear layers that make the keys and the values of an attention.
+
+    Where one layer makes them together with the queries, it is that layer. An attention that holds
+    its projections as bare parameters has none.
+    """
+    module = model.get_submodule(attention.name)
+    apart, fused = [], []
+    for name, part in module.named_modules():
+        if not is_linear(part):
+            continue
+        last = name.rpartition(".")[2]
+        if last in _KEY or last in _VALUE:
+            apart.append(f"{attention.name}.{name}")
+        elif last in _FUSED:
+            fused.append(f"{attention.name}.{name}")
+    return apart or fused
+
+
 def computes_attention(module: nn.Module) -> bool:
     """Return whether a module's own code takes a softmax over scores of keys.
 

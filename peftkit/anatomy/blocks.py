@@ -61,6 +61,31 @@ def stacks(model: nn.Module) -> list[Stack]:
     return []
 
 
+def feed_forward_outputs(model: nn.Module) -> list[str]:
+    """Return the linear layers with which feed-forward sublayers end, one for each expert.
+
+    Experts that are fused into one parameter have none.
+    """
+    found: dict[str, None] = {}
+    for stack in stacks(model):
+        for block in stack.blocks:
+            for part in block.of_kind("feed-forward"):
+                found |= dict.fromkeys(_last_layers(model, part))
+    return list(found)
+
+
+def _last_layers(model: nn.Module, part: Sublayer) -> list[str]:
+    """Return, of each module in a sublayer, the last linear layer that is as wide as the stream."""
+    writer = model.get_submodule(part.writer)
+    if is_linear(writer):
+        return [part.writer]
+    last_of: dict[str, str] = {}
+    for name, layer in writer.named_modules():
+        if is_linear(layer) and features(layer)[1] == part.width:
+            last_of[name.rpartition(".")[0]] = f"{part.writer}.{name}"
+    return list(last_of.values())
+
+
 def is_convolutional(model: nn.Module) -> bool:
     """Return whether only convolutions move information between positions in a model."""
     convolves = any(is_convolution(module) for module in model.modules())
