@@ -4,5 +4,5 @@ Imports nothing heavy: what a method can do is in `peftkit.methods.method`, the 
 in a recipe's YAML in `peftkit.methods.settings`.
 """
 
-NAMES = ("lora", "adalora", "bottleneck", "prefix")
+NAMES = ("lora", "adalora", "bottleneck", "prefix", "ia3")
 """The methods by the name of their folder, as ``adapter.method`` takes it. The first is the default."""
