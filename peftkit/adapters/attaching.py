@@ -19,6 +19,7 @@ from peftkit.methods.peft_registry import garbage_stays, injecting, quiet_peft
 from peftkit.recording import extend, note
 
 _SNAPSHOT = "_peftkit_snapshot"
+_TRAINS_A_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # tasks, as PEFT calls them
 
 
 def attach(
@@ -28,11 +29,10 @@ def attach(
     name: str = "default",
     lean: Lean | bool = True,
 ) -> PeftModel:
-    """Attach an adapter to a transformers model, all or nothing, and return the model ready to
-    train.
+    """Attach an adapter to a transformers model and return the model ready to train.
 
-    Targets that the config leaves open are resolved from the model's structure. The adapter's
-    parameters are float32; the backbone is frozen and keeps its dtypes. When attaching fails, the
+    Targets that the config leaves open are found from the model's structure. The adapter's
+    parameters are float32. The backbone is frozen and keeps its dtypes. If attaching fails, the
     model is as it was.
 
     A model that has adapters gets one more. If it is of another method, it joins the active ones
@@ -42,15 +42,15 @@ def attach(
     Args:
         model: The backbone; float, 8-bit or 4-bit; or what `attach` has returned. It is changed in
             place, and `detach` undoes that. Move it to its device first.
-        config: ``LoraConfig``, ``AdaLoraConfig``, ``BottleneckConfig`` or ``PrefixConfig``. It is
-            not changed; what was resolved stands in ``record(model)["attach"]``.
+        config: A method's config, such as ``LoraConfig`` or ``PrefixConfig``. It is not changed;
+            what was resolved is in ``record(model)["attach"]``.
         name: The adapter's name in PEFT.
         lean: What to make lean of the training step: all, nothing, or as a `Lean` says; see
             ``record(model)["lean"]``.
 
     Raises:
         ConfigError: the config is out of bounds, the name is taken, or the model carries an adapter
-            of somebody else's.
+            that someone else attached.
         TargetError: a target is not in the model, or cannot carry the method.
     """
     return attach_reversibly(model, config, name, lean)[0]
@@ -60,17 +60,9 @@ def attach(
 def attach_reversibly(
     model: Any, config: PeftConfig, name: str, lean: Lean | bool
 ) -> tuple[PeftModel, Snapshot]:
-    """Attach, and return the model with its state before, to which a caller can go back."""
+    """Attach, and return the model with a snapshot of it before, to which a caller can go back."""
     first: Snapshot | None = vars(model).get(_SNAPSHOT)
-    if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ConfigError(
-            "the model carries an adapter already; to add one, pass what peftkit.attach has returned; to start over, "
-            "peftkit.detach that (or model.unload() an adapter of PEFT's own)"
-        )
-    if first is not None and name in model.peft_config:
-        raise ConfigError(
-            f"the model has an adapter {name!r} already; attach under another name, or detach first"
-        )
+    _check_name_is_free(model, first, name)
     prevent_cpu_repacking(model)
     method = method_of(config)
     with first.lifted() if first else contextlib.nullcontext():
@@ -78,13 +70,14 @@ def attach_reversibly(
         resolved = method.resolve(config, bare)
         left_alone = method.left_alone(resolved, bare)
     if first and config.modules_to_save is None and _trains_head(model, besides=config.peft_type):
-        resolved.modules_to_save = []
-    if first and method.changes_backbone(resolved):
+        resolved.modules_to_save = []  # the head is the other adapter's
+    writes = method.changes_backbone(resolved)
+    if first and writes:
         raise ConfigError(
-            f"init_lora_weights={config.init_lora_weights!r} writes to the backbone's weights, on which another adapter of the "
-            "model stands; attach it first, or alone"
+            f"init_lora_weights={config.init_lora_weights!r} writes to the backbone's weights, on "
+            "which another adapter of the model stands; attach it first, or alone"
         )
-    before = Snapshot(model, copy_weights=method.changes_backbone(resolved))
+    before = Snapshot(model, copy_weights=writes)
     try:
         if first is None:
             prepare(bare, lean)
@@ -92,26 +85,43 @@ def attach_reversibly(
             adapted = _joined(model, resolved, name) if first else _wrapped(model, resolved, name)
         settle(adapted, name)
         _make_layers_lean(adapted, Lean.of(lean))
-    except BaseException as problem:
+    except PeftkitError:
         before.restore()
-        if isinstance(problem, Exception) and not isinstance(
-            problem, PeftkitError
-        ):  # whatever PEFT has raised
-            what = f"{type(config).__name__} cannot be attached to {type(bare).__name__}"
-            raise TargetError(f"{what}: {problem}") from problem
+        raise
+    except Exception as problem:  # whatever PEFT raises
+        before.restore()
+        what = f"{type(config).__name__} cannot be attached to {type(bare).__name__}"
+        raise TargetError(f"{what}: {problem}") from problem
+    except BaseException:
+        before.restore()
         raise
     before.keep_trained_values()
     vars(adapted).setdefault(_SNAPSHOT, before)
     described = _describe(adapted, resolved, name) | {"left_alone": left_alone}
     note(adapted, "attach" if first is None else f"attach {name}", described)
-    return adapted.train(any(parameter.requires_grad for parameter in adapted.parameters())), before
+    is_trained = any(parameter.requires_grad for parameter in adapted.parameters())
+    return adapted.train(is_trained), before
+
+
+def _check_name_is_free(model: Any, first: Snapshot | None, name: str) -> None:
+    """Refuse a model with an adapter of PEFT's own, and a name that is taken."""
+    if first is not None and name in model.peft_config:
+        raise ConfigError(
+            f"the model has an adapter {name!r} already; attach under another name, or detach first"
+        )
+    if first is None and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError(
+            "the model carries an adapter already; to add one, pass what peftkit.attach returned; "
+            "to start over, peftkit.detach that (or model.unload() an adapter of PEFT's own)"
+        )
 
 
 def _wrapped(model: PreTrainedModel, config: PeftConfig, name: str) -> PeftModel:
-    """Return PEFT's model for a backbone; its classes for classification would train a head where
-    none is asked for.
+    """Return PEFT's model for a backbone, of the class for its task.
+
+    PEFT's classes for classification train a head even where the config asks for none.
     """
-    if config.modules_to_save == []:
+    if config.modules_to_save == [] and config.task_type in _TRAINS_A_HEAD:
         return PeftModel(model, config, adapter_name=name)
     return get_peft_model(model, config, adapter_name=name)
 
@@ -132,9 +142,7 @@ def _joined(model: PeftModel, config: PeftConfig, name: str) -> PeftModel:
     for other in model.active_adapters:
         if model.peft_config[other].peft_type != config.peft_type:
             kept.append(other)
-    del (
-        backbone.peft_config
-    )  # the tuners' common dictionary, which PEFT takes for a sign of trouble
+    del backbone.peft_config  # all tuners share it, and PEFT takes that for a sign of trouble
     method.tuner_class(backbone, {name: config}, name)
     cast_adapter_dtype(backbone, name)  # to float32, as PEFT does for a first adapter
     model.peft_config[name] = config
@@ -174,36 +182,39 @@ def _make_layers_lean(model: PeftModel, lean: Lean) -> None:
 
 
 def _trains_head(model: PeftModel, *, besides: str) -> bool:
-    """Tell whether an active adapter of another method trains modules whole: one that joins it
-    leaves them to it.
+    """Return whether an active adapter of another method trains modules whole.
+
+    An adapter that joins it leaves these modules to it.
     """
-    active = [model.peft_config[name] for name in model.active_adapters]
-    return any(config.modules_to_save for config in active if config.peft_type != besides)
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        if config.peft_type != besides and config.modules_to_save:
+            return True
+    return False
 
 
 def _describe(model: PeftModel, config: PeftConfig, name: str) -> dict[str, Any]:
-    layers = dict(model.get_base_model().named_modules())
-    saved = [
-        layer
-        for layer, module in layers.items()
-        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
-    ]
+    """Return what `record` tells of an adapter; also write the trained heads into its config."""
+    saved: list[str] = []
+    adapted_layers = 0
+    for layer, module in model.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save:
+            saved.append(layer)
+        if isinstance(module, BaseTunerLayer) and name in module._get_available_adapters():
+            adapted_layers += 1
     if config.modules_to_save:
         config.modules_to_save = saved  # PEFT adds names of its own, present or not
+    trained = 0
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad and f".{name}" in key:
+            trained += parameter.numel()
     targets = config.target_modules
     return {
         "method": str(config.peft_type.value),
         "targets": targets if isinstance(targets, str) else sorted(targets or ()),
         "saved_modules": saved,
-        "adapted_layers": sum(
-            isinstance(module, BaseTunerLayer) and name in module._get_available_adapters()
-            for module in layers.values()
-        ),
-        "trained_parameters": sum(
-            p.numel()
-            for key, p in model.named_parameters()
-            if p.requires_grad and f".{name}" in key
-        ),
+        "adapted_layers": adapted_layers,
+        "trained_parameters": trained,
     }
 
 
@@ -216,15 +227,15 @@ def detach(model: PeftModel) -> PreTrainedModel:
     snapshot: Snapshot | None = vars(model).get(_SNAPSHOT)
     if snapshot is None:
         raise ConfigError(
-            "peftkit did not attach an adapter to this model; an adapter of PEFT's own goes with model.unload()"
+            "peftkit did not attach an adapter to this model; an adapter of PEFT's own comes off "
+            "with model.unload()"
         )
-    if any(
-        isinstance(module, BaseTunerLayer) and getattr(module, "merged", False)
-        for module in model.modules()
-    ):
-        raise ConfigError(
-            "the adapter is merged into the weights; call model.unmerge_adapter() before peftkit.detach(model)"
-        )
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and getattr(module, "merged", False):
+            raise ConfigError(
+                "the adapter is merged into the weights; call model.unmerge_adapter() before "
+                "peftkit.detach(model)"
+            )
     snapshot.restore()
     backbone: PreTrainedModel = snapshot.model
     return backbone

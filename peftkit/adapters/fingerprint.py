@@ -88,7 +88,8 @@ def check_backbone(about: Mapping[str, Any], model: nn.Module, path: Path) -> No
         )
     if key is not None:
         raise BaseMismatchError(
-            f"{path} was trained on a backbone with {key} {saved.get(key)}; this one has {here[key]}"
+            f"{path} was trained on a backbone with {key} {saved.get(key)}; this one has "
+            f"{here[key]}"
         )
 
 

@@ -70,7 +70,8 @@ def _model_class(config: PretrainedConfig, task: Head | None) -> type[PreTrained
     auto_class = getattr(transformers, AUTO_CLASSES[task or "causal-lm"])
     if type(config) not in auto_class._model_mapping:
         raise ValueError(
-            f"transformers has no {task or 'causal-lm'} model of type {config.model_type}; name another task"
+            f"transformers has no {task or 'causal-lm'} model of type {config.model_type}; name "
+            "another task"
         )
     chosen: type[PreTrainedModel] = auto_class._model_mapping[type(config)]
     return chosen
@@ -128,61 +129,65 @@ def _block_lines(block: Block, model: nn.Module, scores: list[Attention]) -> lis
 
 
 def _sublayer_line(part: Sublayer, block: Block, model: nn.Module, scores: list[Attention]) -> str:
-    module = model.get_submodule(part.source)
-    near = block.name + "."
-    about = [
-        f"{part.source.removeprefix(near)}  {'state space or other mixer' if part.kind == 'mixer' else part.kind}"
-    ]
+    near = f"{block.name}."
+    kind = "state space or other mixer" if part.kind == "mixer" else part.kind
+    about = [f"{part.source.removeprefix(near)}  {kind}"]
     for site in scores:
         if f"{site.name}.".startswith(f"{part.source}."):
-            grouped = f", {site.groups} key-value heads" if site.groups != site.heads else ""
-            widths = (
-                f"{site.key_width}"
-                if site.key_width == site.value_width
-                else f"{site.key_width} and {site.value_width}"
-            )
-            about.append(f"{site.heads} heads{grouped} of {widths}")
-    experts = fused_experts(module)
-    lists = [
-        child
-        for name, child in module.named_modules()
-        if name.endswith("experts") and isinstance(child, nn.ModuleList)
-    ]
-    if experts:
-        about.append(f"{len(module.get_parameter(experts[0]))} experts, fused")
-    elif lists:
-        about.append(f"{len(lists[0])} experts")
-    routers = [
-        name for name, child in module.named_modules() if "router" in type(child).__name__.lower()
-    ]
-    if routers:
-        about.append(f"router {routers[0]}")
+            about.append(_heads(site))
+    about += _experts(model.get_submodule(part.source))
     if part.writer != part.source:
         about.append(f"writes through {part.writer.removeprefix(near)}")
     return ", ".join(about)
 
 
+def _heads(site: Attention) -> str:
+    grouped = f", {site.groups} key-value heads" if site.groups != site.heads else ""
+    widths = f"{site.key_width}"
+    if site.value_width != site.key_width:
+        widths += f" and {site.value_width}"
+    return f"{site.heads} heads{grouped} of {widths}"
+
+
+def _experts(sublayer: nn.Module) -> list[str]:
+    """Return what there is to say of a mixture of experts: their number, and the router."""
+    about = []
+    fused = fused_experts(sublayer)
+    if fused:
+        about.append(f"{len(sublayer.get_parameter(fused[0]))} experts, fused")
+    routers = []
+    for name, part in sublayer.named_modules():
+        if name.endswith("experts") and isinstance(part, nn.ModuleList) and not about:
+            about.append(f"{len(part)} experts")
+        if "router" in type(part).__name__.lower():
+            routers.append(name)
+    if routers:
+        about.append(f"router {routers[0]}")
+    return about
+
+
 def _ends(model: PreTrainedModel) -> list[str]:
+    """Return the lines about the output embedding, the task's head and what stays in 16 bits."""
     names = {id(module): name for name, module in model.named_modules()}
+    outputs = output_modules(model)
     lines = []
-    for head in output_modules(model):
-        tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-        lines.append(
-            f"output embedding    {names[id(head)]}{', tied to the input embedding' if tied else ''}"
-        )
-    if heads := task_head(model):
+    is_tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    for head in outputs:
+        tied = ", tied to the input embedding" if is_tied else ""
+        lines.append(f"output embedding    {names[id(head)]}{tied}")
+    heads = task_head(model)
+    if heads:
         lines.append(
             f"task head           {', '.join(heads)}: trained whole and saved with an adapter"
         )
-    outputs = {id(module) for module in output_modules(model)}
-    quantised = sum(
-        _count(module)
-        for module in model.modules()
-        if is_linear(module) and id(module) not in outputs
-    )
-    rest = _count(model) - quantised
+    output_ids = {id(module) for module in outputs}
+    rest = _count(model)
+    for module in model.modules():
+        if is_linear(module) and id(module) not in output_ids:
+            rest -= _count(module)
     lines.append(
-        f"stays 16-bit        {_short(rest)} parameters when quantised: all but the inner linear layers"
+        f"stays 16-bit        {_short(rest)} parameters when quantised: all but the inner linear "
+        "layers"
     )
     return lines
 

@@ -27,20 +27,23 @@ def merge(
     *,
     probe: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
-    """Return a new, plain transformers model that computes what the adapted model computes; `model`
-    stays as it is.
+    """Return a new, plain transformers model that computes what the adapted model computes.
+
+    `model` stays as it is.
 
     Each adapted weight is dequantised, gets its update in float32 and is rounded once, to `dtype`:
     W' = W + (alpha / r) B A for LoRA (arXiv:2106.09685, section 4.1), and what PEFT defines for its
-    variants; W' = W + s P Λ Q for AdaLoRA (arXiv:2303.10512). Nothing is ever merged into a 4- or
-    8-bit weight, which would erase most of a small update.
+    variants; W' = W + s P Λ Q for AdaLoRA (arXiv:2303.10512); W' = l * W for IA3
+    (arXiv:2205.05638). Nothing is ever merged into a 4- or 8-bit weight, which would erase most of
+    a small update.
 
     ``record(merged)["merge"]`` holds the largest absolute difference between the two models'
     outputs on the probe batch ("largest_logit_difference"), and the largest absolute output beside
     it.
 
     Args:
-        model: What `attach` or `load` returned, with one active LoRA or AdaLoRA adapter.
+        model: What `attach` or `load` returned, with one active adapter that changes
+            weights.
         dtype: torch.bfloat16, torch.float16 or torch.float32.
         probe: Keyword arguments of one forward call, each of shape (batch, ...); by default 2 x 16
             tokens drawn at random.
@@ -54,35 +57,54 @@ def merge(
             f"cannot merge into {dtype}; choose torch.bfloat16, torch.float16 or torch.float32"
         )
     name = _adapter_to_merge(model)
-    config = model.peft_config[name]
     backbone: PreTrainedModel = model.get_base_model()
+    state = _merged_state(backbone, model.peft_config[name], name, dtype)
+    merged = _plain_model(backbone, state, dtype)
+    note(merged, "merge", {"dtype": str(dtype), **_largest_difference(model, merged, probe)})
+    return merged
+
+
+def _merged_state(
+    backbone: PreTrainedModel, config: PeftConfig, name: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return the weights of the merged model in `dtype`.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite.
+    """
+    state: dict[str, Tensor] = {}
     with torch.no_grad():
-        parameters = _merged_parameters(backbone, method_of(config), config, name)
-        state = {
-            name: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-            for name, tensor in parameters
-        }
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(f"the merged weight {name} is not finite in {dtype}")
-    plain_config = copy.deepcopy(backbone.config)
-    if hasattr(plain_config, "quantization_config"):
-        del plain_config.quantization_config
-    plain_config.dtype = dtype
+        for key, tensor in _merged_parameters(backbone, method_of(config), config, name):
+            if tensor.is_floating_point():
+                state[key] = tensor.to(dtype, copy=True)
+            else:
+                state[key] = tensor.clone()
+            if not bool(torch.isfinite(state[key]).all()):
+                raise NonFiniteError(f"the merged weight {key} is not finite in {dtype}")
+    return state
+
+
+def _plain_model(
+    backbone: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
+    """Return a frozen model of the backbone's class with the weights `state`."""
+    config = copy.deepcopy(backbone.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = dtype
     if _is_untied(backbone, state):
-        plain_config.get_text_config().tie_word_embeddings = False
+        config.get_text_config().tie_word_embeddings = False
     with init_empty_weights(include_buffers=False):
-        merged: PreTrainedModel = type(backbone)(plain_config)
+        merged: PreTrainedModel = type(backbone)(config)
     merged.load_state_dict(state, strict=False, assign=True)
     merged.tie_weights()
     if getattr(backbone, "generation_config", None) is not None:
         merged.generation_config = copy.deepcopy(backbone.generation_config)
     _copy_buffers(backbone, merged)
-    missing = [name for name, parameter in merged.named_parameters() if parameter.is_meta]
+    missing = [key for key, parameter in merged.named_parameters() if parameter.is_meta]
     assert not missing, f"no weight for {missing[:3]}"
     merged.requires_grad_(False)
     merged.eval()
-    note(merged, "merge", {"dtype": str(dtype), **_largest_difference(model, merged, probe)})
     return merged
 
 
@@ -94,8 +116,8 @@ def _adapter_to_merge(model: PeftModel) -> str:
     """
     if not isinstance(model, PeftModel):
         raise ConfigError(
-            f"{type(model).__name__} has no active adapter to merge; attach or load returns a model "
-            "that has"
+            f"{type(model).__name__} has no active adapter to merge; attach or load returns a "
+            "model that has one"
         )
     active = list(model.active_adapters)
     if len(active) > 1:
@@ -110,9 +132,7 @@ def _adapter_to_merge(model: PeftModel) -> str:
 def save_merged(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
 ) -> None:
-    """Write a merged model with its tokenizer, ready for transformers, vLLM or llama.cpp; whole or
-    not at all.
-    """
+    """Write a merged model with its tokenizer, for transformers, vLLM or llama.cpp."""
     with staged_directory(directory) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
@@ -148,15 +168,15 @@ def _merged_parameters(
 
 
 def _is_untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
-    """Tell whether the update of one of two tied embeddings has made them different."""
+    """Return whether two tied embeddings differ now, because one of them got an update."""
+    if not any(output_modules(backbone)):
+        return False
     names = {id(module): name for name, module in backbone.named_modules()}
-    ends = (
-        [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
-        if any(output_modules(backbone))
-        else []
-    )
-    keys = [f"{names[id(module)]}.weight" for module in ends if id(module) in names]
-    weights = [state[key] for key in keys if key in state]
+    weights = []
+    for module in (backbone.get_input_embeddings(), backbone.get_output_embeddings()):
+        key = f"{names.get(id(module))}.weight"
+        if key in state:
+            weights.append(state[key])
     return len(weights) == 2 and not torch.equal(*weights)
 
 
@@ -173,9 +193,7 @@ def _float_copy(base: nn.Module) -> nn.Module:
 
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    """Copy what is neither weight nor config, such as rotary frequencies that were stretched after
-    loading.
-    """
+    """Copy buffers, such as rotary frequencies that were stretched after loading."""
     target.to(next(source.parameters()).device)
     values = dict(source.named_buffers())
     for name, buffer in target.named_buffers():
@@ -188,11 +206,9 @@ def _random_tokens(model: PreTrainedModel) -> dict[str, Tensor]:
     if model.main_input_name != "input_ids" or not size:
         return {}
     ids = torch.randint(size, (2, 16), generator=torch.Generator().manual_seed(0))
-    return (
-        {"input_ids": ids, "decoder_input_ids": ids}
-        if model.config.is_encoder_decoder
-        else {"input_ids": ids}
-    )
+    if model.config.is_encoder_decoder:
+        return {"input_ids": ids, "decoder_input_ids": ids}
+    return {"input_ids": ids}
 
 
 def _largest_difference(

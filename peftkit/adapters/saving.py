@@ -43,7 +43,8 @@ def save(model: PeftModel, directory: str | Path, *, name: str = "default") -> N
     """
     if not isinstance(model, PeftModel) or name not in model.peft_config:
         raise ConfigError(
-            f"{type(model).__name__} has no adapter {name!r} to save; attach returns a model that has"
+            f"{type(model).__name__} has no adapter {name!r} to save; attach returns a model that "
+            "has one"
         )
     tensors = adapter_tensors(model, name)
     if not tensors:

@@ -17,35 +17,37 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, *, copy_weights: bool) -> None:
         self.model = model
+        self._attributes: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._parameters: list[tuple[nn.Parameter, Tensor, bool]] = []
+        self._values: list[tuple[Tensor, Tensor]] = []
         shared: dict[int, Any] = {}
-        self._attributes = [
-            (module, self._copied(vars(module), shared)) for module in model.modules()
-        ]
-        self._parameters = [
-            (parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()
-        ]
-        self._values: list[tuple[Tensor, Tensor]] = [
-            (buffer, buffer.clone()) for buffer in model.buffers()
-        ]
-        self._values += [(p, p.data.clone()) for p in model.parameters()] if copy_weights else []
+        for module in model.modules():
+            self._attributes.append((module, self._copied(vars(module), shared)))
+        for parameter in model.parameters():
+            self._parameters.append((parameter, parameter.data, parameter.requires_grad))
+            if copy_weights:
+                self._values.append((parameter, parameter.data.clone()))
+        for buffer in model.buffers():
+            self._values.append((buffer, buffer.clone()))
 
     @staticmethod
     def _copied(attributes: dict[str, Any], shared: dict[int, Any]) -> dict[str, Any]:
-        """Copy what can be changed in place; what two modules share stays one thing (PEFT's
-        configs).
+        """Copy a module's attributes, and the dictionaries and sets among them.
+
+        What two modules share stays one thing, such as PEFT's configs. `shared` has the copies so
+        far, by the id of the original.
         """
-        return {
-            key: shared.setdefault(id(value), copy.copy(value))
-            if isinstance(value, dict | set)
-            else value
-            for key, value in attributes.items()
-        }
+        copies = dict(attributes)
+        for key, value in attributes.items():
+            if isinstance(value, dict | set):
+                copies[key] = shared.setdefault(id(value), copy.copy(value))
+        return copies
 
     def keep_trained_values(self) -> None:
-        """Copy the parameters of the backbone that will be trained in place (biases, with
-        ``bias="all"``).
-        """
-        self._values += [(p, p.data.clone()) for p, _, _ in self._parameters if p.requires_grad]
+        """Copy the parameters that are trained in place, such as biases with ``bias="all"``."""
+        for parameter, _, _ in self._parameters:
+            if parameter.requires_grad:
+                self._values.append((parameter, parameter.data.clone()))
 
     def restore(self) -> None:
         """Make the model what it was."""

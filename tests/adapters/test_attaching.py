@@ -136,8 +136,8 @@ def test_a_failed_attach_leaves_the_model_as_it_was(any_backbone, ids, config, e
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_a_foreign_method_a_foreign_adapter_and_a_name_that_is_taken_are_refused(backbone):
-    with pytest.raises(ConfigError, match="IA3Config is not one of peftkit's methods"):
-        peftkit.attach(backbone, peft.IA3Config())
+    with pytest.raises(ConfigError, match="VeraConfig is not one of peftkit's methods"):
+        peftkit.attach(backbone, peft.VeraConfig())
     model = peftkit.attach(backbone, CONFIG)
     with pytest.raises(ConfigError, match="has an adapter 'default' already"):
         peftkit.attach(model, CONFIG)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from peftkit.config.reading import build
+from peftkit.methods import NAMES as METHOD_NAMES
 from peftkit.runs.finetune import finetune
 from peftkit.runs.recipes import load_recipe, recipe_named
 
@@ -17,12 +18,13 @@ NAMES = (
     "text_classification", "text_pair", "token_classification", "causal_lm",
     "chat", "seq2seq", "image_classification", "speech_recognition",
 )  # fmt: skip
-METHODS = {
-    "lora": {"method": "lora", "r": 4},
-    "adalora": {"method": "adalora", "init_r": 4, "target_r": 2},
-    "bottleneck": {"method": "bottleneck", "reduction_factor": 8},
-    "prefix": {"method": "prefix", "num_virtual_tokens": 4},
+SMALL = {
+    "lora": {"r": 4},
+    "adalora": {"init_r": 4, "target_r": 2},
+    "bottleneck": {"reduction_factor": 8},
+    "prefix": {"num_virtual_tokens": 4},
 }
+METHODS = {name: {"method": name} | SMALL.get(name, {}) for name in METHOD_NAMES}
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 
