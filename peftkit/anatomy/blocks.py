@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftkit.anatomy.layers import features, is_convolution
+from peftkit.anatomy.layers import features, is_convolution, is_linear
 from peftkit.anatomy.norms import norm_width
 from peftkit.anatomy.sublayers import (
     Kind,
