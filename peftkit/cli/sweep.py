@@ -48,7 +48,7 @@ def _add_search_options(sweep: argparse.ArgumentParser) -> None:
         "--trials",
         type=positive,
         metavar="N",
-        help="trials in all, with those before an interruption (default: 20; every point of a grid)",
+        help="trials in all, with those before an interruption (default: 20, or the whole grid)",
     )
     sweep.add_argument(
         "--sampler",

@@ -1,16 +1,12 @@
-"""The sections that every recipe's config is made of. Imports nothing heavy, so that `--help` is
-quick.
+"""The sections of a recipe's config for the model, the data and the generation of text.
+
+It imports nothing heavy, so that `--help` is quick.
 """
 
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from peftkit.config.keys import section
 
@@ -20,17 +16,17 @@ class ModelSettings:
     """Which backbone to load, and how."""
 
     source: str
-    """A Hub id, a directory, a .gguf file, a config.json (random weights), or package:NAME/FILE of
-    an installed package.
+    """A Hub id, a directory, a .gguf file, a config.json (for random weights), or
+    package:NAME/FILE for a file in an installed package.
     """
     quantization: Literal["int8", "nf4", "fp4"] | None = None
-    """How linear layers are stored; null keeps 16 bits."""
+    """How linear layers are stored; null does not quantise them."""
     double_quantization: bool = True
-    """Quantise the 4-bit block scales too."""
+    """Quantise the scales of 4-bit blocks too."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of all that is not quantised, and of the activations."""
+    """Dtype of the activations and of all weights that are not quantised; auto is a 16-bit one."""
     attention: str | None = None
-    """transformers' attention implementation, e.g. sdpa or eager; null lets transformers choose."""
+    """The attention implementation, such as sdpa or eager; null lets transformers choose."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `load_backbone`."""
@@ -48,73 +44,75 @@ class ModelSettings:
 
 @section
 class LeanSettings:
-    """What is made lean of a training step: less memory and time, the same numbers up to rounding."""
+    """What a training step saves in memory and time; the numbers are the same up to rounding."""
 
     layers: bool = True
-    """LoRA and AdaLoRA keep no copy of what they read."""
+    """LoRA and AdaLoRA keep no copy of their input for the backward pass."""
     loss: bool = True
-    """A language model's logits are never whole in memory."""
+    """A language model computes its logits and loss in chunks."""
     norms: bool = True
-    """Norms keep their inputs alone, and compute the rest again."""
+    """Norms keep only their input, and compute the rest again in the backward pass."""
     feed_forward: bool = True
-    """Feed-forward layers keep what their first layers give, and compute the rest again."""
+    """Feed-forward layers keep only the outputs of their first layers."""
     weights: bool = False
-    """Dequantise 4-bit weights twice and not three times a step where blocks are checkpointed, for
-    one block's in 16 bits.
+    """Where blocks are checkpointed, dequantise 4-bit weights twice a step instead of three times;
+    this keeps the 16-bit weights of one block.
     """
 
 
 @section
 class ReplaySettings:
-    """Old rows to learn again beside new ones, against forgetting."""
+    """Old rows to train on again beside the new ones, against forgetting."""
 
     train: str
-    """The file with the old rows."""
+    """The data file with the old rows."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Old rows in an epoch, as a share of all rows of the epoch; drawn once, by the run's seed."""
+    """Share of old rows among the rows of an epoch; they are drawn once, with the run's seed."""
 
 
 @section
 class RowSettings:
-    """Which rows to learn from."""
+    """Which rows to train on."""
 
     train: str | list[str]
-    """A JSONL, JSON, CSV or Parquet file, or several; sample:NAME/SPLIT for one of peftkit's
-    samples.
+    """JSONL, JSON, CSV or Parquet files; sample:NAME/SPLIT for a sample that peftkit fetches, or
+    package:NAME/FILE for a file in an installed package.
     """
     evaluation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out rows: another such file, or the share of the training rows to hold out."""
+    """Held-out rows: a data file, or the share of the training rows to hold out."""
     columns: dict[str, str] = field(default_factory=dict)
-    """The file's names for the columns: {messages: conversation}."""
+    """What the file calls the columns, such as {messages: conversation}."""
     replay: ReplaySettings | None = None
-    """Rows of an earlier task to learn again."""
+    """Rows of an earlier task to train on again."""
     retention: str | None = None
-    """Held-out rows of an earlier task: the report says what the training has changed there."""
+    """Held-out rows of an earlier task: the report says how much of it is forgotten."""
 
 
 @section
 class TextSettings(RowSettings):
-    """Which rows to learn from, and how much of each."""
+    """Which rows to train on, and how much of each."""
 
     max_length: Annotated[int, Field(ge=2)] = 512
-    """Longest example in tokens; what is longer is cut, and counted."""
+    """Longest example, in tokens; longer ones are cut, and the run says how many."""
 
 
 @section
 class DataSettings(TextSettings):
-    """Which dialogues, completions or texts to learn from."""
+    """Which dialogues, completions or texts to train on."""
 
     format: Literal["auto", "chat", "prompt-completion", "alpaca", "sharegpt", "text"] = "auto"
-    """What the rows are; "auto" tells by the columns and says so."""
+    """The format of the rows; auto finds it from the columns, and the run says which it is."""
     max_length: Annotated[int, Field(ge=2)] = 1024
-    """Longest example in tokens; what is longer is cut, and counted."""
+    """Longest example, in tokens; longer ones are cut, and the run says how many."""
     loss_on: Literal["assistant", "all"] | None = None
-    """Learn the answers alone, or every token; null is the answers where there are answers."""
+    """Train on the answers or on every token; null means the answers if there are any."""
     packing: bool | Literal["batch"] = False
-    """Rows behind each other that do not see each other: true fills examples of max_length tokens,
-    "batch" puts those of a micro-batch into one, which is the same step without padding."""
+    """Put several rows into one sequence, where they do not attend to each other: true fills
+    sequences of max_length tokens; batch joins the rows of each micro-batch, which is the same step
+    without padding.
+    """
     system: str | None = None
-    """A system message for dialogues that have none."""
+    """The system message of dialogues that have none."""
 
     def __post_init__(self) -> None:
         if self.loss_on == "assistant" and self.format == "text":
@@ -125,25 +123,27 @@ class DataSettings(TextSettings):
 
 @section
 class GenerationSettings:
-    """How a model writes."""
+    """How the model generates text."""
 
     max_new_tokens: PositiveInt = 64
-    """Longest text to write, in tokens."""
+    """Longest text to generate, in tokens."""
     num_beams: PositiveInt = 1
-    """Beams of the search; 1 is greedy."""
+    """Beams of the beam search; 1 is greedy search."""
     length_penalty: float = 1.0
-    """With beams: above 1 favours longer texts."""
+    """With several beams, a value above 1 favours longer texts."""
     no_repeat_ngram_size: NonNegativeInt = 0
-    """No sequence of so many tokens twice; 0 allows all."""
+    """Generate no sequence of this many tokens twice; 0 allows any."""
     temperature: NonNegativeFloat = 0.0
-    """Draws tokens by their probability, sharpened below 1; 0 always takes the likeliest."""
+    """Above 0, draw tokens at random, the closer to the likeliest the lower it is; 0 takes the
+    likeliest.
+    """
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With a temperature: draw among the likeliest tokens that make up this probability."""
+    """With a temperature, draw among the likeliest tokens that make up this probability."""
 
     def __post_init__(self) -> None:
         if self.top_p != 1 and not self.temperature:
             raise ValueError(
-                "top_p does nothing without a temperature: set temperature above 0, or leave top_p out"
+                "top_p does nothing without a temperature: set temperature above 0, or leave it out"
             )
         if self.length_penalty != 1 and self.num_beams == 1:
             raise ValueError(
@@ -151,24 +151,19 @@ class GenerationSettings:
             )
 
     def options(self) -> dict[str, Any]:
-        """Return the fields of transformers' GenerationConfig; what a checkpoint brings for the
-        same choices is replaced.
-        """
-        beams: dict[str, Any] = {"num_beams": self.num_beams, "length_penalty": self.length_penalty}
+        """Return fields of transformers' GenerationConfig, in place of those of a checkpoint."""
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "min_length": 0,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "num_beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+        }
         if self.num_beams == 1:
-            beams["early_stopping"] = False
+            options["early_stopping"] = False
         if self.temperature:
-            drawn: dict[str, Any] = {
-                "do_sample": True,
-                "temperature": self.temperature,
-                "top_p": self.top_p,
-            }
+            options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
         else:
-            drawn = {
-                "do_sample": False,
-                "temperature": 1.0,
-                "top_p": 1.0,
-                "top_k": 50,
-            }  # transformers' own: no warning
-        lengths = {"max_new_tokens": self.max_new_tokens, "min_length": 0}
-        return {**lengths, "no_repeat_ngram_size": self.no_repeat_ngram_size, **beams, **drawn}
+            # The defaults of transformers, which warns about any other value of an unused field.
+            options |= {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        return options

@@ -47,9 +47,9 @@ def shipped_configs() -> list[str]:
 
 
 def launch_preset(name: str) -> str:
-    """Return the file of a preset for `accelerate launch`, such as ``ddp``; any other name as it is.
+    """Return the file of a preset for `accelerate launch`, such as ``ddp``.
 
-    A path that exists wins.
+    A path that exists wins. Any other word is returned as it is, for Accelerate to judge.
     """
     found = _file_or_shipped(name, shipped_directory() / "accelerate")
     return name if found is None else str(found)

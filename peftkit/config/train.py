@@ -1,4 +1,7 @@
-"""What a training run can be told. Imports nothing heavy, so that `--help` is quick."""
+"""The section `train` of a recipe's config.
+
+It imports nothing heavy, so that `--help` is quick.
+"""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -10,73 +13,72 @@ from peftkit.config.keys import section
 
 @section
 class TrainSettings:
-    """How to train. Steps are optimiser steps; a batch is `batch_size` x `accumulate` x processes
-    examples.
-    """
+    """How to train. A step of the optimiser takes batch_size x accumulate x processes examples."""
 
     epochs: PositiveFloat = 1.0
-    """Passes over the training data; a fraction is allowed."""
+    """Passes over the training data; it may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop after this many steps, whatever `epochs` says."""
+    """Stop after this many steps, even before the last epoch ends."""
     batch_size: PositiveInt = 8
     """Examples in one forward pass on one device."""
     accumulate: PositiveInt = 1
-    """Forward passes a step; the gradient is that of one pass over all of them."""
+    """Forward passes in a step; the gradient is that of one pass over all their examples."""
     global_batch_size: PositiveInt | None = None
-    """What `batch_size` x `accumulate` x processes must be; null takes what it is."""
+    """What batch_size x accumulate x processes has to be, as a check; null checks nothing."""
     auto_batch: bool = False
-    """Where a step does not fit in memory, make it again with half the batch_size and twice the
-    passes; on one process.
+    """If a step does not fit in memory, repeat it with half the batch_size and twice the passes; on
+    one process only.
     """
     learning_rate: PositiveFloat = 2e-4
-    """Peak of the schedule."""
+    """The highest learning rate, after the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """From the peak to zero, or constant, after the warm-up."""
+    """How the learning rate falls to zero after the warm-up, or that it stays constant."""
     warmup: NonNegativeFloat = 0.03
-    """Steps of linear warm-up: below 1 a fraction of all steps, from 1 on a number of steps."""
+    """Length of the linear warm-up: below 1, a fraction of all steps; from 1, a number of steps."""
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Decoupled weight decay of AdamW, on matrices only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's first moment."""
+    """Decay rate of the first moment of AdamW."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """AdamW's second moment."""
+    """Decay rate of the second moment of AdamW."""
     clip_norm: PositiveFloat | None = 1.0
-    """Largest norm of the gradient over all trained parameters; null does not clip."""
+    """Largest norm of the gradient, over all trained parameters; null does not clip."""
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast: "auto" follows the backbone's dtype, "no" computes in the dtypes as they are."""
+    """Autocast: auto follows the dtype of the backbone; no computes in the dtypes as they are."""
     gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = False
-    """Compute activations again in the backward pass, for a third more time: in all blocks, in a
-    share of them (0.5), or with "auto" in as few as fit into `memory_gib`."""
+    """Compute activations again in the backward pass, which takes about a third more time: in all
+    blocks (true), in a share of them (0.5), or in as few as memory_gib allows (auto).
+    """
     memory_gib: PositiveFloat | None = None
-    """What the training may take of each device, with gradient_checkpointing: auto; null is what is
-    free.
+    """With gradient_checkpointing: auto, how much memory of each device the training may take; null
+    is all that is free.
     """
     evaluate_every: PositiveFloat | None = None
-    """Up to 1 a fraction of an epoch, above 1 a number of steps; null only evaluates before and
-    after training.
+    """How often to evaluate: up to 1, a fraction of an epoch; above 1, a number of steps; null
+    evaluates only before and after the training.
     """
     evaluation_batch_size: PositiveInt | None = None
-    """Examples in one forward pass of an evaluation; null is `batch_size`."""
+    """Examples in one forward pass of an evaluation; null means batch_size."""
     save_every: PositiveFloat | None = None
-    """A resumable checkpoint this often, in the unit of `evaluate_every`; null saves at each
-    evaluation and at the end.
+    """How often to save a checkpoint, in the unit of evaluate_every; null saves at each evaluation
+    and at the end.
     """
     best: str = "loss"
-    """The metric of the evaluation that tells which is best: the highest, or the lowest loss,
-    perplexity or error rate.
+    """The metric that decides which evaluation is best: the lowest loss, perplexity or error rate,
+    or the highest value of any other metric.
     """
     early_stopping: PositiveInt | None = None
     """Stop after this many evaluations without a better one."""
     restore_best: bool = True
-    """End with the weights of the best evaluation instead of the last."""
+    """End with the weights of the best evaluation instead of the last ones."""
     group_by_length: bool = True
-    """Put examples of similar length into one step, which saves padding; the order stays random."""
+    """Put examples of similar length into one step, to save padding; the order stays random."""
     resume: str = "auto"
-    """"auto" goes on where a run in `run_dir` stopped, "never" refuses a used `run_dir`; or the
-    path of a checkpoint.
+    """auto continues the run in run_dir, if there is one; never refuses a run_dir that holds a run;
+    anything else is the path of a checkpoint.
     """
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
-    """Where metrics go through Accelerate, beside metrics.jsonl."""
+    """Where Accelerate sends the metrics, in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
         if self.early_stopping is not None and self.evaluate_every is None:

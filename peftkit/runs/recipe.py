@@ -47,22 +47,22 @@ class RecipeSettings:
     model: ModelSettings
     data: RowSettings
     adapter: Adapter = field(default_factory=DefaultSettings)
-    """The method, and what it trains."""
+    """The tuning method, with its own keys."""
     train: TrainSettings = field(default_factory=TrainSettings)
     lean: LeanSettings = field(default_factory=LeanSettings)
     run_dir: str | None = None
-    """Takes the adapter, the report, the metrics and the checkpoints; null is runs/RECIPE-DATA,
-    such as runs/chat-dialogues for dialogues.jsonl.
+    """The directory for the adapter, the report, the metrics and the checkpoints; null is
+    runs/RECIPE-DATA, such as runs/chat-dialogues for dialogues.jsonl.
     """
     start: str | None = None
-    """A run whose adapter to train on, on other rows; null starts a new adapter."""
+    """A run whose adapter is trained further, on other rows; null starts a new adapter."""
     seed: NonNegativeInt = 0
-    """Seed of the adapter's start, of dropout, of random rows and of the order of the examples."""
+    """Seed of the new adapter, of dropout, of randomly chosen rows and of the order of examples."""
     samples: NonNegativeInt = 12
-    """Predictions to show in the report."""
+    """How many predictions the report shows."""
     merge: bool = False
-    """Also write the backbone with the adapter merged in, unquantised, in model.dtype; for LoRA and
-    AdaLoRA.
+    """Also write the backbone with the adapter merged into it, unquantised, in model.dtype; for
+    methods that change weights, like LoRA.
     """
 
     def __post_init__(self) -> None:
@@ -115,8 +115,9 @@ def default_run_dir(recipe: str, train: str | Sequence[str]) -> str:
 
 
 def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
-    """Train what the command line asks for; a user's mistake ends the program with one sentence and
-    exit code 2.
+    """Train what the command line asks for; this is the main program of a recipe.
+
+    It ends with exit code 2 and a sentence after a mistake that the user has to correct.
 
     Args:
         task: Makes the task of a config.

@@ -158,30 +158,26 @@ def test_the_preview_shows_examples_and_lengths(config, capsys):
     assert "length in tokens" in text
 
 
-def test_merging_from_the_command_line(llama_dir, tmp_path, ids):
-    model = randomize(peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig(r=4)))
+def test_merging_keeps_the_dtype_of_the_backbone_unless_another_is_asked_for(
+    llama_dir, tmp_path, ids
+):
+    source = tmp_path / "float32"
+    AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32).save_pretrained(source)
+    peftkit.load_tokenizer(llama_dir).save_pretrained(source)
+    model = randomize(peftkit.attach(peftkit.load_backbone(source), peftkit.LoraConfig(r=4)))
     peftkit.save(model, tmp_path / "adapter")
-    assert (
-        main(
-            [
-                "merge",
-                str(llama_dir),
-                str(tmp_path / "adapter"),
-                "--output",
-                str(tmp_path / "out"),
-                "--dtype",
-                "float32",
-            ]
-        )
-        == 0
-    )
+    words = ["merge", str(source), str(tmp_path / "adapter")]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    expected = peftkit.merge(
-        peftkit.load(peftkit.load_backbone(llama_dir, dtype=torch.float32), tmp_path / "adapter"),
-        torch.float32,
-    )
+    backbone = peftkit.load_backbone(source, dtype=torch.float32)
+    expected = peftkit.merge(peftkit.load(backbone, tmp_path / "adapter"), torch.float32)
+    assert merged.dtype == torch.float32
     with torch.no_grad():
         assert torch.equal(merged(ids).logits, expected(ids).logits)
+
+    half = ["--output", str(tmp_path / "half"), "--dtype", "float16"]
+    assert main([*words, *half]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.float16
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_a_language_model_is_streamed_and_classifiers_are_not(
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end(lines))
     classes = run("text_classification", text_job(tmp_path / "classes", llama_dir))
     assert main(["generate", str(classes), "--prompt", "x"]) == 2
-    assert "`peftkit predict` answers" in capsys.readouterr().err
+    assert "use `peftkit predict`" in capsys.readouterr().err
 
 
 def _end(lines):

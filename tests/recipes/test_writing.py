@@ -231,3 +231,14 @@ def test_a_run_is_merged_with_its_own_head_and_processor(pairs, tmp_path):
             merged(**batch).logits, opened.model().eval()(**batch).logits, atol=1e-5
         )
     assert peftkit.load_tokenizer(tmp_path / "out").vocab_size == opened.task.processor.vocab_size
+
+
+def test_a_finished_run_is_opened_without_a_report_of_missing_weights(pairs, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, "transformers")
+    source = open_run(pairs).config.model.source
+    peftkit.load_backbone(source, task="sequence-classification", overrides={"num_labels": 7})
+    assert "classifier" in caplog.text  # a new head is reported where no adapter brings it
+    caplog.clear()
+    open_run(pairs).model()
+    assert caplog.text == ""
