@@ -1,5 +1,6 @@
-"""What is minimised: a sum over supervised items, so that a step can be normalised by all of its
-items at once.
+"""What a loss is, and the two losses of language models.
+
+A loss is a sum over supervised items, so that a step can be normalised by all its items at once.
 """
 
 from typing import Any, Protocol
@@ -15,10 +16,10 @@ Batch = dict[str, Tensor]
 
 
 class Loss(Protocol):
-    """A loss as a sum, and how many items it sums over.
+    """A loss as a sum, and the number of items it sums over.
 
-    Two attributes may stand beside the methods: `is_language_model` (False), which adds a
-    perplexity to evaluations, and `unit` ("examples"), what the items are called.
+    A loss may have two more attributes: `is_language_model` (else False), which adds a perplexity
+    to evaluations, and `unit` (else "examples"), which is what the items are called.
     """
 
     def count(self, batch: Batch) -> int:
@@ -39,14 +40,18 @@ class CausalLMLoss:
     unit = "tokens"
 
     def count(self, batch: Batch) -> int:
-        """Return the number of labels that are not -100, except the first of each row, which
-        nothing predicts.
+        """Return the number of labels that are not -100, without the first of each row.
+
+        Nothing predicts the first token.
         """
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the summed cross-entropy. `batch`: ``input_ids``, ``attention_mask``, ``labels``,
-        each (batch, tokens).
+        """Return the summed cross-entropy, a scalar.
+
+        Args:
+            model: A causal language model.
+            batch: ``input_ids``, ``attention_mask``, ``labels``, each (batch, tokens).
         """
         if has_chunked_loss(model):
             with summed(shift=1):
@@ -54,18 +59,20 @@ class CausalLMLoss:
             if output.logits is None:
                 return output.loss  # type: ignore[no-any-return]
         else:
-            inputs: dict[str, Any] = {
-                name: value for name, value in batch.items() if name != "labels"
-            }
+            inputs: dict[str, Any] = dict(batch)
+            inputs.pop("labels")
             output = model(**inputs, use_cache=False)
-        logits, targets = output.logits[:, :-1], batch["labels"][:, 1:]
+        # The logits at a token are those of the next one.
+        logits = output.logits[:, :-1]  # [batch, tokens - 1, vocabulary]
+        targets = batch["labels"][:, 1:]  # [batch, tokens - 1]
         supervised = targets != IGNORED
         return F.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")
 
 
 class ModelLoss:
-    """The loss that a transformers model computes itself from ``labels``, as a sum: its mean, times
-    the supervised items.
+    """The loss that a transformers model computes itself from ``labels``, as a sum.
+
+    The model returns a mean, which is multiplied by the number of supervised items.
     """
 
     def count(self, batch: Batch) -> int:
@@ -73,9 +80,7 @@ class ModelLoss:
         return int((batch["labels"] != IGNORED).sum())
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return mean loss x items; a batch without a supervised item gives a zero that has a
-        gradient.
-        """
+        """Return mean loss x items; without a supervised item, a zero that has a gradient."""
         with summed():
             output = model(**batch)
         loss: Tensor
@@ -90,7 +95,7 @@ class ModelLoss:
 
 def on_device(device: torch.device, batch: Batch) -> Batch:
     """Return the batch with its tensors on a device."""
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    moved = {}
+    for name, value in batch.items():
+        moved[name] = value.to(device) if isinstance(value, Tensor) else value
+    return moved

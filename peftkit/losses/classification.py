@@ -1,5 +1,6 @@
-"""Losses over classes and numbers, as sums over items: weighted, focal and smoothed cross-entropy,
-distillation, squares.
+"""Losses over classes and numbers, as sums over items.
+
+Cross-entropy may be weighted, focal, smoothed and distilled; numbers have the squared error.
 """
 
 import dataclasses
@@ -21,9 +22,9 @@ _TARGETS = ("labels", "teacher")
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationLoss:
-    """Cross-entropy of each labelled item, in nats, summed; an item is a text, an image, or a
-    token.
+    """Cross-entropy of each labelled item, in nats, summed.
 
+    An item is a text, an image or a token.
     With p the softmax of an item's logits and y its label, its loss is
 
         hard = w_y (1 - p_y)^gamma CE,   CE = -(1 - e) log p_y - e/K sum_c log p_c
@@ -37,16 +38,17 @@ class ClassificationLoss:
     A batch may hold the probabilities q of a teacher. Then (arXiv:1503.02531, sec. 2), at
     temperature T,
 
-        loss = (1 - v) hard + v T^2 KL(q_T || p_T),   q_T = softmax(log q / T),   p_T = softmax(logits / T)
+        loss = (1 - v) hard + v T^2 KL(q_T || p_T)
+        q_T = softmax(log q / T),   p_T = softmax(logits / T)
 
     with v = `teacher_weight`. An item with a teacher and without a label has v = 1: it is learned
     from the teacher alone, whatever `teacher_weight` is. Class weights, gamma and smoothing concern
     labels, not the teacher.
 
-    Batches: ``labels`` (batch,) for logits (batch, classes), or (batch, tokens) for logits (batch,
-        tokens, classes), -100
-    where there is none. ``teacher`` (batch[, tokens], classes): probabilities; a row of zeros is no
-    teacher. All else is given to the model. Computed in float32, in float64 for a float64 model.
+    A batch holds ``labels``, -100 where there is none: (batch,) for logits (batch, classes), or
+    (batch, tokens) for logits (batch, tokens, classes). ``teacher``, (batch[, tokens], classes),
+    holds probabilities; a row of zeros is no teacher. The rest is given to the model. The loss is
+    computed in float32, or in float64 for a float64 model.
 
     Args:
         class_weights: (classes,), greater than 0; None is 1 for each.
@@ -91,9 +93,7 @@ class ClassificationLoss:
         return int(_has_target(batch).sum())
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the summed loss; a batch without a supervised item gives a zero that has a
-        gradient.
-        """
+        """Return the summed loss; without a supervised item, a zero that has a gradient."""
         return self.sum_from(self.logits(model, batch), batch)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -102,33 +102,36 @@ class ClassificationLoss:
         has_target = _has_target(batch)
         if logits.shape[:-1] != has_target.shape:
             raise ConfigError(
-                f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(has_target.shape)} do not go together: "
-                "labels need all dimensions of the logits but the last"
+                f"logits of shape {tuple(logits.shape)} and labels of shape "
+                f"{tuple(has_target.shape)} do not go together: labels need all dimensions of the "
+                "logits but the last"
             )
         return _at_least_float32(logits[has_target])
 
     def sum_from(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the summed loss of the supervised items' logits, (items, classes)."""
         has_target = _has_target(batch)
-        labels = batch["labels"][has_target]
+        labels = batch["labels"][has_target]  # [items]
         has_label = labels != IGNORED
         hard = self._hard(logits, labels.where(has_label, 0)).where(has_label, 0.0)
         if "teacher" not in batch:
             return hard.sum()
-        teacher = batch["teacher"][has_target].to(logits)
+        teacher = batch["teacher"][has_target].to(logits)  # [items, classes]
+        # v of each item: 1 without a label, 0 without a teacher
         weight = torch.where(has_label, self.teacher_weight, 1.0) * _is_taught(teacher)
         return ((1 - weight) * hard + weight * self._distilled(logits, teacher)).sum()
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return w_y (1 - p_y)^gamma CE of each item, (items,)."""
         loss = F.cross_entropy(
             logits, labels, reduction="none", label_smoothing=self.label_smoothing
         )
         if self.focal_gamma:
             log_p = -F.cross_entropy(logits, labels, reduction="none")
-            missing = -torch.expm1(
-                log_p
-            )  # 1 - p without cancellation; a power below 1 has no gradient at zero
-            loss = loss * missing.clamp(min=torch.finfo(logits.dtype).tiny) ** self.focal_gamma
+            missing = -torch.expm1(log_p)  # 1 - p_y, without cancellation
+            # A power below 1 has no gradient at zero.
+            missing = missing.clamp(min=torch.finfo(logits.dtype).tiny)
+            loss = loss * missing**self.focal_gamma
         if self.class_weights is not None:
             if len(self.class_weights) != logits.shape[-1]:
                 raise ConfigError(
@@ -138,16 +141,19 @@ class ClassificationLoss:
         return loss
 
     def _distilled(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Return T^2 KL(q_T || p_T) of each item, (items,)."""
         log_q = teacher.log().where(_is_taught(teacher)[:, None], 0.0)
         q = (log_q / self.temperature).softmax(-1)
-        divergence = F.kl_div((logits / self.temperature).log_softmax(-1), q, reduction="none")
+        log_p = (logits / self.temperature).log_softmax(-1)
+        divergence = F.kl_div(log_p, q, reduction="none")  # [items, classes]
         return divergence.sum(-1) * self.temperature**2
 
 
 @dataclasses.dataclass(frozen=True)
 class RegressionLoss:
-    """The squared error of each labelled item, summed. Batches: ``labels`` (batch,), floats, -100
-    where there is none.
+    """The squared error of each labelled item, summed.
+
+    A batch holds ``labels``, (batch,), floats, -100 where there is none.
     """
 
     def count(self, batch: Batch) -> int:
@@ -163,8 +169,9 @@ class RegressionLoss:
         logits: Tensor = model(**_inputs(batch)).logits
         if logits.shape != (*batch["labels"].shape, 1):
             raise ConfigError(
-                f"a regression needs one logit for each label; the model gives {tuple(logits.shape)} for labels "
-                f"{tuple(batch['labels'].shape)}: load it with num_labels=1"
+                f"a regression needs one logit for each label; the model returns "
+                f"{tuple(logits.shape)} for labels {tuple(batch['labels'].shape)}: load it with "
+                "num_labels=1"
             )
         supervised = batch["labels"] != IGNORED
         predicted = _at_least_float32(logits[supervised].squeeze(-1))
@@ -172,11 +179,10 @@ class RegressionLoss:
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
-    """Return n / (K n_c) for each class c, as scikit-learn's "balanced": the mean weight over the
-    training items is 1.
+    """Return n / (K n_c) for each class c, as scikit-learn's "balanced".
 
-    n is the number of items, n_c that of class c, and K the number of classes that occur. A class
-    that does not occur weighs 1; no training item has its weight.
+    n is the number of items, n_c that of class c, and K the number of classes that occur. The mean
+    weight over the training items is 1. A class that does not occur weighs 1.
 
     Args:
         counts: n_c for each class.
@@ -217,12 +223,11 @@ def classification_loss(
         weights = balanced_weights(counts)
     elif settings.class_weights is not None:
         weights = named_weights(settings.class_weights, labels)
-    taught = (
-        {}
-        if teacher is None
-        else {"teacher_weight": teacher.weight, "temperature": teacher.temperature}
-    )
-    loss = ClassificationLoss(weights, settings.label_smoothing, settings.focal_gamma, **taught)
+    loss = ClassificationLoss(weights, settings.label_smoothing, settings.focal_gamma)
+    if teacher is not None:
+        loss = dataclasses.replace(
+            loss, teacher_weight=teacher.weight, temperature=teacher.temperature
+        )
     return regularized(loss, settings)
 
 
@@ -239,11 +244,10 @@ def regression_loss(settings: LossSettings) -> Loss:
 
 
 def named_weights(weights: Mapping[str, float], labels: Sequence[str]) -> Tensor:
-    """Return the weight of each label, (classes,), in the order of `labels`; 1 for those that are
-    not named.
+    """Return the weight of each label, (classes,), in the order of `labels`; 1 if it has none.
 
     Raises:
-        ConfigError: a name is no label.
+        ConfigError: a name is not a label.
     """
     for name in weights:
         if name not in labels:
@@ -254,15 +258,18 @@ def named_weights(weights: Mapping[str, float], labels: Sequence[str]) -> Tensor
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
+    """Return the part of a batch that the model takes."""
     return {name: value for name, value in batch.items() if name not in _TARGETS}
 
 
 def _has_target(batch: Batch) -> Tensor:
+    """Return which items have a label or a teacher, booleans of the labels' shape."""
     has_label = batch["labels"] != IGNORED
     return has_label | _is_taught(batch["teacher"]) if "teacher" in batch else has_label
 
 
 def _is_taught(teacher: Tensor) -> Tensor:
+    """Return which items have a teacher; a row of zeros, (..., classes), is none."""
     return (teacher > 0).any(-1)
 
 

@@ -65,19 +65,21 @@ class _Regularizer:
 
 
 class RDrop(_Regularizer):
-    """R-Drop (arXiv:2106.14448, eq. 2-4): two passes with different dropout, whose distributions P,
-    Q are drawn together.
+    """R-Drop (arXiv:2106.14448, eq. 2-4): two passes with different dropout are drawn together.
 
-        loss = (loss(P) + loss(Q)) / 2 + weight x sum over supervised items of (KL(P || Q) + KL(Q ||
-        P)) / 2
+    With P and Q the distributions of the two passes,
 
-    The paper adds the two losses up: its alpha is 2 x `weight`, and learning rates keep their scale
-    here. Outside training (eval mode, or no gradients) there is one pass and the plain loss.
+        loss = (loss(P) + loss(Q)) / 2 + weight x D
+        D = sum over supervised items of (KL(P || Q) + KL(Q || P)) / 2
 
-    The batch passes the model twice rather than doubled once: dropout that a batch shares (a
-    prefix's, or a skipped layer) would be the same in both halves, statistics over a batch would
-    mix them, and not every input has the batch in its first dimension. DDP allows two forwards
-    before one backward. Both passes' activations are held at once, as many as those of a doubled
+    The paper adds the two losses up, so its alpha is 2 x `weight`; the mean keeps the scale of
+    learning rates. Outside training (eval mode, or no gradients) there is one pass and the plain
+    loss.
+
+    The batch goes through the model twice, and not doubled once: dropout that a batch shares (of a
+    prefix, or of a whole layer) would be the same in both halves, statistics over a batch would mix
+    them, and not every input has the batch in its first dimension. DDP allows two forwards before
+    one backward. The activations of both passes are held at once, as many as those of a doubled
     batch.
 
     Args:
@@ -95,7 +97,8 @@ class RDrop(_Regularizer):
         if not isinstance(loss, LogitLoss):
             name = type(loss).__name__
             raise ConfigError(
-                f"R-Drop compares distributions, and {name} does not give their logits: set loss.r_drop 0"
+                f"R-Drop compares distributions, and {name} does not give their logits: set "
+                "loss.r_drop 0"
             )
         if weight <= 0:
             raise ConfigError(f"R-Drop's weight is {weight}; it must be greater than 0")
@@ -120,30 +123,37 @@ class RDrop(_Regularizer):
         logits = self.loss.logits(model, batch)
         if torch.equal(before, generator.get_state()):
             raise ConfigError(
-                "R-Drop needs dropout and the model has none: set the adapter's (adapter.lora_dropout, adapter.dropout, or "
-                "adapter.options.prefix_dropout), e.g. to 0.1"
+                "R-Drop needs dropout and the model has none: set the adapter's "
+                "(adapter.lora_dropout, adapter.dropout, or adapter.options.prefix_dropout), e.g. "
+                "to 0.1"
             )
         self._is_checked = True
         return logits
 
 
 def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Return the sum over rows of (KL(P || Q) + KL(Q || P)) / 2, in nats, P and Q the softmaxes of
-    logits (items, classes).
+    """Return the sum over rows of (KL(P || Q) + KL(Q || P)) / 2, in nats.
+
+    Args:
+        first: Logits of P, (items, classes).
+        second: Logits of Q, (items, classes).
     """
-    log_p, log_q = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        for logits in (first, second)
-    )
+    log_p, log_q = _log_softmax(first), _log_softmax(second)
     forward = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
     backward = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
     return (forward + backward) / 2
 
 
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Return log_softmax over the last dimension, in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adversarial(_Regularizer):
-    """Adversarial training on the input embeddings: loss = (clean loss + loss at the worst
-    perturbation found) / 2.
+    """Adversarial training on the input embeddings.
+
+        loss = (clean loss + loss at the worst perturbation found) / 2
 
     With g the gradient of the loss with respect to one example's embedded sequence, "fgm" perturbs
     that by r = radius g / ||g||_2 (arXiv:1605.07725, eq. 5, on embeddings as they are, not
@@ -158,8 +168,8 @@ class Adversarial(_Regularizer):
 
     Every pass draws its own dropout. "fgm" makes two passes and holds the activations of both;
     "pgd" makes steps + 1. No parameter and no ``.grad`` is touched on the way. In an
-    encoder-decoder the encoder's input is perturbed; in a vision model what the patch embedding
-    gives; in a speech model what the first layer of the encoder gives.
+    encoder-decoder the encoder's input is perturbed; in a vision model the output of the patch
+    embedding; in a speech model that of the encoder's first layer.
 
     Args:
         loss: The loss; with R-Drop in it, each of its passes is perturbed by itself.
@@ -193,14 +203,11 @@ class Adversarial(_Regularizer):
             )
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean of the clean and the adversarial loss in training, the plain loss
-        otherwise.
-        """
+        """Return the mean of clean and adversarial loss in training, the plain loss otherwise."""
         if not _is_training(model):
             return self.loss.sum(model, batch)
-        inner = extract_model_from_parallel(
-            model
-        )  # what is not followed by a backward pass is no business of DDP's
+        # DDP must not see a forward pass that no backward pass follows.
+        inner = extract_model_from_parallel(model)
         is_fgm = self.kind == "fgm"
         steps = 1 if is_fgm else self.steps
         length = self.radius if is_fgm else self.step_size or 2.5 * self.radius / steps
@@ -220,10 +227,14 @@ class Adversarial(_Regularizer):
 
 
 class _Shifted:
-    """While it is entered, the input embeddings give their output plus a shift: zeros at first, or
-    what is given.
+    """Context in which a shift is added to the output of the input embeddings.
 
-    `shifts` holds those of all calls in their order, float32 leaves with a gradient of their own.
+    `shifts` holds the shifts of all calls in order, float32 leaves that get gradients.
+
+    Args:
+        model: The model.
+        batch: What it is called with.
+        given: The shifts; None is zeros.
     """
 
     def __init__(
@@ -250,8 +261,8 @@ class _Shifted:
         self._handle.remove()
         if kind is None and not self.shifts:
             raise ConfigError(
-                f"adversarial training perturbs what {type(self._embeddings).__name__} gives, and the model's forward does "
-                "not call it: set loss.adversarial null"
+                f"adversarial training perturbs the output of {type(self._embeddings).__name__}, "
+                "and the model's forward does not call it: set loss.adversarial null"
             )
 
     def _shift(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
@@ -259,8 +270,9 @@ class _Shifted:
         axis = _batch_axis(arguments[0], self._rows)
         if first.shape[axis] != len(self._rows):
             raise ConfigError(
-                f"{type(module).__name__} gives {tuple(first.shape)} for {len(self._rows)} examples: adversarial training "
-                "cannot tell whose is what; set loss.adversarial null"
+                f"{type(module).__name__} returns {tuple(first.shape)} for {len(self._rows)} "
+                "examples, so adversarial training cannot tell which part belongs to which one; "
+                "set loss.adversarial null"
             )
         if self._given is None:
             shift = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
@@ -272,8 +284,11 @@ class _Shifted:
         return (shifted, *rest) if isinstance(output, tuple) else shifted
 
     def moved(self, gradients: Sequence[Tensor], length: float, radius: float) -> list[Tensor]:
-        """Return the shifts after a step of a length along the gradients, no longer than the
-        radius.
+        """Return the shifts after one step along the gradients, projected onto the ball.
+
+            r <- r + length g / ||g||,   r <- r radius / max(||r||, radius)
+
+        with norms over all dimensions but that of the examples.
         """
         moved = []
         for shift, gradient, axis in zip(self.shifts, gradients, self._axes, strict=True):
@@ -285,8 +300,9 @@ class _Shifted:
 
 
 def _normalized(gradient: Tensor, dimensions: list[int]) -> Tensor:
-    """Return g / ||g||_2 over some dimensions, zero where g is; the squares of a tiny g would be
-    lost in float32.
+    """Return g / ||g||_2 over some dimensions, and zero where g is zero.
+
+    g is divided by its largest element first: the squares of a tiny g would be lost in float32.
     """
     largest = gradient.abs().amax(dimensions, keepdim=True)
     scaled = gradient / largest.where(largest > 0, 1.0)
@@ -295,28 +311,28 @@ def _normalized(gradient: Tensor, dimensions: list[int]) -> Tensor:
 
 
 def _batch_axis(given: Tensor, rows: Tensor) -> int:
-    """Return the dimension of the examples in what the embeddings are given; XLNet transposes its
-    input first.
+    """Return the dimension of the examples in the input of the embeddings.
+
+    XLNet transposes its input first.
     """
     is_transposed = rows.ndim == 2 and not torch.equal(given, rows) and torch.equal(given, rows.T)
     return int(is_transposed)
 
 
 def _input_embeddings(model: Any) -> nn.Module:
-    """Return the first module that meets the model's main input; in an encoder-decoder that is the
-    encoder's.
+    """Return the first module that the model's main input reaches, of the encoder if it has one.
 
     Raises:
         ConfigError: the model does not name one.
     """
     try:
         is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
-        embeddings: nn.Module = (
-            model.get_encoder() if is_encoder_decoder else model
-        ).get_input_embeddings()
+        part = model.get_encoder() if is_encoder_decoder else model
+        embeddings: nn.Module = part.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         raise ConfigError(
-            "adversarial training perturbs the input embeddings, and this model names none: set loss.adversarial null"
+            "adversarial training perturbs the input embeddings, and this model names none: set "
+            "loss.adversarial null"
         ) from None
     return embeddings
 

@@ -1,5 +1,6 @@
-"""Which blocks of a model keep their activations, and which compute them again in the backward pass
-(arXiv:1604.06174).
+"""Gradient checkpointing: blocks that compute their activations again in the backward pass.
+
+The method is that of arXiv:1604.06174.
 """
 
 import functools
@@ -23,20 +24,22 @@ _ADAMW_BYTES = 8  # two float32 moments of each trained parameter
 def checkpoint_blocks(
     model: nn.Module, settings: TrainSettings, loss: Callable[[], Tensor]
 ) -> str | None:
-    """Let as many blocks of a model as the settings say compute their activations again; return
-    what was decided.
+    """Turn gradient checkpointing on in as many blocks as the settings say.
 
-    Without reentrance. Of a share, it is the first blocks: the last ones have let go of what they
-    kept when the first are computed again.
+    A share is taken from the first blocks on: when they are computed again, the last ones have
+    already freed what they kept. Checkpointing is without reentrance.
 
     Args:
         model: On its device.
         settings: ``gradient_checkpointing`` and ``memory_gib``.
-        loss: Takes the largest batch forward; for "auto", which measures two such passes.
+        loss: Takes the largest batch forward; "auto" measures two such passes.
+
+    Returns:
+        A sentence on what was decided; None if checkpointing is off.
 
     Raises:
         ConfigError: the model cannot do what the settings say, or a step takes more than
-            ``memory_gib`` whatever is done.
+            ``memory_gib`` even with all blocks checkpointed.
     """
     wanted = settings.gradient_checkpointing
     if not wanted:
@@ -53,23 +56,24 @@ def checkpoint_blocks(
         return _noted(model, len(blocks), len(blocks))
     if not blocks:
         raise ConfigError(
-            f"train.gradient_checkpointing is {wanted!r}, but {type(model).__name__} computes all blocks again or none: "
-            "set true or false"
+            f"train.gradient_checkpointing is {wanted!r}, but {type(model).__name__} computes all "
+            "blocks again or none: set true or false"
         )
     if wanted == "auto":
         count, needed = _fewest(model, blocks, settings, loss)
         return _noted(model, _recompute_first(blocks, count), len(blocks), needed)
-    return _noted(
-        model, _recompute_first(blocks, max(1, round(float(wanted) * len(blocks)))), len(blocks)
-    )
+    count = max(1, round(float(wanted) * len(blocks)))
+    return _noted(model, _recompute_first(blocks, count), len(blocks))
 
 
 def _noted(model: nn.Module, count: int, blocks: int, needed: float | None = None) -> str:
-    entry = {"recomputed_blocks": count, "blocks": blocks} | (
-        {} if needed is None else {"predicted_gib": needed}
-    )
+    """Write the decision into the model's record, and return it as a sentence."""
+    entry: dict[str, float] = {"recomputed_blocks": count, "blocks": blocks}
+    predicted = ""
+    if needed is not None:
+        entry["predicted_gib"] = needed
+        predicted = f", for which a step needs {needed:.2f} GiB"
     note(model, "checkpointing", entry)
-    predicted = "" if needed is None else f", for which a step needs {needed:.2f} GiB"
     return f"activations: {count} of {blocks} blocks compute them again{predicted}"
 
 
@@ -85,37 +89,38 @@ def _fewest(
     settings: TrainSettings,
     loss: Callable[[], Tensor],
 ) -> tuple[int, float]:
-    """Return the fewest blocks to compute again so that a step fits, and the GiB that it then
-    needs.
+    """Return the fewest blocks to compute again for a step to fit, and the GiB that it then needs.
 
-    Each block takes as much more, if it keeps its activations, as the last one does.
+    Two passes are measured, with all blocks checkpointed and with all but the last one. Every block
+    is taken to need as much for its activations as the last one.
     """
     device = next(model.parameters()).device
     measure = functools.partial(_measured, model, loss, device)
-    everywhere, peak = measure()
+    kept_by_none, peak = measure()
     _recompute_first(blocks, len(blocks) - 1)
-    more = max(1, measure()[0] - everywhere)
+    kept_by_last, _ = measure()
+    per_block = max(1, kept_by_last - kept_by_none)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = sum({id(p): p.numel() * p.element_size() for p in model.parameters()}.values())
     fixed = weights + _ADAMW_BYTES * trained + peak
-    budget = (
-        settings.memory_gib * 2**30 if settings.memory_gib else weights + _MARGIN * _free(device)
-    )
+    if settings.memory_gib:
+        budget = settings.memory_gib * 2**30
+    else:
+        budget = weights + _MARGIN * _free(device)
     if settings.memory_gib and fixed > budget:
         raise ConfigError(
-            f"train.memory_gib is {settings.memory_gib:g}, and a step needs {fixed / 2**30:.2f} GiB with all blocks computed "
-            "again: lower train.batch_size or data.max_length"
+            f"train.memory_gib is {settings.memory_gib:g}, and a step needs {fixed / 2**30:.2f} "
+            "GiB with all blocks computed again: lower train.batch_size or data.max_length"
         )
-    kept = min(len(blocks), max(0, int((budget - fixed) // more)))
-    return len(blocks) - kept, (fixed + kept * more) / 2**30
+    # bytes = fixed + kept * per_block <= budget
+    kept = min(len(blocks), max(0, int((budget - fixed) // per_block)))
+    return len(blocks) - kept, (fixed + kept * per_block) / 2**30
 
 
 def _measured(
     model: nn.Module, loss: Callable[[], Tensor], device: torch.device
 ) -> tuple[int, int]:
-    """Return the bytes that a forward pass leaves for the backward pass, and those of the peak of
-    both.
-    """
+    """Return the bytes that a forward pass keeps for the backward pass, and the peak of both."""
     before = {name: parameter.grad for name, parameter in model.named_parameters()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if device.type == "cuda":
@@ -142,7 +147,7 @@ def _on_cuda(loss: Callable[[], Tensor], device: torch.device) -> tuple[int, int
 
 
 def _free(device: torch.device) -> float:
-    """Return the bytes that a training can still take."""
+    """Return how many bytes a training can still take."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)

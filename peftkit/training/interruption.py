@@ -8,8 +8,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM only sets `received`; the handlers are put
-    back at its end.
+    """Context in which the first SIGINT or SIGTERM only sets `received`.
+
+    The second one does what it would do otherwise. The old handlers are put back at the end.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,4 @@
-"""What cannot be trained as it was launched is refused by settings and environment alone, before
-anything is loaded.
-"""
+"""Checks before anything is loaded: the settings, and how the processes were launched."""
 
 import os
 
@@ -15,7 +13,7 @@ _FSDP_OPTIONS = {
 
 
 def uses_fsdp() -> bool:
-    """Tell whether `accelerate launch` was told to use FSDP."""
+    """Whether `accelerate launch` was asked to use FSDP."""
     return _is_true("ACCELERATE_USE_FSDP")
 
 
@@ -30,22 +28,21 @@ def check_launch(
     Args:
         train: The section `train`.
         quantization: How the backbone is stored.
-        why_not_sharded: Why the adapter's method cannot be trained in shards; None where it can.
-        processes: How many there are; None is what the environment says.
+        why_not_sharded: Why the adapter's method cannot be trained in shards; None if it can.
+        processes: How many there are; None takes the number from the environment.
 
     Raises:
-        ConfigError: the step is not ``global_batch_size``; ``auto_batch`` or
-            ``gradient_checkpointing: auto`` on several processes; DeepSpeed; or what FSDP cannot
-            do.
+        ConfigError: the examples of a step are not ``global_batch_size``; ``auto_batch`` or
+            ``gradient_checkpointing: auto`` on several processes; DeepSpeed; or something that FSDP
+            cannot do.
     """
     count = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     step = train.batch_size * train.accumulate * count
-    if train.global_batch_size not in (None, step) and (
-        processes is not None or "WORLD_SIZE" in os.environ
-    ):
+    is_launched = processes is not None or "WORLD_SIZE" in os.environ
+    if is_launched and train.global_batch_size not in (None, step):
         raise ConfigError(
-            f"train.global_batch_size is {train.global_batch_size}, but batch_size {train.batch_size} x accumulate "
-            f"{train.accumulate} x {count} process(es) is {step}"
+            f"train.global_batch_size is {train.global_batch_size}, but batch_size "
+            f"{train.batch_size} x accumulate {train.accumulate} x {count} process(es) is {step}"
         )
     if train.auto_batch and count > 1:
         raise ConfigError(
@@ -53,7 +50,8 @@ def check_launch(
         )
     if train.gradient_checkpointing == "auto" and count > 1:
         raise ConfigError(
-            "train.gradient_checkpointing: auto measures one process; set a share of the blocks, such as 0.5"
+            "train.gradient_checkpointing: auto measures one process only; set a share of the "
+            "blocks, such as 0.5"
         )
     if _is_true("ACCELERATE_USE_DEEPSPEED"):
         _refuse_deepspeed(quantization)
@@ -64,12 +62,12 @@ def check_launch(
 def _refuse_deepspeed(quantization: str | None) -> None:
     if quantization is not None:
         raise ConfigError(
-            "DeepSpeed ZeRO-3 does not partition bitsandbytes weights: every process would hold the whole backbone; use "
-            "the launch preset fsdp2_qlora"
+            "DeepSpeed ZeRO-3 does not partition bitsandbytes weights: every process would hold "
+            "the whole backbone; use the launch preset fsdp2_qlora"
         )
     raise ConfigError(
-        "this loop does not train under DeepSpeed, which steps and partitions the weights by itself; use "
-        "the launch preset fsdp2_qlora, or transformers.Trainer"
+        "this loop does not train under DeepSpeed, which steps and partitions the weights itself; "
+        "use the launch preset fsdp2_qlora, or transformers.Trainer"
     )
 
 
@@ -81,11 +79,13 @@ def _check_fsdp(quantization: str | None, why_not_sharded: str | None) -> None:
             )
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
-            "FSDP 1 cannot shard a frozen backbone beside a trained adapter; set fsdp_version: 2"
+            "FSDP 1 cannot shard a frozen backbone together with a trained adapter; set "
+            "fsdp_version: 2"
         )
     if quantization == "int8":
         raise ConfigError(
-            "FSDP cannot shard int8 weights, which carry their scales beside them; load the model in nf4"
+            "FSDP cannot shard int8 weights, whose scales are stored apart from them; load the "
+            "model in nf4"
         )
     if why_not_sharded is not None:
         raise ConfigError(why_not_sharded)

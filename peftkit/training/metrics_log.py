@@ -11,8 +11,9 @@ from peftkit.methods.method import MethodTraining
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a line, written by the main process, and the same numbers
-    to the trackers.
+    """Writes ``metrics.jsonl``, one JSON object a line, and the same numbers to the trackers.
+
+    Only the main process writes.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
@@ -20,21 +21,22 @@ class MetricsLog:
         self._accelerator = accelerator
 
     def start(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run will write anew, and a line that a crash
-        has cut.
-        """
-        if self._accelerator.is_main_process:
-            kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Drop half a line, and the lines after `step`, which a resumed run writes again."""
+        if not self._accelerator.is_main_process:
+            return
+        text = ""
+        for line in read_metrics(self._path):
+            if line["step"] <= step:
+                text += json.dumps(line) + "\n"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self._path, text.encode())
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Append one line; `kind` is "train", "evaluation" or "auto_batch"."""
         self._append({"step": step, "kind": kind, **values})
         if self._accelerator.trackers:
-            self._accelerator.log(
-                {f"{kind}/{name}": value for name, value in values.items()}, step=step
-            )
+            named = {f"{kind}/{name}": value for name, value in values.items()}
+            self._accelerator.log(named, step=step)
 
     def write_of_method(self, step: int, method: MethodTraining) -> None:
         """Append what the method has to say about a step, such as the ranks of AdaLoRA's layers.
@@ -52,6 +54,8 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a ``metrics.jsonl``; an empty list where there is none."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    """Return the whole lines of a ``metrics.jsonl``; an empty list if there is no such file."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

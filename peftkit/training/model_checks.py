@@ -1,4 +1,4 @@
-"""What a run would do wrong on these processes, or in this precision, is refused before it starts."""
+"""Checks once the model is loaded: its precision, and the processes that are to train it."""
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ _OVERFLOWS_IN_FP16 = (
 
 
 def check_precision(precision: str, model: nn.Module) -> None:
-    """Refuse what the device or the model cannot compute in.
+    """Refuse a precision in which the device or the model cannot compute.
 
     Raises:
         ConfigError: bf16 on a GPU that only emulates it; fp16 on a model of the T5 family.
@@ -35,35 +35,38 @@ def check_precision(precision: str, model: nn.Module) -> None:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise ConfigError(
-            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; set train.precision=fp16, and load the "
-            "backbone in float16"
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; set "
+            "train.precision=fp16, and load the backbone in float16"
         )
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    half = precision == "fp16" or any(
-        parameter.dtype == torch.float16 for parameter in model.parameters()
-    )
-    if half and kind in _OVERFLOWS_IN_FP16:
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    is_half = precision == "fp16" or torch.float16 in dtypes
+    if is_half and kind in _OVERFLOWS_IN_FP16:
         raise ConfigError(
-            f"{kind} overflows in float16 and gives NaN; load it in bfloat16 with train.precision=bf16, or in float32 with "
-            "train.precision=no"
+            f"{kind} overflows in float16 and gives NaN; load it in bfloat16 with "
+            "train.precision=bf16, or in float32 with train.precision=no"
         )
 
 
 def check_processes(settings: TrainSettings, model: nn.Module, accelerator: Accelerator) -> None:
-    """Refuse what cannot be right on these processes: what
-    `peftkit.training.launch_checks.check_launch` refuses, and under FSDP trained parameters of
-    several dtypes.
+    """Refuse settings and models that these processes would train wrongly.
 
     Raises:
-        ConfigError: says which, and what to do instead.
+        ConfigError: what `peftkit.training.launch_checks.check_launch` refuses; trained parameters
+            of several dtypes under FSDP; or an Accelerator that accumulates gradients itself.
     """
-    reasons = [method.settings.why_not_sharded for method in methods_on(model)]
-    why_not_sharded = next((reason for reason in reasons if reason is not None), None)
+    why_not_sharded = None
+    for method in methods_on(model):
+        why_not_sharded = why_not_sharded or method.settings.why_not_sharded
     check_launch(settings, model_quantization(model), why_not_sharded, accelerator.num_processes)
-    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    dtypes = set()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            dtypes.add(str(parameter.dtype).removeprefix("torch."))
     if uses_fsdp() and len(dtypes) > 1:
         raise ConfigError(
-            f"FSDP wants all trained parameters in one dtype, these are {', '.join(sorted(dtypes))}; cast them to float32"
+            "FSDP needs all trained parameters in one dtype, and these are in "
+            f"{', '.join(sorted(dtypes))}; cast them to float32"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What helps when memory runs out: the settings to change, and the same step in smaller passes."""
+"""What helps when memory runs out: other settings, or the same step in smaller passes."""
 
 import contextlib
 import gc
@@ -32,42 +32,43 @@ def explained(
     quantization: str | None = None,
     longest: int | None = None,
 ) -> Iterator[None]:
-    """A context in which running out of memory is an error that says what to change.
+    """Context in which running out of memory is an error that says what to change.
 
     Args:
         place: What is done inside.
         train: The settings of the run; what they have already is not proposed.
         quantization: How the backbone is stored.
-        longest: The length of the longest example, in tokens, where it has a part in it.
+        longest: The length of the longest example in tokens, if the memory depends on it.
 
     Raises:
         OutOfMemoryError: memory ran out, of the GPU or of the machine.
     """
     try:
         yield
-    except (
-        RuntimeError
-    ) as problem:  # torch.OutOfMemoryError is one; that of the CPU has no class of its own
-        if not isinstance(problem, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(
-            problem
-        ):
+    except RuntimeError as problem:
+        if not _is_lack_of_memory(problem):
             raise
-        remedies = [f"  {remedy}" for remedy in _remedies(place, train, quantization, longest)]
         text = f"out of memory {_NAMES[place]}: {_in_use()}. What helps, in this order:"
-        raise OutOfMemoryError("\n".join([text, *remedies])) from problem
+        for remedy in _remedies(place, train, quantization, longest):
+            text += f"\n  {remedy}"
+        raise OutOfMemoryError(text) from problem
+
+
+def _is_lack_of_memory(problem: RuntimeError) -> bool:
+    # A GPU's lack of memory has a class; that of the CPU can only be told by its text.
+    return isinstance(problem, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
 
 
 def until_it_fits(
     attempt: Callable[[int], _Result], size: int, *, may_halve: bool, tell: Callable[[int], None]
 ) -> _Result:
-    """Return what `attempt` of a batch size returns; where memory runs out, of half the size, and
-    so on.
+    """Return what `attempt` returns for a batch size, halved as often as memory runs out.
 
     Args:
-        attempt: Starts anew each time.
+        attempt: Takes a batch size, and begins again each time.
         size: The first size, in examples.
         may_halve: False for one attempt only.
-        tell: Gets each smaller size before it is tried.
+        tell: Is called with each smaller size before it is tried.
 
     Raises:
         OutOfMemoryError: one example does not fit, or `may_halve` is False.
@@ -78,7 +79,8 @@ def until_it_fits(
         except OutOfMemoryError:
             if not may_halve or size == 1:
                 raise
-        gc.collect()  # here, and not above, where the error still holds on to all tensors of the attempt
+        # Not in the handler above, where the error still holds all tensors of the attempt.
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         size = math.ceil(size / 2)
@@ -93,9 +95,8 @@ def _remedies(
     if place in ("forward", "backward"):
         if train.batch_size > 1:
             passes = train.batch_size * train.accumulate
-            found.append(
-                f"--train.batch_size 1 --train.accumulate {passes}  (the same step in smaller passes)"
-            )
+            smaller = f"--train.batch_size 1 --train.accumulate {passes}"
+            found.append(f"{smaller}  (the same step in smaller passes)")
         if not train.gradient_checkpointing:
             found.append("--train.gradient_checkpointing true  (a third more time)")
     if place == "evaluation" and (train.evaluation_batch_size or train.batch_size) > 1:
@@ -112,16 +113,17 @@ def _remedies(
 
 
 def _in_use() -> str:
-    """Return how much memory is used and free, of the GPU where there is one, else of the machine."""
+    """Return how much memory is used and free: of the GPU if there is one, else of the machine."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        used, where = torch.cuda.memory_allocated(), torch.cuda.get_device_name()
+        used = torch.cuda.memory_allocated()
+        where = torch.cuda.get_device_name()
     else:
         machine = psutil.virtual_memory()
-        free, total, used, where = (
-            machine.available,
-            machine.total,
-            psutil.Process().memory_info().rss,
-            "this machine",
-        )
-    return f"this process uses {used / 2**30:.2f} GiB, {free / 2**30:.2f} of {total / 2**30:.2f} GiB are free on {where}"
+        free, total = machine.available, machine.total
+        used = psutil.Process().memory_info().rss
+        where = "this machine"
+    return (
+        f"this process uses {used / 2**30:.2f} GiB, {free / 2**30:.2f} of {total / 2**30:.2f} GiB "
+        f"are free on {where}"
+    )

@@ -11,52 +11,66 @@ from peftkit.metrics import lower_is_better
 
 @dataclasses.dataclass
 class Outcome:
-    """How a run ended: at which step of how many, where its best evaluation was and what it gave
-    for ``train.best``, and the signal that stopped the run, if one did.
-    """
+    """How a run ended."""
 
     step: int
     total_steps: int
     best_step: int | None
+    """The step of the best evaluation; None if there was none."""
     best_value: float | None
+    """The value of ``train.best`` there."""
     interrupted: int | None
+    """The signal that stopped the run; None if it was complete."""
     checkpoint: Path
+    """The last one."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint holds of a run beside its tensors. Seconds are those of the steps alone."""
+    """How far a run has come, as a checkpoint holds it."""
 
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
     evaluations_since_best: int = 0
     seconds: float = 0.0
+    """Those of the steps alone, without evaluations and checkpoints."""
     tokens: int = 0
     batch_size: int | None = None
-    """What `auto_batch` has come down to, if it had to; so for evaluations."""
+    """The size to which `auto_batch` has lowered it; None if it has not."""
     evaluation_batch_size: int | None = None
+    """The same for evaluations."""
 
     def evaluated(self, metrics: Mapping[str, float], name: str, *, counts: bool = True) -> None:
-        """Take note of an evaluation at the present step, by the metric `name`; one that is not a
-        number is no best, and one that does not count is only checked.
+        """Take note of an evaluation at the present step.
+
+        Args:
+            metrics: What was measured.
+            name: The metric that decides which evaluation is the best; NaN is never the best.
+            counts: False where the evaluation cannot be the best, and is only checked.
 
         Raises:
             ConfigError: the evaluation did not produce that metric.
         """
         if name not in metrics:
             raise ConfigError(
-                f"train.best is {name!r}, but the evaluation gives {', '.join(metrics)}{nearest(name, metrics)}"
+                f"train.best is {name!r}, but the evaluation gives "
+                f"{', '.join(metrics)}{nearest(name, metrics)}"
             )
         if not counts:
             return
-        value, sign = metrics[name], -1 if lower_is_better(name) else 1
+        value = metrics[name]
         self.evaluations_since_best += 1
-        if math.isfinite(value) and (
-            self.best_value is None or sign * value > sign * self.best_value
-        ):
-            self.best_value, self.best_step, self.evaluations_since_best = value, self.step, 0
+        if math.isfinite(value) and self._is_better(value, name):
+            self.best_step, self.best_value = self.step, value
+            self.evaluations_since_best = 0
+
+    def _is_better(self, value: float, name: str) -> bool:
+        if self.best_value is None:
+            return True
+        return value < self.best_value if lower_is_better(name) else value > self.best_value
 
     def forget_best(self) -> None:
-        """Start anew with the first evaluation that comes."""
-        self.best_step, self.best_value, self.evaluations_since_best = None, None, 0
+        """Let the next evaluation be the best so far."""
+        self.best_step, self.best_value = None, None
+        self.evaluations_since_best = 0

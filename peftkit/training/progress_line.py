@@ -6,13 +6,19 @@ import time
 import psutil
 import torch
 
-_PLAIN_SECONDS = 10.0  # a line this often where nobody can see it move
+_PLAIN_SECONDS = 10.0  # between two lines, where the output is no terminal
 _WINDOW = 20  # steps that the shown loss and speed are taken over
 
 
 class ProgressLine:
-    """Step, time left, loss, learning rate, speed and memory: one line that moves on a terminal,
-    plain lines in a file.
+    """Step, time left, loss, learning rate, speed and memory.
+
+    It is one line that moves on a terminal, and plain lines in a file.
+
+    Args:
+        total_steps: Optimizer steps of the whole training.
+        enabled: False where another process shows it.
+        unit: What the items are called.
     """
 
     def __init__(self, total_steps: int, enabled: bool, unit: str = "tokens") -> None:
@@ -20,7 +26,7 @@ class ProgressLine:
         self._enabled = enabled
         self._unit = unit
         self._moves = sys.stderr.isatty()
-        self._recent: list[tuple[float, float, float]] = []
+        self._recent: list[tuple[float, float, float]] = []  # (seconds, loss, items) of a step
         self._printed = 0.0
 
     def show(self, step: int, entry: dict[str, float], seconds: float) -> None:
@@ -29,33 +35,36 @@ class ProgressLine:
             return
         self._recent = [*self._recent, (seconds, entry["loss"], entry["items"])][-_WINDOW:]
         now = time.monotonic()
-        if not self._moves and now - self._printed < _PLAIN_SECONDS and step < self._total:
-            return
-        self._printed = now
-        text = self._text(step, entry)
-        print(
-            f"\r\033[K{text}" if self._moves else text,
-            end="" if self._moves else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._moves:
+            print(f"\r\033[K{self._text(step, entry)}", end="", file=sys.stderr, flush=True)
+        elif now - self._printed >= _PLAIN_SECONDS or step >= self._total:
+            self._printed = now
+            print(self._text(step, entry), file=sys.stderr, flush=True)
 
     def _text(self, step: int, entry: dict[str, float]) -> str:
-        items = sum(each for _, _, each in self._recent)
-        loss = sum(loss * each for _, loss, each in self._recent) / items
-        span = self._recent[-1][0] - self._recent[0][0]
-        later = self._recent[1:]
-        pace = span / len(later) if later else self._recent[0][0]
-        speed = sum(each for _, _, each in later) / span if span else items / max(pace, 1e-9)
+        loss, pace, speed = self._averages()
         left = time.strftime("%H:%M:%S", time.gmtime(pace * (self._total - step)))
         now, peak = memory_bytes()
         return (
-            f"step {step}/{self._total}  left {left}  loss {loss:.4f}  lr {entry['learning_rate']:.2e}  "
-            f"{speed:.0f} {self._unit}/s  memory {now / 2**30:.2f} (peak {peak / 2**30:.2f}) GiB"
+            f"step {step}/{self._total}  left {left}  loss {loss:.4f}  "
+            f"lr {entry['learning_rate']:.2e}  {speed:.0f} {self._unit}/s  "
+            f"memory {now / 2**30:.2f} (peak {peak / 2**30:.2f}) GiB"
         )
 
+    def _averages(self) -> tuple[float, float, float]:
+        """Return loss per item, seconds per step and items per second, over the recent steps."""
+        items = weighted_loss = 0.0
+        for _, step_loss, step_items in self._recent:
+            items += step_items
+            weighted_loss += step_loss * step_items
+        first_end, _, first_items = self._recent[0]
+        span = self._recent[-1][0] - first_end  # from the end of the first step to that of the last
+        pace = span / (len(self._recent) - 1) if len(self._recent) > 1 else first_end
+        speed = (items - first_items) / span if span else items / max(pace, 1e-9)
+        return weighted_loss / items, pace, speed
+
     def message(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a separate line."""
         if self._enabled:
             print(f"\r\033[K{text}" if self._moves else text, file=sys.stderr, flush=True)
 
@@ -66,9 +75,7 @@ class ProgressLine:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Return the memory held now and at the peak, in bytes: of the GPU where there is one, else of
-    this process.
-    """
+    """Return the bytes held now and at the peak, by the GPU or else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     info = psutil.Process().memory_info()

@@ -1,4 +1,4 @@
-"""Nested state as a JSON value and named tensors, which keep every number and every key as it is."""
+"""Nested state as a JSON value and named tensors, with every number and key as it was."""
 
 from typing import Any
 
