@@ -1,6 +1,4 @@
-"""The joining against an attention that concatenates, in float64, in every way that models write
-attention.
-"""
+"""A prefix in every way that models write attention, against concatenation in float64."""
 
 import math
 
@@ -9,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from peftkit.methods.prefix.attention import Joining, Prefix
+from peftkit.methods.prefix.attention import AttentionWithPrefix, Prefix
 from peftkit.methods.prefix.matrix_products import Heads
 
 BATCH, HEADS, GROUPS, TOKENS, WIDTH, VALUE_WIDTH, COUNT = 2, 4, 2, 5, 6, 3, 3
@@ -38,7 +36,7 @@ def repeated(x):
 
 
 def expected(query, key, value, prefix, mask=None, change=lambda scores: scores, own_bias=0.0):
-    """softmax(q [Pk; K]^T) [Pv; V], with scores changed alike, and the mask on the real keys alone."""
+    """softmax(q [Pk; K]^T) [Pv; V]: all scores changed alike, only the real keys masked."""
     keys, values = (
         repeated(x)[None].expand(BATCH, -1, -1, -1) for x in (prefix.keys, prefix.values)
     )
@@ -53,9 +51,9 @@ def expected(query, key, value, prefix, mask=None, change=lambda scores: scores,
 
 
 def joined(prefix, compute):
-    with Joining(prefix) as joining:
+    with AttentionWithPrefix(prefix) as attention:
         result = compute()
-    assert joining.complete
+    assert attention.has_joined
     return result
 
 
@@ -300,12 +298,12 @@ def test_torch_multihead_attention(need_weights):
 
 def test_other_softmaxes_are_left_alone_and_a_missing_join_is_told():
     query, _, _, prefix = problem()
-    with Joining(prefix) as joining:
+    with AttentionWithPrefix(prefix) as attention:
         assert torch.equal(query.softmax(-1), F.softmax(query, dim=-1))
-    assert not joining.complete
-    with Joining(prefix) as joining:
+    assert not attention.has_joined
+    with AttentionWithPrefix(prefix) as attention:
         (query @ query.mT).softmax(-1).sum(-1)
-    assert not joining.complete
+    assert not attention.has_joined
 
 
 def test_gradients_reach_the_prefix_and_match_the_reference():

@@ -1,14 +1,13 @@
-"""Prefix tuning (arXiv:2101.00190): learned keys and values that every query attends to, beside the
-real ones, in each layer.
+"""Prefix tuning (arXiv:2101.00190): learned keys and values that every query attends to.
 
-``head_i = softmax(q_i [Pk; K]^T / sqrt(d)) [Pv; V]``, with Pk and Pv trained and all else frozen.
-They are joined inside the attention (`peftkit.methods.prefix.attention`): positions and rotary
-angles of real tokens stay what they are, the prefix's keys have no position, and no cache holds
-them. Unlike LoRA, a new prefix is not the identity.
+``head_i = softmax(q_i [Pk; K]^T / sqrt(d)) [Pv; V]`` in each layer, with Pk and Pv trained and all
+else frozen. They take part inside the attention (`peftkit.methods.prefix.attention`): positions and
+rotary angles of real tokens do not change, the prefix's keys have no position, and no cache
+contains them. Unlike LoRA, a new prefix changes the model's output.
 
-With rotary positions, how a query sees the prefix depends on the query's position, so that batches
-padded on the left need ``position_ids`` that count real tokens (``generate`` passes them), as
-models with learned positions do.
+With rotary positions, how a query sees the prefix depends on the query's position. So batches
+padded on the left need ``position_ids`` that count real tokens, as models with learned positions
+do. ``generate`` passes them.
 """
 
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ class PrefixConfig(PeftConfig):
     Args:
         num_virtual_tokens: Length of the prefix; at least 1. Published: 5 to 200.
         prefix_projection: Reparametrise (equation 3): train an embedding [num_virtual_tokens,
-            encoder_hidden_size] and a two-layer tanh network that makes the keys and values of it,
-            one for each attention. Steadier to train; the same to infer, as `load` folds it into
-            plain keys and values.
+            encoder_hidden_size] and a two-layer tanh network that computes keys and values from
+            it, one for each attention. Steadier to train, and as fast in inference: `load` replaces
+            it by the keys and values.
         encoder_hidden_size: Width of that embedding and of the network's middle layer; at least 1.
-        prefix_dropout: Dropout on keys and values of the prefix, at least 0 and less than 1.
-        init_std: Standard deviation of the first keys and values without `prefix_projection`; more
-            than 0.
+        prefix_dropout: Dropout on the prefix's keys and values; at least 0 and less than 1.
+        init_std: Standard deviation of keys and values at the start, without
+            `prefix_projection`; more than 0.
         attention: Which attentions get a prefix: "all", or "self" or "cross" alone (of an
             encoder-decoder).
         target_modules: Names (or ends of names) of attention modules, in place of what `attention`
@@ -64,6 +63,7 @@ class PrefixConfig(PeftConfig):
 
 
 def check_bounds(config: PrefixConfig) -> None:
+    """Raise a ConfigError that names every value out of bounds."""
     problems = []
     for name in ("num_virtual_tokens", "encoder_hidden_size"):
         value = getattr(config, name)

@@ -1,10 +1,10 @@
-"""Prefixes that PEFT's own prefix tuning has trained, where they mean the same.
+"""Converts prefixes that PEFT's own prefix tuning has trained, where both mean the same.
 
-PEFT hands its keys and values to the model as a cache, so that the real tokens stand at the
-positions n, n + 1, ...; here they stand at 0, 1, ... For rotary positions R that is a rotation of
-the prefix's keys and nothing else: ``(R(t + n) q) . k = (R(t) q) . (R(-n) k)``. With learned
-positions the real tokens themselves differ, with windows the prefix scrolls out of sight, with
-ALiBi or relative biases it has a distance: there the two are different functions.
+PEFT passes its keys and values to the model as a cache, so the real tokens have the positions n,
+n + 1, ...; here they have 0, 1, ... For rotary positions R, the difference is a rotation of the
+prefix's keys: ``(R(t + n) q) . k = (R(t) q) . (R(-n) k)``. Elsewhere the two are different
+functions: with learned positions the real tokens differ, with windows PEFT's prefix leaves the
+window, with ALiBi or relative biases it has a distance.
 """
 
 import sys
@@ -34,14 +34,14 @@ def convert(
         model: A decoder with rotary positions and full attention.
 
     Raises:
-        AdapterFileError: the model computes something else from a prefix than PEFT does, or the
-            shapes do not fit.
+        AdapterFileError: PEFT's prefix means something else on the model, or the shapes do not fit.
     """
     sites = attentions(model)
     reason = _difference(model, sites)
     if reason:
         raise AdapterFileError(
-            f"PEFT's prefix tuning and peftkit's differ on {type(model).__name__}: {reason}; train a new one with PrefixConfig"
+            f"PEFT's prefix tuning and peftkit's differ on {type(model).__name__}: {reason}; train "
+            "a new one with PrefixConfig"
         )
     learned = tensors.get(_WEIGHTS)
     first = sites[0]
@@ -49,15 +49,12 @@ def convert(
     if learned is None or learned.dim() != 2 or learned.shape[1] != size:
         shape = None if learned is None else tuple(learned.shape)
         raise AdapterFileError(
-            f"{_WEIGHTS} has shape {shape}; {len(sites)} attentions with {first.groups} key-value heads of "
-            f"{first.key_width} features ask for ({config.num_virtual_tokens}, {size})"
+            f"{_WEIGHTS} has shape {shape}; {len(sites)} attentions with {first.groups} key-value "
+            f"heads of {first.key_width} features need ({config.num_virtual_tokens}, {size})"
         )
     count = learned.shape[0]
-    layers = (
-        learned.float()
-        .reshape(count, len(sites), 2, first.groups, first.key_width)
-        .permute(1, 2, 3, 0, 4)
-    )
+    layers = learned.float().reshape(count, len(sites), 2, first.groups, first.key_width)
+    layers = layers.permute(1, 2, 3, 0, 4)  # [layers, key and value, groups, n, width]
     converted = {}
     for site, (keys, values) in zip(sites, layers, strict=True):
         key = f"base_model.model.{site.name}.{CHILD}"
@@ -66,29 +63,25 @@ def convert(
     ours = PrefixConfig(num_virtual_tokens=count, task_type=config.task_type)
     ours.base_model_name_or_path, ours.revision = config.base_model_name_or_path, config.revision
     ours.modules_to_save = getattr(config, "modules_to_save", None)
-    converted |= {key: value for key, value in tensors.items() if key != _WEIGHTS}
+    for key, value in tensors.items():
+        if key != _WEIGHTS:
+            converted[key] = value
     return ours, converted
 
 
 def _difference(model: nn.Module, sites: list[Attention]) -> str | None:
-    """Return why a prefix of PEFT's means something else on a model than one of ours, or None where
-    it means the same.
-    """
+    """Return why PEFT's prefix means something else on a model than ours; None if it does not."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    if (
-        not sites
-        or getattr(config, "is_encoder_decoder", False)
-        or any(site.kind == "cross" for site in sites)
-    ):
+    has_encoder = getattr(config, "is_encoder_decoder", False)
+    if not sites or has_encoder or any(site.kind == "cross" for site in sites):
         return "PEFT's reaches the decoder's self-attention alone"
-    if len({(site.groups, site.key_width, site.value_width) for site in sites}) > 1 or any(
-        site.key_width != site.value_width for site in sites
-    ):
+    shapes = {(site.groups, site.key_width, site.value_width) for site in sites}
+    if len(shapes) > 1 or sites[0].key_width != sites[0].value_width:
         return "its attentions differ in the shape of their keys and values"
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
-        return "it has attention over a window, out of which PEFT's prefix scrolls"
+        return "it has attention over a window, which PEFT's prefix leaves"
     rotary = _rotary(model)
     if rotary is None or any(site.alibi for site in sites):
         return "its positions are not rotary, and PEFT's prefix moves those of the real tokens"
@@ -103,11 +96,10 @@ def _rotary(model: nn.Module) -> nn.Module | None:
 
 
 def _rotated(keys: Tensor, position: int, model: nn.Module, site: Attention) -> Tensor:
-    """Return keys [groups, n, width] turned as the model turns the key of a token at `position`."""
+    """Return keys [groups, n, width], rotated as the model rotates a key at `position`."""
     rotary = _rotary(model)
-    apply = getattr(
-        sys.modules[type(model.get_submodule(site.name)).__module__], "apply_rotary_pos_emb", None
-    )
+    source = sys.modules[type(model.get_submodule(site.name)).__module__]
+    apply = getattr(source, "apply_rotary_pos_emb", None)
     try:
         assert rotary is not None
         assert apply is not None
@@ -126,7 +118,7 @@ def _rotated(keys: Tensor, position: int, model: nn.Module, site: Attention) -> 
         understood = False
     if not understood:
         raise AdapterFileError(
-            f"the rotary positions of {type(model).__name__} are not applied in a way that peftkit can undo; "
-            "train a new prefix with PrefixConfig"
+            f"the rotary positions of {type(model).__name__} are not applied in a way that peftkit "
+            "can undo; train a new prefix with PrefixConfig"
         )
     return turned.contiguous()

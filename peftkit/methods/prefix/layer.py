@@ -1,4 +1,4 @@
-"""The prefixes of one attention module: their parameters, and the forward pass in which they join."""
+"""The prefixes of one attention module: their parameters and the forward pass."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from peftkit.anatomy.attention import Attention
 from peftkit.errors import ConfigError, TargetError
-from peftkit.methods.prefix.attention import Joining, Prefix
+from peftkit.methods.prefix.attention import AttentionWithPrefix, Prefix
 from peftkit.methods.prefix.matrix_products import Heads
 
 CHILD = "prefix"
@@ -19,19 +19,18 @@ CHILD = "prefix"
 
 
 class PrefixLayer(nn.Module, BaseTunerLayer):
-    """The prefixes of one attention module, by the name of their adapter; a child of that module.
+    """The prefixes of one attention module, by adapter; a child of that module.
 
-    ``prefix_key`` is [groups, num_virtual_tokens, key width] and ``prefix_value`` [groups,
-    num_virtual_tokens, value width], float32. With a projection, ``prefix_embedding`` and
-    ``prefix_projection`` stand in their place.
+    ``prefix_key`` is [groups, num_virtual_tokens, key width], and ``prefix_value`` is [groups,
+    num_virtual_tokens, value width], both float32. With a projection there are
+    ``prefix_embedding`` and ``prefix_projection`` instead.
     """
 
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_embedding", "prefix_projection")
-    cast_input_dtype_enabled = (
-        True  # PEFT's disable_input_dtype_casting sets it on every layer of an adapter
-    )
-    other_param_names = ("dropout",)
-    weight = bias = None  # what PEFT asks of a layer that wraps another
+    # PEFT's disable_input_dtype_casting sets it on every layer of an adapter.
+    cast_input_dtype_enabled = True
+    other_param_names = ("dropout",)  # what PEFT's delete_adapter removes as well
+    weight = bias = None  # PEFT expects them of a layer that wraps another
 
     def __init__(self, site: Attention) -> None:
         super().__init__()
@@ -63,19 +62,17 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
         BaseTunerLayer.set_adapter(self, self.active_adapters, inference_mode=config.inference_mode)
 
     def keys_and_values(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return an adapter's keys and values, [groups, n, width], computed by its network if it
-        has one.
-        """
+        """Return an adapter's keys and values, [groups, n, width], from its network if any."""
         if name not in self.prefix_projection:
             return self.prefix_key[name], self.prefix_value[name]
         site = self.site
         project: Any = self.prefix_projection[name]
-        made: Tensor = project(self.prefix_embedding[name])
-        made = made.reshape(len(made), site.groups, -1).transpose(0, 1)
+        made: Tensor = project(self.prefix_embedding[name])  # [n, groups * (key + value width)]
+        made = made.reshape(len(made), site.groups, -1).transpose(0, 1)  # [groups, n, both]
         return made[..., : site.key_width], made[..., site.key_width :]
 
-    def fold(self, name: str) -> None:
-        """Put plain keys and values in the place of an adapter's network."""
+    def replace_network(self, name: str) -> None:
+        """Replace an adapter's network by the keys and values that it computes."""
         if name in self.prefix_projection:
             with torch.no_grad():
                 keys, values = self.keys_and_values(name)
@@ -85,26 +82,22 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
             self.prefix_value[name] = nn.Parameter(values.clone(), requires_grad=trained)
 
     def active_prefix(self) -> Prefix | None:
-        """Return what the active adapters make the attention see, one after the other; None where
-        it is the model's own.
-        """
+        """Return the prefixes of the active adapters, one after the other; None without any."""
         active: Any = self.active_adapters
         names = [name for name in active if name in self.dropout]
         if self.disable_adapters or not names:
             return None
-        parts = []
+        all_keys, all_values = [], []
         for name in names:
             rate = self.dropout[name]
-            parts.append(
-                tuple(F.dropout(part, rate, self.training) for part in self.keys_and_values(name))
-            )
-        keys, values = (
-            torch.cat(part, dim=1) if len(names) > 1 else part[0]
-            for part in zip(*parts, strict=True)
-        )
-        return Prefix(
-            keys, values, Heads(self.site.heads, self.site.before_blocks), self.site.alibi
-        )
+            keys, values = self.keys_and_values(name)
+            all_keys.append(F.dropout(keys, rate, self.training))
+            all_values.append(F.dropout(values, rate, self.training))
+        keys, values = all_keys[0], all_values[0]
+        if len(names) > 1:
+            keys, values = torch.cat(all_keys, dim=1), torch.cat(all_values, dim=1)
+        heads = Heads(self.site.heads, self.site.before_blocks)
+        return Prefix(keys, values, heads, self.site.alibi)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse.
@@ -113,31 +106,35 @@ class PrefixLayer(nn.Module, BaseTunerLayer):
             ConfigError: always.
         """
         raise ConfigError(
-            "a prefix adds keys and values, not weights, and cannot be merged; keep the adapter beside the model"
+            "a prefix adds keys and values, not weights, and cannot be merged; keep the adapter "
+            "beside the model"
         )
 
 
 def attend(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run an attention module's forward pass with the active prefix joined.
+    """Run an attention module's forward pass with the active prefix.
 
     Raises:
-        TargetError: the attention went a way on which the prefix could not join. It is never left
-            out in silence.
+        TargetError: the attention was computed in a way in which the prefix could not take part. A
+            prefix is never left out silently.
     """
     layer: Any = getattr(module, CHILD)
     prefix = layer.active_prefix()
     if prefix is None:
         return forward(*args, **kwargs)
-    first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-    batches = (
-        tuple(first.shape[:2]) if first is not None else ()
-    )  # some models have the tokens first
-    joining = Joining(replace(prefix, heads=replace(prefix.heads, batches=batches)))
-    with joining.in_chunks(module), joining:
+    batches: tuple[int, ...] = ()
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, Tensor):
+            batches = tuple(x.shape[:2])  # in some models the tokens come first
+            break
+    heads = replace(prefix.heads, batches=batches)
+    attention = AttentionWithPrefix(replace(prefix, heads=heads))
+    with attention.in_chunks(module), attention:
         output = forward(*args, **kwargs)
-    if not joining.complete:
+    if not attention.has_joined:
         raise TargetError(
-            f"the prefix of {layer.site.name} could not join: the attention was not computed by operations that can be "
-            "followed; load the model with attn_implementation='sdpa' or 'eager', or leave this module out of target_modules"
+            f"the prefix of {layer.site.name} could not join: the attention was not computed by "
+            "operations that can be followed; load the model with attn_implementation='sdpa' or "
+            "'eager', or leave this module out of target_modules"
         )
     return output

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from peftkit.methods.method import Method, Variant
 from peftkit.methods.prefix.config import PrefixConfig
 from peftkit.methods.prefix.from_peft import convert
-from peftkit.methods.prefix.model import PrefixModel, fold
+from peftkit.methods.prefix.model import PrefixModel, replace_networks
 from peftkit.methods.prefix.settings import Settings
 from peftkit.methods.prefix.sites import resolve
 
@@ -51,7 +51,7 @@ class Prefix(Method):
         return convert(config, tensors, model)
 
     def simplify(self, model: nn.Module, name: str) -> None:
-        fold(model, name)
+        replace_networks(model, name)
 
 
 METHOD = Prefix()

@@ -1,4 +1,4 @@
-"""Prefixes in a model: how PEFT puts them there, and how they are folded for inference."""
+"""How PEFT injects prefixes, and how their networks are replaced for inference."""
 
 from typing import Any, ClassVar
 
@@ -31,9 +31,8 @@ class PrefixModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(peft_config: PrefixConfig, key: str) -> bool:
-        names = (
-            peft_config.target_modules or ()
-        )  # of many, PEFT keeps the ends that tell them from other modules
+        # Where there are many, PEFT shortens them to ends that match no other module.
+        names = peft_config.target_modules or ()
         return key in names or any(key.endswith(f".{name}") for name in names)
 
     def _create_and_replace(
@@ -65,13 +64,11 @@ class PrefixModel(BaseTuner):
         return backbone
 
 
-def fold(model: nn.Module, name: str = "default") -> None:
-    """Put plain keys and values in the place of an adapter's networks, so that inference does not
-    compute them again.
-    """
+def replace_networks(model: nn.Module, name: str = "default") -> None:
+    """Replace an adapter's networks by the keys and values that they compute, for inference."""
     for module in model.modules():
         if isinstance(module, PrefixLayer):
-            module.fold(name)
+            module.replace_network(name)
     for owner in (model, getattr(model, "base_model", None)):
         config = getattr(owner, "peft_config", {}).get(name)
         if isinstance(config, PrefixConfig):

@@ -15,13 +15,12 @@ _FUSED_KERNELS = re.compile(r"flash|flex|paged", re.IGNORECASE)
 
 
 def resolve(config: PrefixConfig, model: nn.Module) -> PrefixConfig:
-    """Return a copy of `config` with the attentions, the task type and the trained heads that suit
-    `model`.
+    """Return a copy of `config` with the attentions, task type and trained heads of `model`.
 
     Raises:
         ConfigError: a value is out of bounds.
-        TargetError: the model has no attention of that kind, or a name in ``target_modules`` is not
-            one.
+        TargetError: the model has no attention of that kind, or ``target_modules`` names another
+            module.
     """
     check_bounds(config)
     resolved = resolved_copy(config, model)
@@ -39,7 +38,8 @@ def sites(config: PrefixConfig, model: nn.Module) -> list[Attention]:
     found = attentions(model)
     if not found:
         raise TargetError(
-            f"{what} has no attention that a prefix could join: {why_none(model)}; use LoraConfig or BottleneckConfig"
+            f"{what} has no attention that a prefix could join: {why_none(model)}; use LoraConfig "
+            "or BottleneckConfig"
         )
     saved = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.modules_to_save or ()]
     found = [site for site in found if not any(pattern.match(site.name) for pattern in saved)]
@@ -50,31 +50,25 @@ def sites(config: PrefixConfig, model: nn.Module) -> list[Attention]:
     elif _decodes_alone(model):
         found = [site for site in found if site.kind == "self"]
     if config.layers_to_transform is not None:
-        chosen = config.layers_to_transform
-        blocks = tuple(
-            f"{block.name}."
-            for block in numbered_blocks([chosen] if isinstance(chosen, int) else chosen, model)
-        )
-        found = [site for site in found if f"{site.name}.".startswith(blocks)]
+        numbers = config.layers_to_transform
+        blocks = numbered_blocks([numbers] if isinstance(numbers, int) else numbers, model)
+        starts = tuple(f"{block.name}." for block in blocks)
+        found = [site for site in found if f"{site.name}.".startswith(starts)]
     if not found:
         raise TargetError(
             f"{what} has no attention that attention={config.attention!r} and layers_to_transform="
-            f"{config.layers_to_transform!r} leave; it has {_summary(attentions(model))}"
+            f"{config.layers_to_transform!r} leave; it has {_summarize(attentions(model))}"
         )
     _check_kernels(found, model)
     return found
 
 
 def _decodes_alone(model: nn.Module) -> bool:
-    """Tell whether a model is the decoder of an encoder-decoder by itself, whose cross-attention
-    computes nothing.
-    """
-    config = getattr(model, "config", None)
-    takes = inspect.signature(model.forward).parameters.keys() & {
-        "encoder_hidden_states",
-        "encoder_outputs",
-    }
-    return bool(takes) and not getattr(config, "is_encoder_decoder", False)
+    """Whether a model is the decoder of an encoder-decoder alone: no cross-attention runs."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    parameters = inspect.signature(model.forward).parameters
+    return "encoder_hidden_states" in parameters or "encoder_outputs" in parameters
 
 
 def _named(
@@ -84,34 +78,35 @@ def _named(
         chosen = [site for site in found if re.fullmatch(targets, site.name)]
         if not chosen:
             raise TargetError(
-                f"{targets!r} matches no attention of {type(model).__name__}: {_summary(found)}"
+                f"{targets!r} matches no attention of {type(model).__name__}: {_summarize(found)}"
             )
         return chosen
-    ends = {part for site in found for part in (site.name, site.name.rpartition(".")[2])}
+    names: set[str] = set()
     for target in targets:
-        if not any(_ends_with(site.name, target) for site in found):
+        matched = {site.name for site in found if f".{site.name}".endswith(f".{target}")}
+        if not matched:
+            known = {site.name for site in found}
+            known |= {name.rpartition(".")[2] for name in known}
             raise TargetError(
-                f"{target!r} is no attention of {type(model).__name__}{nearest(target, ends)}"
+                f"{target!r} is no attention of {type(model).__name__}{nearest(target, known)}"
             )
-    return [site for site in found if any(_ends_with(site.name, target) for target in targets)]
+        names |= matched
+    return [site for site in found if site.name in names]
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _summary(found: list[Attention]) -> str:
+def _summarize(found: list[Attention]) -> str:
     names = sorted({re.sub(r"\.\d+\.", ".*.", site.name) for site in found})
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def _check_kernels(found: list[Attention], model: nn.Module) -> None:
+    """Refuse fused kernels, which compute attention in one operation that has no prefix."""
     for site in found:
-        kernel = getattr(
-            getattr(model.get_submodule(site.name), "config", None), "_attn_implementation", None
-        )
+        config = getattr(model.get_submodule(site.name), "config", None)
+        kernel = getattr(config, "_attn_implementation", None)
         if isinstance(kernel, str) and _FUSED_KERNELS.search(kernel):
             raise TargetError(
-                f"{site.name} computes attention with {kernel}, which a prefix cannot join; load the model with "
-                "attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')"
+                f"{site.name} computes attention with {kernel}, which a prefix cannot join; load "
+                "the model with attn_implementation='sdpa', or call "
+                "model.set_attn_implementation('sdpa')"
             )
