@@ -1,4 +1,4 @@
-"""What a model needs once PEFT has injected an adapter, whatever the method."""
+"""Finishes a model after PEFT has injected an adapter, whatever the method."""
 
 import contextlib
 import functools
@@ -29,18 +29,18 @@ def settle(model: PeftModel, name: str) -> None:
 
 
 def _train_heads_in_float32(model: PeftModel, name: str) -> None:
-    """Hold an adapter's trained copies of modules in float32, and their inputs and outputs in the
-    dtype around them.
+    """Train an adapter's copies of 16-bit modules in float32.
+
+    Their inputs and outputs keep the dtype of the modules around them.
     """
     for wrapper in model.modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            dtype = next(
-                (parameter.dtype for parameter in wrapper.original_module.parameters()), None
-            )
-            if dtype in (torch.bfloat16, torch.float16) and name in wrapper.modules_to_save:
-                trained = wrapper.modules_to_save[name].float()
-                trained.register_forward_pre_hook(_cast_up, with_kwargs=True)
-                trained.register_forward_hook(functools.partial(_cast_back, dtype))
+        if not isinstance(wrapper, ModulesToSaveWrapper) or name not in wrapper.modules_to_save:
+            continue
+        first = next(wrapper.original_module.parameters(), None)
+        if first is not None and first.dtype in (torch.bfloat16, torch.float16):
+            trained = wrapper.modules_to_save[name].float()
+            trained.register_forward_pre_hook(_cast_up, with_kwargs=True)
+            trained.register_forward_hook(functools.partial(_cast_back, first.dtype))
 
 
 def _cast_up(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -62,9 +62,7 @@ def _is_float(x: Any) -> TypeGuard[Tensor]:
 
 
 def _refuse_adapters_by_row(model: PeftModel) -> None:
-    """Refuse ``adapter_names``, an adapter for each row, where a method has part in the model that
-    would not heed it.
-    """
+    """Refuse ``adapter_names``, an adapter for each row, where a method would ignore it."""
     if not all(method.takes_adapter_names for method in methods_on(model)):
         vars(model.base_model)["_enable_peft_forward_hooks"] = _no_adapters_by_row
 
@@ -73,15 +71,16 @@ def _refuse_adapters_by_row(model: PeftModel) -> None:
 def _no_adapters_by_row(*args: Any, **kwargs: Any) -> Iterator[None]:
     if kwargs.get("adapter_names") is not None:
         raise ConfigError(
-            "adapter_names needs LoRA adapters alone on the model; of other methods all rows of a batch see the same: run one "
-            "batch for each adapter, after model.set_adapter(name)"
+            "adapter_names needs LoRA adapters alone on the model; with other methods all rows of "
+            "a batch get the same adapters: run one batch for each, after model.set_adapter(name)"
         )
     yield
 
 
 def _adapt_shared_layers_once(backbone: nn.Module) -> None:
-    """Give layers that share a weight one adapter: the weight can be merged with one update only
-    (Zamba).
+    """Give layers that share a weight one adapter, as in Zamba.
+
+    The weight can only be merged with one update.
     """
     first: dict[tuple[type, type, int], nn.Module] = {}
     for parent in list(backbone.modules()):
@@ -90,24 +89,18 @@ def _adapt_shared_layers_once(backbone: nn.Module) -> None:
             if isinstance(child, BaseTunerLayer) and hasattr(child, "base_layer"):
                 base = child.get_base_layer()
             weight = getattr(base, "weight", None)
-            if isinstance(
-                weight, nn.Parameter
-            ):  # an embedding and a head that is tied to it are two layers
-                setattr(
-                    parent, name, first.setdefault((type(child), type(base), id(weight)), child)
-                )
+            if isinstance(weight, nn.Parameter):
+                # With the types: an embedding and a head that is tied to it are two layers.
+                key = (type(child), type(base), id(weight))
+                setattr(parent, name, first.setdefault(key, child))
 
 
 def _keep_statistics(model: PeftModel) -> None:
-    """Hold the batch norms of the backbone in evaluation, so that training an adapter does not
-    change their statistics.
-    """
-    heads = {
-        id(part)
-        for head in model.modules()
-        if isinstance(head, ModulesToSaveWrapper)
-        for part in head.modules()
-    }
+    """Hold the backbone's batch norms in evaluation mode: training leaves their statistics."""
+    heads: set[int] = set()
+    for head in model.modules():
+        if isinstance(head, ModulesToSaveWrapper):
+            heads.update(id(part) for part in head.modules())
     for part in model.modules():
         if id(part) in heads:
             vars(part).pop("train", None)  # copied from a backbone that has an adapter already
@@ -120,8 +113,6 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _give_reversible_layers_a_gradient(backbone: Any) -> None:
-    """Let the embeddings' output carry a gradient, which layers that compute their inputs again ask
-    for (Reformer).
-    """
+    """Let the embeddings' output require a gradient, as reversible layers (Reformer) need."""
     if is_reversible(backbone):
         backbone.enable_input_require_grads()

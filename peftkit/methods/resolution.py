@@ -1,6 +1,4 @@
-"""What every method resolves alike: the task, the head that is trained whole, and names that must
-exist.
-"""
+"""What all methods resolve in the same way: task, trained head, and names of modules."""
 
 import copy
 from collections.abc import Iterable
@@ -17,8 +15,7 @@ Config = TypeVar("Config", bound=PeftConfig)
 
 
 def resolved_copy(config: Config, model: nn.Module) -> Config:
-    """Return a copy of a config with its task and, for classification tasks, the trained head
-    filled in.
+    """Return a copy of a config with its task type and, for classification, its trained head.
 
     Raises:
         TargetError: a name in ``modules_to_save`` matches no module.
@@ -33,9 +30,10 @@ def resolved_copy(config: Config, model: nn.Module) -> Config:
 
 
 def _new_in_body(model: nn.Module) -> list[str]:
-    """Return the modules outside of the head whose weights the checkpoint did not have, such as the
-    pooler of a BERT that was saved without one: they start random, and have to be trained and saved
-    as the head is.
+    """Return the modules outside the head whose weights the checkpoint did not have.
+
+    One is the pooler of a BERT that was saved without it. Such modules start with random weights,
+    so they must be trained and saved like the head.
     """
     entry = record(model).get("load_backbone", {})
     heads = tuple(f"{name}." for name in task_head(model))
@@ -47,7 +45,7 @@ def check_names(names: Iterable[str], model: nn.Module) -> None:
     """Check that each name is the end of a module's name.
 
     Raises:
-        TargetError: one is not; the sentence gives the nearest that is.
+        TargetError: one is not; the message names the nearest that is.
     """
     for name in names:
         matching(name, model)
@@ -62,9 +60,9 @@ def matching(name: str, model: nn.Module) -> list[str]:
     modules = [module for module, _ in model.named_modules()]
     found = [module for module in modules if module == name or module.endswith(f".{name}")]
     if not found:
-        ends = {part for module in modules for part in (module, module.rpartition(".")[2])}
+        known = {*modules, *(module.rpartition(".")[2] for module in modules)}
         raise TargetError(
-            f"{name!r} matches no module of {type(model).__name__}{nearest(name, ends)}"
+            f"{name!r} matches no module of {type(model).__name__}{nearest(name, known)}"
         )
     return found
 
@@ -90,15 +88,16 @@ def numbered_blocks(numbers: Iterable[int] | None, model: nn.Module) -> list[Blo
     Raises:
         TargetError: no stack has a block of one of the numbers.
     """
-    found = stacks(model)
-    deepest = max((len(stack.blocks) for stack in found), default=0)
+    all_blocks = [stack.blocks for stack in stacks(model)]
+    deepest = max(map(len, all_blocks), default=0)
     for number in numbers or ():
         if not 0 <= number < deepest:
             what = f"{type(model).__name__} has layers 0 to {deepest - 1}"
             raise TargetError(f"layers_to_transform names layer {number}, but {what}")
-    return [
-        block
-        for stack in found
-        for i, block in enumerate(stack.blocks)
-        if numbers is None or i in set(numbers)
-    ]
+    wanted = None if numbers is None else set(numbers)
+    chosen: list[Block] = []
+    for blocks in all_blocks:
+        for number, block in enumerate(blocks):
+            if wanted is None or number in wanted:
+                chosen.append(block)
+    return chosen

@@ -77,7 +77,7 @@ def all_but_the_first_layer(number, values):
 # the layer
 
 
-def test_attach_is_the_identity_at_the_start_and_the_adapter_is_float32(any_backbone, ids):
+def test_a_new_adalora_adapter_is_the_identity_and_float32(any_backbone, ids):
     expected = logits(any_backbone, ids)
     model = peftkit.attach(any_backbone, config(lora_dropout=0.1))
     assert isinstance(model, peft.PeftModel)
@@ -89,7 +89,7 @@ def test_attach_is_the_identity_at_the_start_and_the_adapter_is_float32(any_back
     assert set(adalora.ranks(model).values()) == {6}
 
 
-def test_disabled_or_detached_it_is_the_backbone(any_backbone, ids):
+def test_a_disabled_or_detached_adalora_model_is_the_backbone(any_backbone, ids):
     expected = logits(any_backbone, ids)
     model = attached(any_backbone)
     assert not torch.equal(logits(model, ids), expected)
@@ -99,10 +99,8 @@ def test_disabled_or_detached_it_is_the_backbone(any_backbone, ids):
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # PEFT, of the toy
-def test_a_layer_calls_its_base_and_never_touches_the_weight():
-    """So one class serves whatever stores the weight; PEFT has one class for each, and a float32
-    copy of x for int8.
-    """
+def test_an_adalora_layer_calls_its_base_layer_and_never_touches_the_weight():
+    """One class serves every storage; PEFT has one for each, and copies x to float32 for int8."""
 
     class Doubler(nn.Module):
         in_features, out_features = 8, 8
@@ -124,12 +122,8 @@ def test_a_layer_calls_its_base_and_never_touches_the_weight():
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
-def test_the_loss_is_the_cross_entropy_in_training_evaluation_and_disabled(
-    llama_dir, ids, quantization
-):
-    """PEFT adds the penalty to all three; without a task type, to none, and then it never
-    regularises.
-    """
+def test_the_loss_with_adalora_is_the_plain_cross_entropy(llama_dir, ids, quantization):
+    """PEFT adds the penalty in training, evaluation and disabled; without a task type, never."""
     model = attached(
         peftkit.load_backbone(llama_dir, quantization=quantization), orth_reg_weight=100.0
     )
@@ -139,7 +133,7 @@ def test_the_loss_is_the_cross_entropy_in_training_evaluation_and_disabled(
         assert loss == pytest.approx(own, rel=1e-3)
 
 
-def test_an_undriven_training_is_told_once(backbone, ids, caplog):
+def test_training_adalora_without_an_allocation_warns_once(backbone, ids, caplog):
     model = attached(backbone)
     for _ in range(2):
         model(ids)
@@ -154,7 +148,7 @@ def test_an_undriven_training_is_told_once(backbone, ids, caplog):
 
 
 @pytest.mark.parametrize("kept", [None, every_second, all_but_the_first_layer])
-def test_a_saved_adapter_is_bit_equal_with_labels_too(any_backbone, tmp_path, ids, kept):
+def test_a_saved_adalora_adapter_loads_bit_for_bit(any_backbone, tmp_path, ids, kept):
     """In PEFT, labels on a reloaded adapter are an AttributeError."""
     model = attached(any_backbone, lora_dropout=0.2)
     if kept:
@@ -181,7 +175,7 @@ def test_a_saved_adapter_is_bit_equal_with_labels_too(any_backbone, tmp_path, id
     "ignore:Initializing zero-element tensors:UserWarning"
 )  # PEFT, for a layer of rank 0
 @pytest.mark.parametrize("kept", [None, every_second, all_but_the_first_layer])
-def test_plain_peft_reads_our_file_and_computes_the_same(llama_dir, tmp_path, ids, kept):
+def test_plain_peft_reads_our_adalora_file_and_computes_the_same(llama_dir, tmp_path, ids, kept):
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     model = attached(backbone)
     if kept:
@@ -194,7 +188,7 @@ def test_plain_peft_reads_our_file_and_computes_the_same(llama_dir, tmp_path, id
 
 
 @from_peft
-def test_we_read_what_plain_peft_has_masked_and_saved(llama_dir, tmp_path, ids):
+def test_an_adalora_file_masked_and_saved_by_plain_peft_loads(llama_dir, tmp_path, ids):
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     plain = peft.get_peft_model(
         backbone, config(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
@@ -212,7 +206,7 @@ def test_we_read_what_plain_peft_has_masked_and_saved(llama_dir, tmp_path, ids):
     assert torch.allclose(logits(loaded, ids), expected, atol=1e-5)
 
 
-def test_what_is_pruned_is_no_longer_in_the_file(backbone, tmp_path, ids):
+def test_pruned_triplets_are_not_in_the_saved_file(backbone, tmp_path, ids):
     """PEFT masks: parameters keep init_r until they are loaded again."""
     model = attached(backbone)
     expected = logits(model, ids)
@@ -232,10 +226,8 @@ def test_what_is_pruned_is_no_longer_in_the_file(backbone, tmp_path, ids):
     assert fields["rank_pattern"]["model.layers.0.self_attn.q_proj.lora_E"] == [True] * 5 + [False]
 
 
-def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_them(
-    backbone, tmp_path, ids
-):
-    """Trainer loads a checkpoint into the model that is there; PEFT's layers refuse another rank."""
+def test_an_adalora_layer_takes_the_ranks_of_a_trainer_checkpoint(backbone, tmp_path, ids):
+    """Trainer loads a checkpoint into an existing model; PEFT's layers refuse another rank."""
     model = attached(backbone)
     whole = logits(model, ids)
     model.save_pretrained(tmp_path / "whole", save_embedding_layers=False)
@@ -281,7 +273,9 @@ def test_weights_of_other_ranks_go_into_a_layer_as_a_checkpoint_of_trainer_has_t
         ({"use_rslora": True}, ConfigError, "use_rslora is True, which AdaLoRA has no use for"),
     ],
 )
-def test_a_file_that_contradicts_itself_is_refused(backbone, tmp_path, fields, error, message):
+def test_an_adalora_file_that_contradicts_itself_is_refused(
+    backbone, tmp_path, fields, error, message
+):
     model = attached(backbone)
     peftkit.save(model, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
@@ -294,7 +288,7 @@ def test_a_file_that_contradicts_itself_is_refused(backbone, tmp_path, fields, e
 
 
 @from_peft
-def test_it_joins_an_adapter_of_another_method_and_is_trained_beside_it(backbone, tmp_path, ids):
+def test_adalora_is_trained_beside_an_adapter_of_another_method(backbone, tmp_path, ids):
     model = randomize(peftkit.attach(backbone, peftkit.PrefixConfig(num_virtual_tokens=3)), 0.1)
     expected = logits(model, ids)
     model = peftkit.attach(model, config(tinit=0, tfinal=1), name="second")
@@ -320,7 +314,7 @@ def test_it_joins_an_adapter_of_another_method_and_is_trained_beside_it(backbone
 @pytest.mark.filterwarnings(
     "ignore:The following rank_pattern keys:RuntimeWarning"
 )  # PEFT, of any AdaLoRA file
-def test_several_adapters_for_inference_are_switched(backbone, tmp_path, ids):
+def test_several_adalora_adapters_can_be_switched_for_inference(backbone, tmp_path, ids):
     model = attached(backbone)
     first = logits(model, ids)
     peftkit.save(model, tmp_path / "first")
@@ -339,7 +333,7 @@ def test_several_adapters_for_inference_are_switched(backbone, tmp_path, ids):
 
 @pytest.mark.parametrize("quantization", [None, "nf4", "fp4", "int8"])
 @pytest.mark.parametrize("kept", [None, all_but_the_first_layer])
-def test_a_float32_merge_computes_what_the_adapted_model_computes(
+def test_adalora_merged_in_float32_computes_what_the_adapted_model_computes(
     llama_dir, ids, quantization, kept
 ):
     """PEFT cannot merge AdaLoRA on a quantised backbone."""
@@ -353,7 +347,7 @@ def test_a_float32_merge_computes_what_the_adapted_model_computes(
     assert report["largest_logit_difference"] <= tolerance * report["largest_logit"]
 
 
-def test_merging_in_place_is_pefts_on_floats_and_refused_on_quantised_weights(llama_dir, ids):
+def test_adalora_merges_in_place_into_floats_and_is_refused_on_quantised_weights(llama_dir, ids):
     model = attached(peftkit.load_backbone(llama_dir, dtype=torch.float32))
     expected = logits(model, ids)
     model.merge_adapter()
@@ -367,7 +361,9 @@ def test_merging_in_place_is_pefts_on_floats_and_refused_on_quantised_weights(ll
 
 @from_peft
 @pytest.mark.parametrize("kept", [None, every_second, all_but_the_first_layer])
-def test_an_exported_adapter_is_plain_lora_that_computes_the_same(llama_dir, tmp_path, ids, kept):
+def test_an_exported_adalora_adapter_is_plain_lora_that_computes_the_same(
+    llama_dir, tmp_path, ids, kept
+):
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)
     model = attached(backbone)
     if kept:
@@ -389,7 +385,7 @@ def test_an_exported_adapter_is_plain_lora_that_computes_the_same(llama_dir, tmp
     )
 
 
-def test_conv1d_layers_and_trained_heads_are_adapted_merged_and_exported(tmp_path, ids):
+def test_adalora_adapts_merges_and_exports_conv1d_layers_and_trained_heads(tmp_path, ids):
     sizes = {
         "vocab_size": 320,
         "hidden_size": 32,
@@ -410,7 +406,7 @@ def test_conv1d_layers_and_trained_heads_are_adapted_merged_and_exported(tmp_pat
             model = loaded
 
 
-def test_what_cannot_be_exported_or_merged_is_refused(backbone, tmp_path):
+def test_exporting_an_adapter_that_has_no_lora_form_is_refused(backbone, tmp_path):
     with pytest.raises(
         ConfigError, match="the lora adapter 'default' has no other form as plain LoRA"
     ):
@@ -418,7 +414,7 @@ def test_what_cannot_be_exported_or_merged_is_refused(backbone, tmp_path):
 
 
 @from_peft
-def test_an_adapter_that_peft_attached_is_neither_trained_nor_merged(backbone):
+def test_an_adalora_adapter_that_peft_attached_is_neither_trained_nor_merged(backbone):
     plain = peft.get_peft_model(backbone, config(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match=r"attach it with peftkit\.attach"):
         Allocation(plain, torch.optim.SGD(plain.parameters()), 10)
@@ -453,20 +449,20 @@ def test_an_adapter_that_peft_attached_is_neither_trained_nor_merged(backbone):
         ({"target_modules": ["q_prj"]}, TargetError, "did you mean 'q_proj'"),
     ],
 )
-def test_what_adalora_has_no_use_for_is_refused(backbone, changes, error, message):
+def test_config_fields_that_adalora_does_not_use_are_refused(backbone, changes, error, message):
     """PEFT ignores use_rslora, alpha_pattern, target_parameters and other inits without a word."""
     with pytest.raises(error, match=message):
         peftkit.attach(backbone, config(**changes))
 
 
-def test_peft_allows_one_trainable_adapter_and_says_so(backbone):
+def test_a_second_trainable_adalora_adapter_is_refused(backbone):
     model = peftkit.attach(backbone, config())
     with pytest.raises(ValueError, match="only 1 trainable adapter"):
         model.add_adapter("second", config(target_modules=["q_proj"]))
 
 
 @from_peft
-def test_the_hook_is_written_for_peft_0_21_and_changes_it_for_nobody_else(llama_dir, ids):
+def test_our_adalora_classes_replace_those_of_peft_0_21_only_while_attaching(llama_dir, ids):
     """If this fails on a new PEFT, read peft.tuners.adalora.model again, and the list of defects in
     this file.
     """

@@ -50,7 +50,7 @@ def moments(optimizer):
 # the schedule
 
 
-def test_the_budget_is_the_papers_cubic_fall():
+def test_the_adalora_budget_falls_cubically_as_in_the_paper():
     initial, target, tinit, tfinal, steps = 168, 112, 10, 20, 100
     for step in range(tinit, steps - tfinal):
         rest = 1 - Fraction(step - tinit, steps - tfinal - tinit)
@@ -62,7 +62,7 @@ def test_the_budget_is_the_papers_cubic_fall():
     assert curve[steps - tfinal :] == [target] * (tfinal + 1)
 
 
-def test_the_budget_is_pefts_too(backbone):
+def test_the_adalora_budget_equals_pefts(backbone):
     model = peftkit.attach(backbone, config(tinit=10, tfinal=20, total_step=100))
     theirs = RankAllocator(model.base_model.model, model.peft_config["default"], "default")
     for step in range(101):
@@ -73,7 +73,7 @@ def test_the_budget_is_pefts_too(backbone):
 # importance
 
 
-def test_importance_is_that_of_a_straightforward_implementation(backbone):
+def test_adalora_importance_equals_that_of_a_straightforward_implementation(backbone):
     """Eq. 7 to 10 in float64, weight by weight, over gradients drawn at random."""
     setting = config(init_r=3, target_r=1, orth_reg_weight=0.0, beta1=0.7, beta2=0.6, tinit=50)
     model = randomize(peftkit.attach(backbone, setting), 0.1)
@@ -109,7 +109,7 @@ def trained_parameters(model):
     ]
 
 
-def test_the_budget_is_kept_exactly_where_triplets_tie_and_where_a_step_uses_no_module(backbone):
+def test_the_adalora_budget_is_exact_with_tied_triplets_and_unused_layers(backbone):
     """PEFT drops all that are no better than the threshold, here everything, and cannot add a
     gradient of None.
     """
@@ -123,7 +123,7 @@ def test_the_budget_is_kept_exactly_where_triplets_tie_and_where_a_step_uses_no_
     assert total(adalora.ranks(model)) == 2 * MATRICES
 
 
-def test_nothing_falls_where_the_ranks_are_the_target(backbone, ids):
+def test_ranks_that_are_the_target_already_do_not_fall(backbone, ids):
     """PEFT: kthvalue of 0 (peft#2337)."""
     model = peftkit.attach(backbone, config(init_r=3, target_r=3))
     allocation = Allocation(model, torch.optim.SGD(model.parameters(), 0.1), 5)
@@ -139,7 +139,7 @@ def test_nothing_falls_where_the_ranks_are_the_target(backbone, ids):
 # the penalty
 
 
-def test_the_penaltys_gradient_is_autograds():
+def test_the_gradient_of_the_orthogonality_penalty_is_autograds():
     matrix = torch.randn(4, 9, requires_grad=True)
     for kept in (torch.ones(4, dtype=torch.bool), torch.tensor([True, False, True, True])):
         rows = matrix[kept]
@@ -151,7 +151,7 @@ def test_the_penaltys_gradient_is_autograds():
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-def test_the_penalty_is_the_one_that_peft_adds_to_the_loss(llama_dir, ids):
+def test_the_orthogonality_penalty_is_the_one_that_peft_adds_to_the_loss(llama_dir, ids):
     setting = config(
         target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", orth_reg_weight=0.3
     )
@@ -181,7 +181,7 @@ def pairs(a, b):
     return zip(trained_parameters(a), trained_parameters(b), strict=True)
 
 
-def test_without_a_task_type_the_penalty_works_all_the_same(backbone, ids):
+def test_the_orthogonality_penalty_works_without_a_task_type(backbone, ids):
     """PEFT's forward without one goes past the tuner, and nothing is ever regularised."""
     model = peftkit.attach(backbone, config(orth_reg_weight=1.0))
     model.peft_config["default"].task_type = None
@@ -209,7 +209,9 @@ def test_without_a_task_type_the_penalty_works_all_the_same(backbone, ids):
 # in our loop
 
 
-def test_the_budget_falls_in_the_loop_and_parameters_and_moments_shrink(llama_dir, tmp_path, ids):
+def test_adalora_parameters_and_optimizer_moments_shrink_in_the_training_loop(
+    llama_dir, tmp_path, ids
+):
     """In bfloat16 on 4 bits, with accumulation and clipping."""
     cut = {"batch_size": 1, "accumulate": 2, "epochs": 0.5, "evaluate_every": 2}
     settings = cut | {"precision": "auto", "clip_norm": 0.5}
@@ -251,7 +253,7 @@ def test_the_budget_falls_in_the_loop_and_parameters_and_moments_shrink(llama_di
     assert total(adalora.ranks(loaded)) == 2 * MATRICES
 
 
-def test_the_loss_in_the_log_is_without_the_penalty(llama_dir, tmp_path):
+def test_the_logged_loss_does_not_contain_the_orthogonality_penalty(llama_dir, tmp_path):
     curves = {}
     for weight in (0.0, 1000.0):
         train(
@@ -270,7 +272,7 @@ def test_the_loss_in_the_log_is_without_the_penalty(llama_dir, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
-def test_a_pruned_training_goes_on_as_one_whose_singular_values_are_held_at_zero(
+def test_training_after_pruning_equals_training_with_singular_values_held_at_zero(
     llama_dir, ids, optimizer_class
 ):
     found = {}
@@ -310,9 +312,7 @@ def test_a_pruned_training_goes_on_as_one_whose_singular_values_are_held_at_zero
         assert torch.allclose(a, b, atol=1e-5), name
 
 
-def test_state_that_is_not_laid_out_like_the_weights_is_left_alone_and_the_weights_leave_at_the_end(
-    backbone, ids
-):
+def test_with_an_optimizer_state_of_another_layout_triplets_are_pruned_at_the_end(backbone, ids):
     model = peftkit.attach(backbone, config(tinit=0, tfinal=1))
     optimizer = torch.optim.Adafactor([p for _, p in trained_parameters(model)], 0.01)
     allocation = Allocation(model, optimizer, 4)
@@ -330,7 +330,9 @@ def test_state_that_is_not_laid_out_like_the_weights_is_left_alone_and_the_weigh
 
 
 @pytest.mark.parametrize("crashes", [(4, 9), (9,)])
-def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp_path, crashes):
+def test_a_resumed_adalora_run_ends_bit_for_bit_where_an_uninterrupted_one_ends(
+    llama_dir, tmp_path, crashes
+):
     """From before the budget is final, at step 8, and from after it."""
     settings = {"batch_size": 2, "save_every": 3, "evaluate_every": 4, "weight_decay": 0.1}
     options = {"adapter": config(lora_dropout=0.1), "evaluation": RAGGED}
@@ -354,7 +356,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(llama_dir, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_allocate_as_one_with_twice_the_batch(llama_dir, tmp_path):
+def test_two_processes_allocate_ranks_as_one_with_twice_the_batch(llama_dir, tmp_path):
     sizes = {
         "init_r": 4,
         "target_r": 2,
@@ -385,7 +387,7 @@ def test_two_processes_allocate_as_one_with_twice_the_batch(llama_dir, tmp_path)
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_schedule_that_does_not_fit_the_run_is_refused(llama_dir, tmp_path):
+def test_an_adalora_schedule_longer_than_the_run_is_refused(llama_dir, tmp_path):
     with pytest.raises(
         ConfigError,
         match="no step to fall in: tinit is 8 and tfinal 3, and the training has 11 steps",
@@ -397,18 +399,30 @@ def test_a_schedule_that_does_not_fit_the_run_is_refused(llama_dir, tmp_path):
 
 
 def trainer(model, path, callback=None, **changes):
-    arguments = TrainingArguments(
-        **{
-            "output_dir": str(path), "use_cpu": True, "report_to": [], "max_steps": 11, "per_device_train_batch_size": 2,
-            "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 3, "remove_unused_columns": False,
-            "disable_tqdm": True, "seed": 1, "data_seed": 1, "eval_strategy": "steps", "eval_steps": 3,
-        }
-        | changes
-    )  # fmt: skip
+    options = {
+        "output_dir": str(path),
+        "use_cpu": True,
+        "report_to": [],
+        "max_steps": 11,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "seed": 1,
+        "data_seed": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+    }
     return Trainer(
-        model, arguments, train_dataset=ragged_examples(), eval_dataset=RAGGED, data_collator=PadRight(2),
+        model,
+        TrainingArguments(**(options | changes)),
+        train_dataset=ragged_examples(),
+        eval_dataset=RAGGED,
+        data_collator=PadRight(2),
         callbacks=[callback or peftkit.AdaLoraCallback()],
-    )  # fmt: skip
+    )
 
 
 def adapted(llama_dir, **changes):
@@ -419,7 +433,9 @@ def adapted(llama_dir, **changes):
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
-def test_trainer_trains_resumes_and_reports_pure_losses(llama_dir, tmp_path, ids, caplog):
+def test_adalora_trains_and_resumes_under_trainer_and_reports_plain_losses(
+    llama_dir, tmp_path, ids, caplog
+):
     whole = trainer(adapted(llama_dir, orth_reg_weight=10.0), tmp_path)
     whole.train()
     model = whole.model
@@ -447,7 +463,7 @@ def test_trainer_trains_resumes_and_reports_pure_losses(llama_dir, tmp_path, ids
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
-def test_the_penalty_is_in_no_loss_of_trainer_and_the_best_model_is_one_within_the_budget(
+def test_trainers_best_model_is_within_the_adalora_budget_and_no_loss_has_the_penalty(
     llama_dir, tmp_path
 ):
     curves = {}
@@ -466,7 +482,7 @@ def test_the_penalty_is_in_no_loss_of_trainer_and_the_best_model_is_one_within_t
 
 
 @pytest.mark.filterwarnings("ignore")  # Trainer's own
-def test_what_the_callback_cannot_do_is_refused(llama_dir, tmp_path):
+def test_the_adalora_callback_refuses_what_it_cannot_do(llama_dir, tmp_path):
     with pytest.raises(ConfigError, match="no trainable AdaLoRA adapter"):
         trainer(
             peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.LoraConfig(r=2)), tmp_path
@@ -479,7 +495,7 @@ def test_what_the_callback_cannot_do_is_refused(llama_dir, tmp_path):
         )
 
 
-def test_other_models_pass_through_untouched(backbone):
+def test_an_allocation_leaves_models_without_adalora_untouched(backbone):
     model = peftkit.attach(backbone, peftkit.LoraConfig(r=2))
     allocation = Allocation(model, torch.optim.SGD(model.parameters(), 0.1), 5)
     allocation.before_step()

@@ -85,7 +85,7 @@ LLAMA = {"attention": "self_attn.o_proj", "feed-forward": "mlp", "block": ""}
         ("residual", {"placement": "parallel", "parallel_input": "residual"}, 1.0),
     ],
 )
-def test_in_a_pre_norm_block_it_is_the_formula(formula, options, scale):
+def test_a_bottleneck_in_a_pre_norm_block_computes_the_papers_formula(formula, options, scale):
     model, batch = adapted("llama", **options), ARCHITECTURES["llama"].batch(labels=False)
 
     def f(i, part):
@@ -132,7 +132,7 @@ def bart_block(model):
 
 @pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
 @pytest.mark.parametrize(("name", "parts"), [("bert", bert_block), ("bart", bart_block)])
-def test_in_a_post_norm_block_it_is_the_formula(name, parts, placement):
+def test_a_bottleneck_in_a_post_norm_block_computes_the_papers_formula(name, parts, placement):
     """N(x + u + f(u)) after both sublayers; N(s + f(N(s))) with s = x + u after the second; N(x + u
     + f(x)) beside it.
     """
@@ -155,7 +155,7 @@ def test_in_a_post_norm_block_it_is_the_formula(name, parts, placement):
     torch.testing.assert_close(found, x, rtol=1e-10, atol=1e-10)
 
 
-def test_a_sandwiched_sublayer_is_changed_before_its_second_norm():
+def test_a_bottleneck_changes_a_sublayer_before_its_second_norm():
     """Gemma 3: x + N2(F(N1(x))); houlsby's u is F(N1(x)), which N2 then sees changed."""
     model = adapted("gemma3", placement="houlsby")
     layer = model.get_base_model().model.layers[0]
@@ -169,7 +169,7 @@ def test_a_sandwiched_sublayer_is_changed_before_its_second_norm():
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, reentrant):
+def test_a_bottleneck_reads_the_residual_under_gradient_checkpointing_too(name, reentrant):
     model = adapted(name, placement="parallel", parallel_input="residual")
     batch = ARCHITECTURES[name].batch()
     for module in model.modules():
@@ -193,7 +193,7 @@ def test_the_residual_is_read_in_the_recomputation_of_checkpointing_too(name, re
         torch.testing.assert_close(found, value)
 
 
-def test_reentrant_checkpointing_cannot_give_a_closing_adapter_its_gradient_and_is_refused():
+def test_reentrant_checkpointing_is_refused_for_a_bottleneck_that_closes_a_post_norm_block():
     model, batch = adapted("bert", placement="pfeiffer"), ARCHITECTURES["bert"].batch()
     backbone = model.get_base_model()
     enable = (
@@ -209,7 +209,7 @@ def test_reentrant_checkpointing_cannot_give_a_closing_adapter_its_gradient_and_
 # Options
 
 
-def test_a_learned_scale_starts_at_the_placements_own_and_is_trained():
+def test_a_learned_bottleneck_scale_starts_at_the_placements_scale_and_is_trained():
     model = peftkit.attach(
         ARCHITECTURES["llama"].model(),
         peftkit.BottleneckConfig(placement="scaled_parallel", scale="learned"),
@@ -221,14 +221,14 @@ def test_a_learned_scale_starts_at_the_placements_own_and_is_trained():
 
 
 @pytest.mark.parametrize("init", ["houlsby", "bert"])
-def test_the_papers_own_initialisations_start_near_the_backbone(init):
+def test_the_papers_initialisations_of_bottlenecks_start_near_the_backbone(init):
     model, batch = ARCHITECTURES["bert"].model(), ARCHITECTURES["bert"].batch()
     before = output(model, batch)
     found = output(peftkit.attach(model, peftkit.BottleneckConfig(init_weights=init)), batch)
     assert 0 < (found - before).abs().max() < 0.1
 
 
-def test_layer_norms_can_be_trained_as_well_and_come_back(tmp_path):
+def test_layer_norms_trained_with_a_bottleneck_are_saved_and_loaded(tmp_path):
     architecture = ARCHITECTURES["bert"]
     batch = architecture.batch()
     model, before = architecture.model(), output(architecture.model(), batch)
@@ -247,7 +247,7 @@ def test_layer_norms_can_be_trained_as_well_and_come_back(tmp_path):
     )
 
 
-def test_trained_norms_close_the_blocks_of_a_bfloat16_backbone_too():
+def test_a_trained_norm_closes_the_block_of_a_bfloat16_backbone():
     """They are float32 copies behind casts: the block must still be seen to end in its norm."""
     model = ARCHITECTURES["bert"].model().to(torch.bfloat16)
     config = peftkit.BottleneckConfig(
@@ -266,7 +266,7 @@ def test_trained_norms_close_the_blocks_of_a_bfloat16_backbone_too():
     torch.testing.assert_close(normalised.std(-1), torch.ones(2, 6), rtol=0, atol=0.1)
 
 
-def test_layers_and_width_can_be_chosen():
+def test_the_layers_and_width_of_bottlenecks_can_be_chosen():
     config = peftkit.BottleneckConfig(bottleneck_dim=3, layers_to_transform=[1], norm_before=True)
     model = peftkit.attach(ARCHITECTURES["llama"].model(), config)
     shapes = {
@@ -279,7 +279,7 @@ def test_layers_and_width_can_be_chosen():
     assert shapes["1.bottlenecks.bottleneck_norm.default.weight"] == (32,)
 
 
-def test_modules_can_be_named():
+def test_the_modules_of_bottlenecks_can_be_named():
     config = peftkit.BottleneckConfig(placement="houlsby", target_modules=["o_proj"])
     model = peftkit.attach(ARCHITECTURES["llama"].model(), config)
     assert all("o_proj" in key for key, p in model.named_parameters() if p.requires_grad)
@@ -300,7 +300,7 @@ def test_modules_can_be_named():
         )
 
 
-def test_all_that_is_wrong_with_a_config_is_said_at_once():
+def test_everything_wrong_with_a_bottleneck_config_is_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         peftkit.BottleneckConfig(
             placement="pfeifer", bottleneck_dim=0, dropout=1, scale="learnt", activation="rellu"
@@ -315,7 +315,7 @@ def test_all_that_is_wrong_with_a_config_is_said_at_once():
         assert part in str(caught.value)
 
 
-def test_dropout_drops_in_training_only():
+def test_bottleneck_dropout_is_applied_in_training_only():
     model = shaken(
         peftkit.attach(ARCHITECTURES["llama"].model(), peftkit.BottleneckConfig(dropout=0.5))
     )
@@ -329,7 +329,7 @@ def test_dropout_drops_in_training_only():
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-def test_plain_peft_loads_the_file_and_an_adapter_cannot_be_merged(tmp_path):
+def test_plain_peft_loads_a_bottleneck_file_and_refuses_to_merge_it(tmp_path):
     architecture = ARCHITECTURES["bart"]
     model, batch = (
         shaken(peftkit.attach(architecture.model(), peftkit.BottleneckConfig(placement="houlsby"))),
@@ -344,7 +344,7 @@ def test_plain_peft_loads_the_file_and_an_adapter_cannot_be_merged(tmp_path):
             attempt()
 
 
-def test_a_copy_of_a_model_has_adapters_of_its_own():
+def test_a_copy_of_a_model_has_its_own_bottlenecks():
     model, batch = adapted("bert"), ARCHITECTURES["bert"].batch()
     twin, before = copy.deepcopy(model), output(model, batch)
     with torch.no_grad():
@@ -355,7 +355,7 @@ def test_a_copy_of_a_model_has_adapters_of_its_own():
     assert not torch.equal(output(model, batch), before)
 
 
-def test_the_hidden_states_that_a_model_returns_are_those_it_computed_with():
+def test_returned_hidden_states_are_those_that_the_next_block_read():
     model, batch = adapted("llama"), ARCHITECTURES["llama"].batch(labels=False)
     with torch.no_grad():
         states = model(**batch, output_hidden_states=True).hidden_states

@@ -71,7 +71,7 @@ def assert_no_further_than_peft(backbone, config, batches, storage, **how):
 
 
 @pytest.mark.parametrize(("method", "storage", "way"), CASES)
-def test_gradients_are_as_near_to_float64_as_those_of_peft(llama_dir, method, storage, way):
+def test_lora_gradients_are_as_near_to_float64_as_those_of_peft(llama_dir, method, storage, way):
     """Of every tensor of the adapter and of the input; with dropout, whose masks are those of
     float64.
     """
@@ -101,7 +101,7 @@ def parallel_or_conv1d(name):
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])
 @pytest.mark.parametrize("name", ["gpt_neox", "phi", "cohere", "gpt2"])
-def test_so_they_are_where_two_branches_read_one_input_and_where_a_layer_is_a_conv1d(name, method):
+def test_lora_gradients_are_as_near_to_float64_with_shared_inputs_and_conv1d_layers(name, method):
     batches = [batch(seed, vocabulary=90, tokens=12) for seed in range(3)]
     assert_no_further_than_peft(
         lambda: parallel_or_conv1d(name).to(torch.bfloat16), configured(method), batches, "bfloat16"
@@ -114,7 +114,7 @@ def test_so_they_are_where_two_branches_read_one_input_and_where_a_layer_is_a_co
 @pytest.mark.parametrize(
     ("storage", "way"), [(one, way) for one in STORAGES for way in WAYS if is_somebodys(one, way)]
 )
-def test_the_exact_update_is_peft_bit_for_bit(llama_dir, storage, way):
+def test_exact_lora_training_is_peft_bit_for_bit(llama_dir, storage, way):
     """In float32 a norm's gradient is added to the residual's as one sum, and by autograd in two
     parts.
     """
@@ -129,7 +129,7 @@ def test_the_exact_update_is_peft_bit_for_bit(llama_dir, storage, way):
 
 @pytest.mark.parametrize("method", ["adalora", "pfeiffer", "prefix"])
 @pytest.mark.parametrize("storage", ["bfloat16", "nf4"])
-def test_so_are_the_other_methods(llama_dir, storage, method):
+def test_exact_training_of_other_methods_is_peft_bit_for_bit(llama_dir, storage, method):
     lean = Lean(exact=True, loss=False)
     one, other = (
         step(attached(stored(storage, llama_dir), configured(method), each), batch(), **WAYS["all"])
@@ -140,7 +140,7 @@ def test_so_are_the_other_methods(llama_dir, storage, method):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("storage", STORAGES)
-def test_it_is_what_peft_itself_makes_of_the_model(llama_dir, storage):
+def test_exact_lora_computes_what_a_model_adapted_by_plain_peft_computes(llama_dir, storage):
     config = configured("lora", lora_dropout=0.3)
     ours = attached(
         stored(storage, llama_dir), config, Lean(exact=True, loss=False, norms=storage != "float32")
@@ -169,7 +169,7 @@ UNSERVED = {
 
 @pytest.mark.parametrize("storage", ["bfloat16", "nf4"])
 @pytest.mark.parametrize("name", UNSERVED)
-def test_what_it_does_not_serve_takes_the_path_of_peft_and_is_recorded(llama_dir, name, storage):
+def test_lora_variants_take_the_path_of_peft_and_are_recorded(llama_dir, name, storage):
     changes, reason = UNSERVED[name]
     lean, plain = (
         attached(stored(storage, llama_dir), configured("lora", **changes), each)
@@ -181,7 +181,7 @@ def test_what_it_does_not_serve_takes_the_path_of_peft_and_is_recorded(llama_dir
     assert_same(step(lean, batch(), embedded=embedded), step(plain, batch(), embedded=embedded))
 
 
-def test_a_bias_in_b_takes_the_path_of_peft_too():
+def test_a_lora_bias_takes_the_path_of_peft():
     config = configured("lora", lora_bias=True, target_modules=["q_proj", "dense"])
     lean, plain = (
         attached(ARCHITECTURES["phi"].model().to(torch.bfloat16), config, each)
@@ -191,14 +191,14 @@ def test_a_bias_in_b_takes_the_path_of_peft_too():
     assert_same(*(step(each, batch(vocabulary=90)) for each in (lean, plain)))
 
 
-def test_what_it_serves_is_recorded_and_switched_off_it_is_nothing(llama_dir):
+def test_lean_lora_layers_are_recorded_and_can_be_switched_off(llama_dir):
     assert lean_record(attached(stored("nf4", llama_dir), configured("lora"), True)) == (LINEAR, {})
     plain = attached(stored("nf4", llama_dir), configured("lora"), False)
     assert lean_record(plain) == (0, {"lean.layers is off": LINEAR})
     assert not any("forward" in vars(module) for module in plain.get_base_model().modules())
 
 
-def test_a_rank_stabilised_scale_is_served(llama_dir):
+def test_rank_stabilised_lora_is_computed_by_the_lean_layer(llama_dir):
     config = configured("lora", use_rslora=True, lora_alpha=12)
     model = attached(stored("bfloat16", llama_dir), config, Lean(exact=True, loss=False))
     assert lean_record(model) == (LINEAR, {})
@@ -208,7 +208,7 @@ def test_a_rank_stabilised_scale_is_served(llama_dir):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_evaluation_is_that_of_peft_bit_for_bit(llama_dir, storage, ids):
+def test_lora_evaluation_is_peft_bit_for_bit(llama_dir, storage, ids):
     one, other = (
         attached(stored(storage, llama_dir), configured("lora"), lean) for lean in (True, False)
     )
@@ -244,7 +244,7 @@ def attached_too(model, lean):
     model.set_adapter("default")
 
 
-def test_merged_layers_are_as_ever(llama_dir, ids):
+def test_merged_lora_layers_take_the_path_of_peft(llama_dir, ids):
     def merge(model):
         model.merge_adapter()
         layer = next(
@@ -255,7 +255,7 @@ def test_merged_layers_are_as_ever(llama_dir, ids):
     assert both(llama_dir, merge, ids) == [True, True]
 
 
-def test_disabled_layers_are_the_backbone(llama_dir, ids):
+def test_disabled_lora_layers_are_the_backbone(llama_dir, ids):
     def disable(model):
         model.base_model.disable_adapter_layers()
         with torch.no_grad():
@@ -265,14 +265,14 @@ def test_disabled_layers_are_the_backbone(llama_dir, ids):
     assert both(llama_dir, disable, ids) == [True, True]
 
 
-def test_rows_with_adapters_of_their_own_are_as_ever(llama_dir, ids):
+def test_an_adapter_for_each_row_takes_the_path_of_peft(llama_dir, ids):
     assert both(llama_dir, lambda model: model.eval(), ids, adapter_names=["default", "other"]) == [
         True,
         True,
     ]
 
 
-def test_two_active_adapters_add_up(llama_dir, ids):
+def test_the_updates_of_two_active_lora_adapters_add_up(llama_dir, ids):
     def activate(model):
         model.base_model.set_adapter(["default", "other"])
 
@@ -294,7 +294,7 @@ def test_two_active_adapters_add_up(llama_dir, ids):
     assert not torch.allclose(two, other, atol=1e-4)
 
 
-def test_who_listens_to_a_matrix_hears_it(llama_dir, ids):
+def test_a_hook_on_a_lora_matrix_is_called(llama_dir, ids):
     heard = []
 
     def listen(model):
@@ -307,7 +307,7 @@ def test_who_listens_to_a_matrix_hears_it(llama_dir, ids):
     assert len(heard) == 2
 
 
-def test_a_second_derivative_is_an_error_and_not_a_wrong_number(llama_dir, ids):
+def test_a_second_derivative_of_lora_raises_an_error(llama_dir, ids):
     model = attached(stored("float32", llama_dir), configured("lora"), True)
     loss = model(input_ids=ids, labels=ids).loss
     gradients = torch.autograd.grad(
@@ -317,7 +317,7 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_number(llama_dir, ids):
         sum(one.square().sum() for one in gradients).backward()
 
 
-def test_float16_layers_pass_on_what_a_gradient_scaler_scales(llama_dir):
+def test_float16_lora_layers_pass_scaled_gradients_on(llama_dir):
     """The gradients of float32 matrices do not pass through float16 on the way."""
     model = attached(stored("float16", llama_dir), configured("lora"), True)
     plain = attached(stored("float16", llama_dir), configured("lora"), False)
@@ -330,7 +330,7 @@ def relative(one, other):
     return float((one - other).norm() / other.norm())
 
 
-def test_layers_that_are_not_linear_are_recorded_beside_those_that_are(llama_dir):
+def test_lora_layers_that_are_not_linear_are_recorded_too(llama_dir):
     model = attached(
         stored("bfloat16", llama_dir),
         configured("lora", target_modules={"embed_tokens", "q_proj"}),
@@ -344,7 +344,7 @@ def test_layers_that_are_not_linear_are_recorded_beside_those_that_are(llama_dir
 
 @pytest.mark.parametrize("storage", ["bfloat16", "nf4", "int8"])
 @pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_the_last_product_of_a_checkpointed_block_is_not_computed_again(llama_dir, storage, method):
+def test_the_last_product_of_a_checkpointed_block_is_not_recomputed(llama_dir, storage, method):
     """Once the update has what it needs, nothing of the block is missing; all else is computed
     twice.
     """
@@ -359,7 +359,7 @@ def test_the_last_product_of_a_checkpointed_block_is_not_computed_again(llama_di
 
 @pytest.mark.parametrize("storage", ["nf4", "fp4"])
 @pytest.mark.parametrize("way", WAYS)
-def test_sharing_dequantised_weights_changes_no_bit(llama_dir, storage, way):
+def test_sharing_dequantised_weights_changes_no_bit_of_lora_training(llama_dir, storage, way):
     lean = Lean(exact=True, loss=False, weights=True)
     model = attached(stored(storage, llama_dir), configured("lora"), lean)
     assert peftkit.record(model)["lean"]["weights"] == LINEAR
@@ -368,7 +368,7 @@ def test_sharing_dequantised_weights_changes_no_bit(llama_dir, storage, way):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_layers_that_allocation_has_left_no_rank_are_as_ever(llama_dir, checkpointing):
+def test_layers_left_with_rank_zero_by_adalora_train_on(llama_dir, checkpointing):
     found = []
     for lean in (Lean(exact=True, loss=False), True, False):
         model = attached(stored("bfloat16", llama_dir), configured("adalora"), lean)

@@ -117,7 +117,7 @@ GATED = ["qwen3_next", "xlnet", "clip", "llava"]
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_ATTENTION if name not in GATED])
-def test_every_query_of_every_head_sees_its_prefix(name):
+def test_every_query_of_every_head_attends_to_the_prefix(name):
     architecture = ARCHITECTURES[name]
     padding = "left" if architecture.inputs == "text" else "none"
     found = gaps(architecture.model(), architecture.batch(labels=False, padding=padding))
@@ -153,13 +153,13 @@ def test_every_query_of_every_head_sees_its_prefix(name):
     ],
     ids=lambda pair: pair[1],
 )
-def test_attention_that_models_compute_by_themselves(pair):
+def test_a_prefix_takes_part_in_attention_that_models_compute_step_by_step(pair):
     specimen = zoo.build(*pair)
     found = gaps(specimen.model, specimen.batch(labels=False))
     assert max(found.values()) < 1e-3, found
 
 
-def test_bigbird_keeps_its_prefix_when_it_changes_from_blocks_to_full_attention_and_joins_both():
+def test_a_prefix_takes_part_in_both_block_sparse_and_full_attention_of_bigbird():
     sizes = {
         "vocab_size": 90,
         "hidden_size": 32,
@@ -177,7 +177,7 @@ def test_bigbird_keeps_its_prefix_when_it_changes_from_blocks_to_full_attention_
 
 
 @pytest.mark.parametrize("name", WITH_ATTENTION)
-def test_it_changes_the_output_trains_every_number_and_lets_go(name):
+def test_a_prefix_changes_the_output_trains_every_parameter_and_can_be_detached(name):
     architecture = ARCHITECTURES[name]
     model = attached(name)
     batch = architecture.batch(labels=False)
@@ -205,7 +205,7 @@ def test_it_changes_the_output_trains_every_number_and_lets_go(name):
     "name",
     ["llama", "gemma3", "phi", "mixtral", "deepseek_v3", "jamba", "bert", "bart", "vit", "t5"],
 )
-def test_eager_equals_sdpa(name):
+def test_a_prefix_computes_the_same_in_eager_and_sdpa_attention(name):
     architecture, outputs = ARCHITECTURES[name], []
     if name == "deepseek_v3":
         architecture = dataclasses.replace(
@@ -225,7 +225,7 @@ def test_eager_equals_sdpa(name):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_no_mask_is_a_mask_of_ones_and_no_token_sees_what_follows(name):
+def test_with_a_prefix_no_mask_equals_a_mask_of_ones_and_attention_stays_causal(name):
     batch = ARCHITECTURES[name].batch(labels=False)
     model = attached(name)
     expected = output(model, batch)
@@ -240,7 +240,7 @@ def test_no_mask_is_a_mask_of_ones_and_no_token_sees_what_follows(name):
 
 
 @pytest.mark.parametrize("name", [*DECODERS, "t5", "bart", "whisper"])
-def test_generation_with_a_cache_is_generation_without(name):
+def test_a_prefix_generates_the_same_with_and_without_a_cache(name):
     model = attached(name)
     batch = ARCHITECTURES[name].batch(
         labels=False, padding="left" if name in DECODERS and name != "qwen3_next" else "none"
@@ -254,7 +254,7 @@ def test_generation_with_a_cache_is_generation_without(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_generation_with_a_static_cache_or_beams(name):
+def test_a_prefix_generates_with_a_static_cache_and_with_beams(name):
     model, batch = attached(name), ARCHITECTURES[name].batch(labels=False)
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     expected = model.generate(**batch, **settings)
@@ -269,7 +269,7 @@ def test_generation_with_a_static_cache_or_beams(name):
 @pytest.mark.parametrize(
     "name", ["llama", "gemma3", "gpt2", "bloom", "bert-token", "deberta-v2-token"]
 )
-def test_padding_changes_no_real_token(name, side):
+def test_padding_changes_no_real_token_beside_a_prefix(name, side):
     model = attached(name)
     ids = ARCHITECTURES[name].batch(labels=False)["input_ids"]
     padding, positions = torch.full((2, 3), 5), torch.arange(ids.shape[1]).expand(2, -1)
@@ -295,7 +295,7 @@ def test_padding_changes_no_real_token(name, side):
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", ["llama", "bert", "t5", "deberta-v2"])
-def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
+def test_gradient_checkpointing_gives_a_prefix_the_same_gradients(name, reentrant):
     batch, gradients = ARCHITECTURES[name].batch(), []
     for checkpointing in (False, True):
         architecture = ARCHITECTURES[name]
@@ -318,7 +318,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
         torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
 
 
-def test_longformer_joins_its_windows_its_global_tokens_and_what_these_see():
+def test_a_prefix_takes_part_in_the_local_and_global_attention_of_longformer():
     model = attached("longformer")
     batch = ARCHITECTURES["longformer"].batch(labels=False)
     batch["global_attention_mask"] = torch.zeros_like(batch["input_ids"])
@@ -353,7 +353,7 @@ def peft_twin(backbone, values):
 
 
 @from_peft
-def test_the_numbers_are_those_of_peft_where_positions_are(ids):
+def test_a_prefix_computes_what_pefts_computes_where_positions_agree(ids):
     """GPT-2's learned positions: PEFT moves the real tokens by the length of the prefix, which must
     be asked for here.
     """
@@ -373,7 +373,7 @@ def test_the_numbers_are_those_of_peft_where_positions_are(ids):
 
 @from_peft
 @pytest.mark.parametrize("rope", [None, {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}])
-def test_a_prefix_that_peft_has_trained_loads_on_rotary_decoders(ids, tmp_path, rope):
+def test_a_prefix_trained_by_peft_loads_on_rotary_decoders(ids, tmp_path, rope):
     torch.manual_seed(0)
     options = {"rope_parameters": rope | {"original_max_position_embeddings": 64}} if rope else {}
     backbone = LlamaForCausalLM(llama_config(**options)).eval()
@@ -398,7 +398,7 @@ def test_a_prefix_that_peft_has_trained_loads_on_rotary_decoders(ids, tmp_path, 
     ("name", "why"),
     [("gpt2", "not rotary"), ("gemma3", "window"), ("t5", "decoder's self-attention alone")],
 )
-def test_a_prefix_of_peft_that_means_something_else_here_is_refused(name, why, tmp_path):
+def test_a_prefix_of_peft_that_would_compute_something_else_is_refused(name, why, tmp_path):
     model = ARCHITECTURES[name].model()
     task = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
     peft.get_peft_model(
@@ -413,7 +413,7 @@ def test_a_prefix_of_peft_that_means_something_else_here_is_refused(name, why, t
 
 @from_peft
 @pytest.mark.parametrize("config", [CONFIG, PROJECTED], ids=["plain", "projected"])
-def test_saved_and_loaded_bit_for_bit(any_backbone, ids, tmp_path, config):
+def test_a_prefix_is_saved_and_loaded_bit_for_bit(any_backbone, ids, tmp_path, config):
     model = random_prefix(peftkit.attach(any_backbone, config), scale=0.3)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     expected = logits(model, ids)
@@ -427,7 +427,9 @@ def test_saved_and_loaded_bit_for_bit(any_backbone, ids, tmp_path, config):
     assert torch.equal(logits(again, ids), expected)
 
 
-def test_a_projection_is_saved_with_its_network_and_trains_on(backbone, ids, tmp_path):
+def test_a_prefix_projection_is_saved_with_its_network_and_can_be_trained_further(
+    backbone, ids, tmp_path
+):
     model = random_prefix(peftkit.attach(backbone, PROJECTED), scale=0.3)
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     assert any("prefix_projection" in name for name in trained)
@@ -438,7 +440,7 @@ def test_a_projection_is_saved_with_its_network_and_trains_on(backbone, ids, tmp
     assert all(torch.equal(trained[name], again[name]) for name in trained)
 
 
-def test_several_adapters_are_joined_one_after_the_other(ids):
+def test_several_active_prefixes_are_concatenated(ids):
     model = attached("llama")
     model.add_adapter("second", PrefixConfig(num_virtual_tokens=2))
     random_prefix(model, seed=2)
@@ -472,7 +474,7 @@ def test_sixteen_bit_backbones_train_a_prefix_in_float32(kind):
     assert output(model, batch).dtype == torch.bfloat16
 
 
-def test_a_copy_is_independent_and_unloading_gives_the_backbone(ids):
+def test_a_copied_prefix_model_is_independent_and_unload_returns_the_backbone(ids):
     ids = ids % 90
     model = attached("llama")
     expected = logits(model, ids)
@@ -489,12 +491,12 @@ def test_a_prefix_cannot_be_merged(backbone):
             merge()
 
 
-def test_an_adapter_for_each_row_is_refused_and_not_ignored(backbone, ids):
+def test_adapter_names_are_refused_for_a_prefix_and_not_ignored(backbone, ids):
     with pytest.raises(ConfigError, match=r"adapter_names needs LoRA adapters alone.*set_adapter"):
         peftkit.attach(backbone, CONFIG)(ids, adapter_names=["default", "default"])
 
 
-def test_transformers_loads_it_by_itself(backbone, ids, tmp_path):
+def test_transformers_loads_a_prefix_by_itself(backbone, ids, tmp_path):
     model = random_prefix(peftkit.attach(backbone, CONFIG))
     expected = logits(model, ids)
     peftkit.save(model, tmp_path)
@@ -503,7 +505,7 @@ def test_transformers_loads_it_by_itself(backbone, ids, tmp_path):
     assert torch.equal(logits(backbone, ids), expected)
 
 
-def test_lora_and_a_prefix_share_a_model_and_their_files_do_not_know_of_each_other(tmp_path):
+def test_lora_and_a_prefix_share_a_model_and_are_saved_separately(tmp_path):
     batch = ARCHITECTURES["llama"].batch(labels=False)
     configs = {"low_rank": peftkit.LoraConfig(r=2), "virtual": CONFIG}
     model = ARCHITECTURES["llama"].model()
@@ -526,7 +528,7 @@ def test_lora_and_a_prefix_share_a_model_and_their_files_do_not_know_of_each_oth
 
 
 @pytest.mark.parametrize("name", WITHOUT_ATTENTION)
-def test_a_model_without_attention_is_refused(name):
+def test_a_model_without_attention_is_refused_for_a_prefix(name):
     with pytest.raises(
         TargetError,
         match="no attention that a prefix could join: none of its layers computes attention",
@@ -534,7 +536,7 @@ def test_a_model_without_attention_is_refused(name):
         peftkit.attach(ARCHITECTURES[name].model(), CONFIG)
 
 
-def test_hybrids_get_a_prefix_in_their_attention_layers_and_the_record_says_which():
+def test_hybrid_models_get_a_prefix_in_the_attention_layers_that_the_record_names():
     model = attached("jamba")
     assert [layer.site.name for layer in layers(model)] == peftkit.record(model)["attach"][
         "targets"
@@ -542,7 +544,7 @@ def test_hybrids_get_a_prefix_in_their_attention_layers_and_the_record_says_whic
     assert len(layers(model)) == 1
 
 
-def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_chosen():
+def test_the_kind_of_attention_that_gets_a_prefix_can_be_chosen():
     def kinds(**options):
         model = peftkit.attach(
             ARCHITECTURES["t5"].model(), PrefixConfig(num_virtual_tokens=1, **options)
@@ -585,13 +587,15 @@ def test_an_encoder_decoder_has_three_kinds_of_attention_of_which_one_may_be_cho
         ({"modules_to_save": ["lm_haed"]}, TargetError, "did you mean 'lm_head'"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_sentence(backbone, options, error, message):
+def test_an_impossible_prefix_config_is_refused_in_one_sentence(backbone, options, error, message):
     with pytest.raises(error, match=message):
         peftkit.attach(backbone, PrefixConfig(**options))
     assert not layers(backbone)
 
 
-def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_later(backbone, ids):
+def test_an_attention_kernel_without_a_prefix_is_refused_at_attach_and_in_the_forward_pass(
+    backbone, ids
+):
     backbone.config._attn_implementation = "flash_attention_2"
     with pytest.raises(
         TargetError, match=r"computes attention with flash_attention_2.*attn_implementation='sdpa'"
@@ -610,7 +614,7 @@ def test_a_kernel_that_cannot_join_is_named_at_attach_and_never_passed_over_late
         logits(model, ids)
 
 
-def test_a_damaged_length_is_refused_before_memory_is_asked_for(backbone, tmp_path):
+def test_a_damaged_prefix_length_is_refused_before_memory_is_allocated(backbone, tmp_path):
     peftkit.save(peftkit.attach(backbone, CONFIG), tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(

@@ -74,7 +74,7 @@ PADDED[1, ..., :2] = False
 )
 @pytest.mark.parametrize("floating", [False, True])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_one_call_with_any_mask(mask, floating, grouped):
+def test_a_prefix_joins_scaled_dot_product_attention_with_any_mask(mask, floating, grouped):
     query, key, value, prefix = problem()
     want = expected(query, key, value, prefix, mask, scaled)
     if floating and mask is not None:
@@ -99,7 +99,7 @@ def test_the_causal_flag_means_the_same_with_a_prefix(queries):
     )
 
 
-def test_a_single_query_packed_by_groups():
+def test_a_prefix_joins_a_single_query_packed_by_groups():
     query, key, value, prefix = problem()
     want = expected(query[:, :, :1], key, value, prefix, None, scaled)
     packed = query[:, :, :1].reshape(BATCH, GROUPS, HEADS // GROUPS, WIDTH)
@@ -107,7 +107,7 @@ def test_a_single_query_packed_by_groups():
     same(found.reshape(want.shape), want)
 
 
-def test_steps_on_four_axes():
+def test_a_prefix_joins_attention_in_steps_on_four_axes():
     query, key, value, prefix = problem()
 
     def compute():
@@ -121,7 +121,7 @@ def test_steps_on_four_axes():
     same(joined(prefix, compute), expected(query, key, value, prefix, CAUSAL, scaled))
 
 
-def test_steps_with_batch_and_heads_on_one_axis():
+def test_a_prefix_joins_attention_with_batch_and_heads_on_one_axis():
     query, key, value, prefix = problem(HEADS)
     bias = random(BATCH * HEADS, 1, TOKENS)
 
@@ -137,7 +137,7 @@ def test_steps_with_batch_and_heads_on_one_axis():
     same(joined(prefix, compute), expected(query, key, value, prefix, mask, scaled))
 
 
-def test_steps_with_one_key_head_and_tokens_beside_heads():
+def test_a_prefix_joins_multi_query_attention_with_tokens_beside_heads():
     query, key, value, prefix = problem(groups=1)
 
     def compute():
@@ -150,7 +150,7 @@ def test_steps_with_one_key_head_and_tokens_beside_heads():
 
 
 @pytest.mark.parametrize("groups", [1, GROUPS])
-def test_steps_grouped_on_five_axes(groups):
+def test_a_prefix_joins_grouped_attention_on_five_axes(groups):
     query, key, value, prefix = problem(groups)
 
     def compute():
@@ -169,7 +169,7 @@ def test_steps_grouped_on_five_axes(groups):
         ("...qhd,...khd->...hqk", "...hqk,...khd->...qhd", (0, 2, 1, 3)),
     ],
 )
-def test_einsum(scores, output, layout):
+def test_a_prefix_joins_attention_written_with_einsum(scores, output, layout):
     query, key, value, prefix = problem(HEADS)
 
     def compute():
@@ -181,7 +181,7 @@ def test_einsum(scores, output, layout):
     same(joined(prefix, compute), expected(query, key, value, prefix, None, scaled))
 
 
-def test_sinks_soft_caps_and_weights_on_their_side():
+def test_a_prefix_joins_attention_with_sinks_soft_caps_and_transposed_weights():
     query, key, value, prefix = problem()
     sinks = random(HEADS)
 
@@ -203,7 +203,7 @@ def test_sinks_soft_caps_and_weights_on_their_side():
     same(joined(prefix, compute), want)
 
 
-def test_what_scales_or_normalises_the_keys_is_done_to_the_prefix():
+def test_the_prefix_is_scaled_and_normalised_like_the_keys():
     query, key, value, prefix = problem()
 
     def compute():
@@ -215,7 +215,7 @@ def test_what_scales_or_normalises_the_keys_is_done_to_the_prefix():
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["content first", "positions first"])
-def test_products_with_positions_are_not_taken_for_scores(first):
+def test_products_of_queries_with_positions_are_not_taken_for_scores(first):
     query, key, value, prefix = problem(HEADS)
     table = random(BATCH, HEADS, TOKENS, WIDTH)
 
@@ -232,7 +232,7 @@ def test_products_with_positions_are_not_taken_for_scores(first):
     )
 
 
-def test_scores_and_weights_in_parts_are_one_attention():
+def test_a_prefix_joins_attention_computed_in_parts_once():
     query, key, value, prefix = problem(HEADS)
 
     def compute():
@@ -243,7 +243,7 @@ def test_scores_and_weights_in_parts_are_one_attention():
     same(joined(prefix, compute), expected(query, key, value, prefix))
 
 
-def test_a_softmax_written_out():
+def test_a_prefix_joins_a_softmax_that_is_written_out():
     query, key, value, prefix = problem()
 
     def compute():
@@ -279,7 +279,7 @@ def test_alibi_places_the_prefix_at_the_query_whatever_its_zero(gauge):
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_torch_multihead_attention(need_weights):
+def test_a_prefix_joins_torch_multi_head_attention(need_weights):
     torch.manual_seed(0)
     module = nn.MultiheadAttention(
         HEADS * WIDTH, HEADS, batch_first=True, dtype=torch.float64
@@ -296,7 +296,7 @@ def test_torch_multihead_attention(need_weights):
     same(joined(prefix, lambda: module(x, x, x, need_weights=need_weights)[0]), want)
 
 
-def test_other_softmaxes_are_left_alone_and_a_missing_join_is_told():
+def test_softmaxes_outside_attention_are_left_alone_and_a_missing_prefix_is_noticed():
     query, _, _, prefix = problem()
     with AttentionWithPrefix(prefix) as attention:
         assert torch.equal(query.softmax(-1), F.softmax(query, dim=-1))
@@ -306,7 +306,7 @@ def test_other_softmaxes_are_left_alone_and_a_missing_join_is_told():
     assert not attention.has_joined
 
 
-def test_gradients_reach_the_prefix_and_match_the_reference():
+def test_gradients_of_a_prefix_match_the_reference():
     query, key, value, prefix = problem()
     for parameter in (prefix.keys, prefix.values):
         parameter.requires_grad_()

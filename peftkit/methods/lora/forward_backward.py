@@ -1,10 +1,10 @@
-"""The low-rank update x -> s B A dropout(x) (arXiv:2106.09685, Eq. 3), which keeps no copy of
-anything for the backward pass.
+"""The forward and backward pass of LoRA's update s B A dropout(x) (arXiv:2106.09685, Eq. 3).
 
-Of x (tokens, in) it keeps x itself, in the dtype that the backbone gives it: layers that read the
-same x share it, and where x can be computed again cheaply, not even that (`recomputation`). Beside
-it: A x (tokens, r), and the two matrices. Dropout is drawn again from the generator's state, so
-that no masked copy and no mask is kept, and the masks are those of PEFT.
+It keeps no copy of anything for the backward pass. It saves x (tokens, in) itself, in the dtype
+that the backbone gives it. Layers that read the same x share it, and where x can be recomputed
+cheaply, not even x is saved (`recomputation`). It also saves A x (tokens, r) and the two matrices.
+Dropout is drawn again from the generator's state: neither a mask nor a masked copy is saved, and
+the masks are PEFT's.
 """
 
 import math
@@ -21,13 +21,13 @@ from peftkit.random_state import device_generator
 
 
 class Update:
-    """The update s B A x of one layer's output, begun before W x, and added to it after.
+    """The update s B A x of one layer's output: begun before W x, and added to it afterwards.
 
-    Two nodes of the graph stand for it. The first reads x, keeps all that is kept, and hands x on
-    to the frozen layer; the second adds the update to W x, in the product with B. In the backward
-    pass the first gets the gradient of the output from the second and that of x from the frozen
-    layer, to which it adds its own in the product with A. So neither the update nor its gradient is
-    ever a tensor of its own that is written, and read again to be added.
+    It is two nodes of the autograd graph. The first reads x, saves what is needed, and passes x on
+    to the frozen layer. The second adds the update to W x within the product with B. In the
+    backward pass the first node gets the gradient of the output from the second, and that of x from
+    the frozen layer, to which it adds its own within the product with A. So neither the update nor
+    its gradient is written to a separate tensor and read again.
 
     Args:
         x: (..., in).
@@ -48,28 +48,32 @@ class Update:
         *,
         exact: bool = False,
     ) -> None:
-        self.scale, self.dtype, self.exact, self.kept = scale, dtype, exact, Kept.of(x)
+        self.scale = scale
+        self.dtype = dtype
+        self.exact = exact
+        self.kept = Kept.of(x)
         self.inner: Tensor
         """A x, (tokens, r)."""
         self.b: Tensor
         self.x: Tensor
-        """x, as the frozen layer is to read it."""
-        self._stand_in, self.x = _Begin.apply(self, x, a, b)  # type: ignore[no-untyped-call]
+        """x, for the frozen layer to read."""
+        self._placeholder, self.x = _Begin.apply(self, x, a, b)  # type: ignore[no-untyped-call]
 
     def added_to(self, result: Tensor) -> Tensor:
         """Return W x with the update, (..., out), in the dtype of W x."""
-        output: Tensor = _End.apply(result, self._stand_in, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _End.apply(result, self._placeholder, self)  # type: ignore[no-untyped-call]
         return output
 
     def alone(self) -> Tensor:
         """Return the update, (..., out), in the dtype of the matrix products."""
-        output: Tensor = _End.apply(None, self._stand_in, self)  # type: ignore[no-untyped-call]
+        output: Tensor = _End.apply(None, self._placeholder, self)  # type: ignore[no-untyped-call]
         return output
 
 
 class _Begin(Function):
-    """Computes A x; returns a stand-in for the update, without memory, that gets its gradient; and
-    x, if that needs one.
+    """Computes A x, and returns a placeholder for the update, and x.
+
+    The placeholder takes no memory; through it the update's gradient arrives.
     """
 
     @staticmethod
@@ -77,7 +81,7 @@ class _Begin(Function):
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.exact, ctx.dtypes = update.scale, update.exact, (x.dtype, a.dtype, b.dtype)
         a, b = a.to(update.dtype), b.to(update.dtype)
-        inner = _rows(x).to(update.dtype).mm(a.T)
+        inner = _rows(x).to(update.dtype).mm(a.T)  # A x, (tokens, r)
         if not update.exact:
             inner *= update.scale
         ctx.kept, tensors = update.kept or (None, (x,))
@@ -94,21 +98,23 @@ class _Begin(Function):
             return None, of_rest, None, None
         a, b, inner, *saved = ctx.saved_tensors
         x = saved[0] if ctx.kept is None else ctx.kept.value(saved)
-        (x_dtype, a_dtype, b_dtype), (_, needs_x, needs_a, needs_b) = (
-            ctx.dtypes,
-            ctx.needs_input_grad,
-        )
-        rows = _rows(gradient).to(b.dtype)
+        x_dtype, a_dtype, b_dtype = ctx.dtypes
+        _, needs_x, needs_a, needs_b = ctx.needs_input_grad
+        of_x = of_a = of_b = None
+        rows = _rows(gradient).to(b.dtype)  # dL/dy, (tokens, out)
         if ctx.exact:
             rows = rows * ctx.scale
-        of_b = rows.T.mm(inner).to(b_dtype) if needs_b else None
-        inner = rows.mm(b)
+        if needs_b:
+            of_b = rows.T.mm(inner).to(b_dtype)  # dL/dB = s dL/dy^T A x, (out, r)
+        inner = rows.mm(b)  # (tokens, r)
         if not ctx.exact:
             inner *= ctx.scale
-        of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype) if needs_a else None
+        if needs_a:
+            of_a = inner.T.mm(_rows(x).to(b.dtype)).to(a_dtype)  # dL/dA, (r, in)
         shape = x.shape
-        del x, saved  # computed again, it is as large as its gradient
-        of_x = _sum_with_product(of_rest, inner, a, shape, x_dtype) if needs_x else None
+        del x, saved  # where x was recomputed, it takes as much memory as its gradient
+        if needs_x:
+            of_x = _sum_with_product(of_rest, inner, a, shape, x_dtype)  # (..., in)
         return None, of_x, of_a, of_b
 
 
@@ -116,9 +122,9 @@ class _End(Function):
     """Computes B A x, and its sum with W x."""
 
     @staticmethod
-    def forward(ctx: Any, result: Tensor | None, stand_in: Tensor, update: Update) -> Tensor:
+    def forward(ctx: Any, result: Tensor | None, placeholder: Tensor, update: Update) -> Tensor:
         dtype = update.inner.dtype if result is None else result.dtype
-        output = _sum_with_product(result, update.inner, update.b.T, stand_in.shape, dtype)
+        output = _sum_with_product(result, update.inner, update.b.T, placeholder.shape, dtype)
         return output * update.scale if update.exact else output
 
     @staticmethod
@@ -129,27 +135,33 @@ class _End(Function):
 def _sum_with_product(
     addend: Tensor | None, left: Tensor, right: Tensor, shape: torch.Size, dtype: torch.dtype
 ) -> Tensor:
-    """Return addend + left @ right in a shape, that of the addend, whose rows are those of `left`,
-    and in a dtype.
+    """Return addend + left @ right.
+
+    Args:
+        addend: In the shape of the result, or None.
+        left: (tokens, r).
+        right: (r, features).
+        shape: Shape of the result, (..., features).
+        dtype: Dtype of the result.
     """
     output = left.new_empty(shape)
     if addend is not None and addend.dtype == left.dtype:
         torch.addmm(_rows(addend), left, right, out=_rows(output))
         return output
     torch.mm(left, right, out=_rows(output))
-    return (output if addend is None else output.add_(addend)).to(dtype)
+    if addend is not None:
+        output.add_(addend)
+    return output.to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return x (..., features) as a matrix; features may be 0, where AdaLoRA has left a layer no
-    rank.
-    """
-    width = x.shape[-1]
+    """Return x (..., features) as a matrix (tokens, features)."""
+    width = x.shape[-1]  # 0 where AdaLoRA has left a layer no rank
     return x.reshape(-1 if width else math.prod(x.shape[:-1]), width)
 
 
 def dropped(x: Tensor, p: float, dtype: torch.dtype) -> Tensor:
-    """Return dropout(x), drawn in a dtype, of which nothing is kept: it is drawn again."""
+    """Return dropout(x), computed in `dtype`; nothing is saved, as the mask can be drawn again."""
     generator = device_generator(x.device)
     state = generator.get_state()
 

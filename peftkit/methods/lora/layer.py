@@ -1,9 +1,9 @@
-"""PEFT's LoRA layers with the update of `low_rank` in them, on float, 4-bit and 8-bit layers alike.
+"""PEFT's LoRA layers with the forward pass of `forward_backward`, on 4-, 8- and 16-bit layers.
 
-A layer keeps PEFT's class as its base, and with it merging, saving and all else; only the forward
-pass of plain LoRA is another. DoRA and the other variants, an adapter for each row, a bias in B,
-matrices that somebody else gathers or listens to, and compiled code take PEFT's path. This stands
-on peft 0.21.
+A layer keeps PEFT's class as its base, and with it merging, saving and everything else. Only the
+forward pass of plain LoRA is replaced. PEFT's path is taken by DoRA and the other variants, an
+adapter for each row, a bias in B, matrices with hooks or gathered by others, and compiled code.
+Written for peft 0.21.
 """
 
 from collections import Counter
@@ -41,29 +41,35 @@ def update_of(
     *,
     exact: bool = False,
 ) -> tuple[Tensor, Update]:
-    """Begin an adapter's update s B A dropout(x) in the dtype in which PEFT computes it for `x`,
-    (..., in).
+    """Begin an adapter's update s B A dropout(x), in the dtype in which PEFT computes it.
+
+    Args:
+        layer: The adapted layer.
+        adapter: The adapter's name.
+        x: (..., in).
+        a: (r, in).
+        b: (out, r).
+        scale: s.
+        exact: Whether to round where PEFT rounds.
 
     Returns:
-        What the frozen layer is to read in the place of x, and the update.
+        What the frozen layer must read in the place of x, and the update.
     """
     device, dropout = x.device.type, layer.lora_dropout[adapter]
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
     if type(dropout) is nn.Dropout and dropout.training:
-        # PEFT's layers for 4 and 8 bits leave the cast to autocast, and look for that of CUDA;
+        # PEFT's layers for 4 and 8 bits leave the cast to autocast, and ask only for CUDA's. The
         # others always cast.
-        casts = layer.cast_input_dtype_enabled and not (
-            layer.rounds_update and torch.is_autocast_enabled("cuda")
-        )
-        return x, Update(
-            dropped(x, dropout.p, a.dtype if casts else x.dtype), a, b, scale, dtype, exact=exact
-        )
+        is_left_to_autocast = layer.rounds_update and torch.is_autocast_enabled("cuda")
+        casts = layer.cast_input_dtype_enabled and not is_left_to_autocast
+        read = dropped(x, dropout.p, a.dtype if casts else x.dtype)
+        return x, Update(read, a, b, scale, dtype, exact=exact)
     update = Update(x, a, b, scale, dtype, exact=exact)
     return update.x, update
 
 
 def adapted(base_layer: nn.Module, x: Tensor, updates: Sequence[tuple[Tensor, Update]]) -> Tensor:
-    """Return W x with updates begun on x, in the dtype of W x."""
+    """Return W x plus the updates that were begun on x, (..., out), in the dtype of W x."""
     result: Tensor = base_layer(updates[-1][0] if updates else x)
     for _, update in updates:
         result = update.added_to(result)
@@ -71,22 +77,18 @@ def adapted(base_layer: nn.Module, x: Tensor, updates: Sequence[tuple[Tensor, Up
 
 
 class LeanForward:
-    """The forward pass of a LoRA layer: y = W x + sum over the active adapters of s B A dropout(x),
-    in the dtype of W x.
+    """The forward pass of a LoRA layer: y = W x + sum over the adapters of s B A dropout(x).
 
-    The update comes before W x. Gradient checkpointing stops to compute a block again once it has
-    all that it needs, and of W x nothing is ever needed: so the last product of each block is not
-    computed again. With ``arithmetic = "exact"``, which is for tests, the order and the rounding
-    are PEFT's.
+    y has the dtype of W x. The update is begun before W x: gradient checkpointing stops recomputing
+    a block once it has all saved tensors, and W x saves none, so the last product of each block is
+    not recomputed. With ``arithmetic = "exact"``, for tests, order and rounding are PEFT's.
     """
 
     arithmetic: Arithmetic = "lean"
     rounds_update = False
-    """Whether PEFT's class rounds the update to the dtype of W x before it adds them, and not their
-    sum.
-    """
+    """Whether PEFT's class rounds the update to the dtype of W x, instead of their sum."""
 
-    # What PEFT's layers have.
+    # Attributes of PEFT's layers.
     base_layer: nn.Module
     active_adapters: list[str]
     disable_adapters: bool
@@ -104,50 +106,49 @@ class LeanForward:
         adapters = [adapter for adapter in self.active_adapters if adapter in self.lora_A]
         if self.arithmetic == "exact":
             return self._exactly(x, adapters)
-        return adapted(self.base_layer, x, [self._update(x, adapter) for adapter in adapters])
+        begun = [self._begin_update(x, adapter) for adapter in adapters]
+        return adapted(self.base_layer, x, begun)
 
-    def _update(self, x: Tensor, adapter: str) -> tuple[Tensor, Update]:
+    def _begin_update(self, x: Tensor, adapter: str) -> tuple[Tensor, Update]:
         a: Any = self.lora_A[adapter].weight
         b: Any = self.lora_B[adapter].weight
-        return update_of(
-            self, adapter, x, a, b, self.scaling[adapter], exact=self.arithmetic == "exact"
-        )
+        scale, exact = self.scaling[adapter], self.arithmetic == "exact"
+        return update_of(self, adapter, x, a, b, scale, exact=exact)
 
     def _exactly(self, x: Tensor, adapters: list[str]) -> Tensor:
         """Return what PEFT returns, bit for bit."""
         result: Tensor = self.base_layer(x)
         dtype = result.dtype
         for adapter in adapters:
-            update = self._update(x, adapter)[1].alone()
+            update = self._begin_update(x, adapter)[1].alone()
             result = result + (update.to(dtype) if self.rounds_update else update)
         return result.to(dtype)
 
     def why_not(self) -> str | None:
-        """Return why the forward pass takes PEFT's path at present, or None where it does not."""
+        """Return why the forward pass takes PEFT's path now, or None if it does not."""
         if self.arithmetic == "peft":
             return "lean.layers is off"
         if self.disable_adapters or self.merged_adapters:
             return "the adapter is switched off or merged"
         for adapter in self.active_adapters:
-            if adapter in self.lora_A:
-                if adapter in self.lora_variant:
-                    return f"{type(self.lora_variant[adapter]).__name__} is PEFT's own"
-                if self.lora_bias[adapter]:
-                    return "lora_bias adds a bias to B"
-                if not (_is_plain(self.lora_A[adapter]) and _is_plain(self.lora_B[adapter])):
-                    return "A or B is sharded, gathered by others, or listened to"
+            if adapter not in self.lora_A:
+                continue
+            if adapter in self.lora_variant:
+                return f"{type(self.lora_variant[adapter]).__name__} is PEFT's own"
+            if self.lora_bias[adapter]:
+                return "lora_bias adds a bias to B"
+            if not (_is_plain(self.lora_A[adapter]) and _is_plain(self.lora_B[adapter])):
+                return "A or B is sharded, gathered by others, or has hooks"
         return None
 
 
 def _keeps_for_backward(x: Tensor) -> bool:
-    """Tell whether there is anything to save: not in evaluation; and a compiler decides for itself
-    what to keep.
-    """
+    """Whether tensors are saved for a backward pass; in compiled code the compiler decides."""
     return torch.is_grad_enabled() and x.is_floating_point() and not torch.compiler.is_compiling()
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Tell whether reading a linear layer's weight is as good as calling the layer."""
+    """Whether reading a linear layer's weight is as good as calling the layer."""
     return (
         type(module) is nn.Linear
         and type(module._parameters["weight"]) is nn.Parameter
@@ -178,9 +179,7 @@ if is_bnb_available():
 
 
 def make_lean(layer: LoraLayer, arithmetic: Arithmetic) -> str | None:
-    """Give a layer the lean forward pass, or take it away, and return None; or return why it takes
-    PEFT's path.
-    """
+    """Set the arithmetic of a layer; return why it takes PEFT's path, or None if it does not."""
     kind: Any = _LEAN.get(type(layer))
     if kind is not None:
         layer.__class__ = kind
@@ -191,14 +190,15 @@ def make_lean(layer: LoraLayer, arithmetic: Arithmetic) -> str | None:
 
 
 def make_layers_lean(model: nn.Module, arithmetic: Arithmetic) -> Counter[str | None]:
-    """Give LoRA layers the lean forward pass; count them by why they take PEFT's path, or None."""
+    """Set the arithmetic of all LoRA layers, and count them by why they take PEFT's path."""
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     return Counter(make_lean(layer, arithmetic) for layer in layers)
 
 
 def show_geometry(model: nn.Module) -> None:
-    """Let an adapted convolution tell its stride and padding, which models ask for."""
+    """Show the stride and padding of adapted convolutions, which some models read."""
     for part in model.modules():
         if isinstance(part, _ConvNd):
             base = part.get_base_layer()
-            vars(part).update({name: getattr(base, name) for name in _GEOMETRY})
+            for name in _GEOMETRY:
+                vars(part)[name] = getattr(base, name)

@@ -1,5 +1,6 @@
-"""LoRA (arXiv:2106.09685): y = W x + (alpha / r) B A dropout(x), with W frozen. B starts at zero,
-so y = W x until trained.
+"""Which layers get LoRA (arXiv:2106.09685): y = W x + (alpha / r) B A dropout(x).
+
+W is frozen and B starts at zero, so y = W x until trained.
 """
 
 from peft import LoraConfig
@@ -49,19 +50,21 @@ def resolve(config: LoraConfig, model: nn.Module, *, convolutions: bool = True) 
 
 
 def left_alone(config: LoraConfig, model: nn.Module) -> dict[str, list[str]]:
-    """Return the layers and parameters of `model` that the default targets leave out, by reason,
-    but for those named.
+    """Return the layers and parameters that the default targets leave out, by reason.
+
+    Those in the config's ``target_parameters`` are adapted, and so not among them.
     """
-    named = tuple(f".{name}" for name in config.target_parameters or ())
-    found = {
-        reason: [name for name in names if not f".{name}".endswith(named)]
-        for reason, names in all_left_alone(model).items()
-    }
-    return {reason: names for reason, names in found.items() if names}
+    targeted = tuple(f".{name}" for name in config.target_parameters or ())
+    found = {}
+    for reason, names in all_left_alone(model).items():
+        left = [name for name in names if not f".{name}".endswith(targeted)]
+        if left:
+            found[reason] = left
+    return found
 
 
 def changes_backbone(config: LoraConfig) -> bool:
-    """Tell whether the config's initialisation writes to the frozen weights."""
+    """Whether the config's initialisation writes to the frozen weights."""
     init = config.init_lora_weights
     return isinstance(init, str) and init.startswith(_MUTATING_INITS)
 
@@ -79,7 +82,8 @@ def _check_bounds(config: LoraConfig) -> None:
         )
     if config.layer_replication:
         problems.append(
-            "layer_replication builds layers anew, which detach could not undo; build such a backbone first"
+            "layer_replication builds layers anew, which detach could not undo; build such a "
+            "backbone first"
         )
     if problems:
         raise ConfigError("LoraConfig: " + "; ".join(problems))
