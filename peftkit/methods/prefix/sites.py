@@ -41,8 +41,9 @@ def sites(config: PrefixConfig, model: nn.Module) -> list[Attention]:
             f"{what} has no attention that a prefix could join: {why_none(model)}; use LoraConfig "
             "or BottleneckConfig"
         )
-    saved = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in config.modules_to_save or ()]
-    found = [site for site in found if not any(pattern.match(site.name) for pattern in saved)]
+    for name in config.modules_to_save or ():
+        saved_whole = re.compile(rf"(^|.*\.){name}($|\..*)")
+        found = [site for site in found if not saved_whole.match(site.name)]
     if config.target_modules is not None:
         found = _named(config.target_modules, found, model)
     elif config.attention != "all":
