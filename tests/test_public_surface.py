@@ -30,9 +30,17 @@ def test_importing_peftkit_imports_nothing_heavy_and_says_nothing():
     assert (run.stdout.strip(), run.stderr) == ("[]", "")
 
 
-def test_loading_a_quantised_layer_says_nothing():
-    code = "import peftkit; peftkit.load_backbone"
+@pytest.mark.parametrize("name", ["load_backbone", "LoraConfig", "attach"])
+def test_the_first_use_of_a_public_name_says_nothing_and_leaves_the_loggers_as_they_were(name):
+    code = (
+        "import logging, peftkit\n"
+        f"peftkit.{name}\n"
+        "for name in ('bitsandbytes.backends.cpu.ops', 'bitsandbytes.autograd._functions'):\n"
+        "    logger = logging.getLogger(name)\n"
+        "    print(logger.level, logger.filters, logger.handlers)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["0 [] []"] * 2
     assert run.stderr == ""
 
 

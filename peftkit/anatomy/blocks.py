@@ -21,7 +21,8 @@ from peftkit.anatomy.sublayers import (
 # taken off first, so that a MambaRMSNorm is no mixer. Whatever else has weights in a block works on
 # each position by itself.
 _MIXER = re.compile(
-    r"attention|attn|mixer|mamba|ssm|deltanet|lstm|rwkv|recurrent|lru|shortconv|convolution|fourier",
+    r"attention|attn|mixer|mamba|ssm|deltanet|lstm|rwkv|recurrent|lru"
+    r"|shortconv|convolution|fourier",
     re.IGNORECASE,
 )
 _ODD_MIXERS = {"xLSTMLayer", "LongcatFlashMLA"}

@@ -40,7 +40,9 @@ def summed_cross_entropy(
     """
     if not torch.is_grad_enabled():
         return _loss_and_gradients(hidden, targets, head, ())[0]
-    result: Tensor = _SummedCrossEntropy.apply(targets, head, hidden, *trained)  # type: ignore[no-untyped-call]
+    result: Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        targets, head, hidden, *trained
+    )
     return result
 
 

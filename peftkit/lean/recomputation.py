@@ -47,7 +47,9 @@ def recomputed(
     in_slices = by_rows and _size_bytes(inputs[0]) > _LARGE
     recomputation = Recomputation(again or function, inputs[0].device.type, in_slices)
     _holders_of_an_unshared_gradient()  # measured here: it must not run inside a backward pass
-    output: Tensor = _Recomputed.apply(function, recomputation, *inputs)  # type: ignore[no-untyped-call]
+    output: Tensor = _Recomputed.apply(  # type: ignore[no-untyped-call]
+        function, recomputation, *inputs
+    )
     origin = _Origin(recomputation, inputs, _versions(output, *inputs), saved_tensors_hook())
     setattr(output, _ORIGIN, origin)
     return output
@@ -190,7 +192,8 @@ def _holders_of_an_unshared_gradient() -> tuple[int, int, int] | None:
     """
     found: list[tuple[int, int, int] | None] = []
     with torch.enable_grad():
-        output = _CountHolders.apply(found, torch.ones((), requires_grad=True))  # type: ignore[no-untyped-call]
+        x = torch.ones((), requires_grad=True)
+        output = _CountHolders.apply(found, x)  # type: ignore[no-untyped-call]
         # Negation saves nothing: the first to ask may be a checkpointed block.
         (-output).backward()
     return found[0]
