@@ -167,7 +167,7 @@ def test_one_run_is_measured_with_one_backbone(texts, monkeypatch):
         "load",
         lambda *args, load=peftkit.load: loads.append(args) or load(*args),
     )
-    found = prediction.measured([opened], opened.task.read(opened.held_out()), batch_size=4)
+    found = prediction.measure([opened], opened.task.read(opened.held_out()), batch_size=4)
     assert len(loads) == 1
     assert found.metrics["loss"] == pytest.approx(
         json.loads((texts / "after.json").read_text())["metrics"]["loss"]
