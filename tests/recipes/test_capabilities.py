@@ -65,7 +65,7 @@ def test_a_trained_head_takes_no_new_labels(tmp_path, llama_dir):
     ("name", "sections", "message"),
     [
         ("token_classification", {}, "made by another recipe"),
-        ("text_classification", {"adapter": {"method": "prefix"}}, "trained on as it is"),
+        ("text_classification", {"adapter": {"method": "prefix"}}, "trained further as it is"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(tmp_path, llama_dir, name, sections, message):
@@ -302,7 +302,7 @@ def test_recipes_learn_from_packs_and_refuse_packs_with_a_prefix(
     assert after < before
     values["adapter"] = {"method": "prefix"}
     with pytest.raises(
-        ConfigError, match=r"data\.packing needs another adapter\.method than prefix"
+        ConfigError, match=r"data\.packing cannot be used with adapter\.method prefix"
     ):
         run(recipe, values | {"run_dir": str(tmp_path / "other")})
 
