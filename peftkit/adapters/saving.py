@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from peftkit.adapters.attaching import attach_reversibly
 from peftkit.adapters.fingerprint import check_backbone, header_of, read_about
+from peftkit.adapters.readme import README_NAME, readme_of
 from peftkit.backbones.quantization import model_quantization
 from peftkit.errors import AdapterFileError, ConfigError, nearest
 from peftkit.files import (
@@ -23,6 +24,7 @@ from peftkit.files import (
     read_tensors,
     recover,
     staged_directory,
+    write_file,
     write_json,
     write_tensors,
 )
@@ -35,7 +37,8 @@ def save(model: PeftModel, directory: str | Path, *, name: str = "default") -> N
     """Write the adapter as a PEFT directory, whole or not at all.
 
     The safetensors header carries a digest of the weights and the backbone's fingerprint, which
-    `load` checks and others ignore. Other files in the directory stay.
+    `load` checks and others ignore. A README says how to load the adapter. Other files in the
+    directory stay, also a README of yours.
 
     Raises:
         ConfigError: `model` has no adapter of that name.
@@ -60,6 +63,8 @@ def write_adapter(
     with staged_directory(Path(directory)) as stage:
         write_json(stage / CONFIG_NAME, _config_fields(backbone, config))
         write_tensors(stage / WEIGHTS_NAME, tensors, header)
+        if not (Path(directory) / README_NAME).exists():
+            write_file(stage / README_NAME, readme_of(backbone, config).encode())
 
 
 def load(

@@ -371,7 +371,7 @@ A_KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
         (
             overwrite(SETTINGS, lambda d: d.replace(b"{", b'{"r": 4, ', 1)),
             AdapterFileError,
-            "'r' stands in it twice",
+            "it has the key 'r' twice",
         ),
         (edit_config(lora_alhpa=8), AdapterFileError, "'lora_alhpa'.*did you mean 'lora_alpha'"),
         (edit_config(peft_type="NOPE"), AdapterFileError, "'NOPE'"),
@@ -466,3 +466,32 @@ def test_a_replacement_that_a_crash_cut_short_is_put_back(backbone, tmp_path):
     shutil.move(path, tmp_path / ".adapter.replaced")
     peftkit.load(peftkit.detach(model), path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_load_returns_the_class_that_attach_returned(llama_dir, tmp_path):
+    attached = peftkit.attach(peftkit.load_backbone(llama_dir), CONFIG)
+    peftkit.save(attached, tmp_path)
+    loaded = peftkit.load(peftkit.load_backbone(llama_dir), tmp_path)
+    assert type(loaded) is type(attached) is peft.PeftModelForCausalLM
+
+
+@pytest.mark.parametrize("config", [CONFIG, peftkit.PrefixConfig(num_virtual_tokens=3)])
+def test_an_adapter_directory_says_in_its_readme_how_to_load_it(llama_dir, tmp_path, config):
+    backbone = peftkit.load_backbone(llama_dir, quantization="nf4")
+    peftkit.save(peftkit.attach(backbone, config), tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("path/of/this/directory", str(tmp_path)), names)
+    assert isinstance(names["model"], peft.PeftModel)
+    assert ("raises a `KeyError`" in text) == isinstance(config, peftkit.PrefixConfig)
+    (tmp_path / "README.md").write_text("my own words")
+    peftkit.save(names["model"], tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
+
+
+def test_an_adapter_that_joins_a_prefix_on_a_16_bit_model_is_float32(llama_dir):
+    model = peftkit.attach(peftkit.load_backbone(llama_dir), peftkit.PrefixConfig())
+    model = peftkit.attach(model, peftkit.IA3Config(), name="scales")
+    dtypes = {p.dtype for name, p in model.named_parameters() if ".scales" in name}
+    assert dtypes == {torch.float32}
