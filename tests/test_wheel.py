@@ -58,7 +58,8 @@ def test_a_wheel_holds_every_config_preset_and_small_model(installed, tmp_path):
         "from peftkit.config import shipped\n"
         "print(shipped.shipped_directory()); print(*shipped.shipped_configs())\n"
         "print(shipped.launch_preset('ddp'))\n"
-        "print(shipped.package_file('package:peftkit/recipes/models/vit-digits/config.json', OSError))"
+        "model = 'package:peftkit/recipes/models/vit-digits/config.json'\n"
+        "print(shipped.package_file(model, OSError))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     lines = subprocess.run(
