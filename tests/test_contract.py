@@ -231,7 +231,7 @@ def real(batch, model):
 def test_rows_of_a_batch_are_what_they_are_alone_and_tokens_what_they_are_in_a_longer_text(
     method, name
 ):
-    """With as many rows as heads, and as many tokens as features: no axis may be taken for another."""
+    """As many rows as heads and tokens as features: no axis may be mistaken for another."""
     architecture = ARCHITECTURES[name]
     if architecture.inputs != "text" or architecture.task != "causal-lm":
         pytest.skip("no causal model of text")
@@ -297,7 +297,8 @@ for name in ("llama", "bert", "t5"):
         with_labels, without = torch.load(f"{path}/expected.pt")
         model = peftkit.load(ARCHITECTURES[name].model(), path)
         assert torch.equal(output(model, ARCHITECTURES[name].batch()), with_labels), (name, method)
-        model = peft.PeftModel.from_pretrained(ARCHITECTURES[name].model(), path)  # PEFT's AdaLoRA fails on labels
+        model = peft.PeftModel.from_pretrained(ARCHITECTURES[name].model(), path)
+        # Without labels, on which PEFT's AdaLoRA fails.
         torch.testing.assert_close(output(model, ARCHITECTURES[name].batch(labels=False)), without)
 """
 

@@ -128,7 +128,7 @@ def test_a_prefix_in_the_fused_kernels_is_a_prefix_in_eager_attention(llama_dir,
 
 @pytest.mark.parametrize("held", [False, True])
 def test_a_large_gradient_gives_its_place_away_only_where_nobody_holds_it(monkeypatch, held):
-    """How many hold a gradient is learnt on the CPU; a GPU's backward pass has threads of its own."""
+    """The holders of a gradient are counted on the CPU; a GPU's backward pass has own threads."""
     monkeypatch.setattr("peftkit.lean.recomputation._LARGE", 1024)
     gate, up, weight = (torch.randn(64, 32, device=DEVICE) for _ in range(3))
     output = recomputed(torch.mul, gate.requires_grad_() * 1, up.requires_grad_() * 1, by_rows=True)

@@ -23,10 +23,8 @@ model = peftkit.load(backbone, "path/of/this/directory")
 {with_peft}
 """
 _KNOWN_TO_PEFT = "`peft.PeftModel.from_pretrained` loads it, too."
-_NEW_TO_PEFT = (
-    "PEFT does not have this method. `peft.PeftModel.from_pretrained` loads it once both `peft` and\n"
-    "`peftkit` have been imported, in this order; without peftkit it raises a `KeyError`."
-)
+_NEW_TO_PEFT = """PEFT does not have this method. `peft.PeftModel.from_pretrained` loads it once
+`peft` and then `peftkit` have been imported; without peftkit it raises a `KeyError`."""
 
 
 def readme_of(backbone: nn.Module, config: PeftConfig) -> str:

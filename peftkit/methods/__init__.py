@@ -5,4 +5,4 @@ in a recipe's YAML in `peftkit.methods.settings`.
 """
 
 NAMES = ("lora", "adalora", "bottleneck", "prefix", "ia3")
-"""The methods by the name of their folder, as ``adapter.method`` takes it. The first is the default."""
+"""The names of the methods' folders, which ``adapter.method`` takes. The first is the default."""

@@ -122,10 +122,14 @@ class Method:
         return False
 
     def settle(self, model: PeftModel) -> None:
-        """Finish a model that has an adapter of this method, after PEFT has injected any adapter."""
+        """Finish a model with an adapter of this method, after PEFT has injected any adapter."""
 
     def make_lean(self, model: PeftModel, arithmetic: Arithmetic) -> Counter[str | None]:
-        """Give the layers a cheap training step; count them by why they take PEFT's path, or None."""
+        """Give the layers a cheap training step.
+
+        Returns:
+            How many layers take PEFT's path, by the reason; None stands for those that do not.
+        """
         return Counter()
 
     # Files
@@ -161,8 +165,8 @@ class Method:
             ConfigError: there is none.
         """
         raise ConfigError(
-            f"the {self.name} adapter {name!r} has no other form as plain LoRA; peftkit.save writes "
-            "it as it is"
+            f"the {self.name} adapter {name!r} has no other form as plain LoRA; peftkit.save "
+            "writes it as it is"
         )
 
     # New weights

@@ -75,6 +75,6 @@ def _check_same_shapes(
         other_shape = tuple(other_part[key].shape) if key in other_part else None
         if shape != other_shape:
             raise AdapterFileError(
-                f"{key} has shape {shape} in {one.path} and {other_shape} in {other.path} (None: it "
-                "is missing there); parameters are averaged where shapes are equal"
+                f"{key} has shape {shape} in {one.path} and {other_shape} in {other.path} (None: "
+                "it is missing there); parameters are averaged where shapes are equal"
             )

@@ -1,4 +1,4 @@
-"""Several adapters on one backbone: switched, joined, in rows of their own, on quantised weights."""
+"""Several adapters on one backbone: switched, joined, one for each row, on quantised weights."""
 
 import pytest
 import torch

@@ -121,9 +121,12 @@ def test_the_loss_is_the_sum_that_is_written_out(make, options):
         flat[1], flat[2] = 0.0, torch.tensor([0.0, 0.0, 1.0, 0.0])
         batch["labels"].view(-1)[2:4] = IGNORED
     loss = ClassificationLoss(
-        options.get("weights"), options.get("smoothing", 0.0), options.get("gamma", 0.0), options.get("v", 0.0),
+        options.get("weights"),
+        options.get("smoothing", 0.0),
+        options.get("gamma", 0.0),
+        options.get("v", 0.0),
         options.get("temperature", 1.0),
-    )  # fmt: skip
+    )
     expected = reference(batch, model(batch["features"]).logits, **options)
     assert loss.sum(model, batch).item() == pytest.approx(expected, rel=1e-5)
 

@@ -411,8 +411,24 @@ def test_sixteen_and_four_bit_backbones_under_autocast(llama_dir, method, quanti
     assert all(torch.isfinite(value).all() for value in gradients_of(model, loss).values())
 
 
-PERTURBED = ["gemma3", "gpt2", "mamba2", "jamba", "albert", "modernbert", "longformer", "bert-token", "t5", "bart",
-             "marian", "vit", "swin", "dinov2", "whisper", "llava"]  # fmt: skip
+PERTURBED = [
+    "gemma3",
+    "gpt2",
+    "mamba2",
+    "jamba",
+    "albert",
+    "modernbert",
+    "longformer",
+    "bert-token",
+    "t5",
+    "bart",
+    "marian",
+    "vit",
+    "swin",
+    "dinov2",
+    "whisper",
+    "llava",
+]
 
 
 @pytest.mark.parametrize("name", PERTURBED)

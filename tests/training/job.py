@@ -80,9 +80,18 @@ def trained(model):
 
 
 def main(
-    run_dir, model_dir, settings, slow=False, adalora=None, method=None, evaluate=0, crash_at=None, saves=False,
-    worsening=False, **options
-):  # fmt: skip
+    run_dir,
+    model_dir,
+    settings,
+    slow=False,
+    adalora=None,
+    method=None,
+    evaluate=0,
+    crash_at=None,
+    saves=False,
+    worsening=False,
+    **options,
+):
     """Train as a recipe does, with the signal handling of one; `saves` also saves the adapter as a
     recipe does.
     """
@@ -114,7 +123,7 @@ def _check_backbone(backbone, model_dir, quantization=None, dtype="float32", **o
 
 
 class Disturbance(Callback):
-    """Slows a run down, ends it, or measures an accuracy that falls, and on other processes rises."""
+    """Slows a run down, ends it, or measures an accuracy that falls (on other processes: rises)."""
 
     def __init__(self, slow=False, crash_at=None, worsening=False):
         self.slow, self.crash_at, self.worsening = slow, crash_at, worsening

@@ -161,13 +161,25 @@ def test_other_methods_recomputed_activations_and_early_stopping_under_fsdp(
         "max_steps": 6,
     }
     launch(
-        tmp_path / "two", llama_dir, CUT | settings, fsdp=True, method=method, quantization="nf4", evaluate=7, saves=True,
+        tmp_path / "two",
+        llama_dir,
+        CUT | settings,
+        fsdp=True,
+        method=method,
+        quantization="nf4",
+        evaluate=7,
+        saves=True,
         worsening=True,
-    )  # fmt: skip
+    )
     model, outcome = train(
-        tmp_path / "one", llama_dir, WHOLE | settings, quantization="nf4", adapter=job.ADAPTERS[method],
-        evaluation=ragged_examples(7, seed=3), callbacks=[job.Disturbance(worsening=True)],
-    )  # fmt: skip
+        tmp_path / "one",
+        llama_dir,
+        WHOLE | settings,
+        quantization="nf4",
+        adapter=job.ADAPTERS[method],
+        evaluation=ragged_examples(7, seed=3),
+        callbacks=[job.Disturbance(worsening=True)],
+    )
     assert (len(losses(tmp_path / "two")), outcome.step, outcome.best_step) == (4, 4, 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     backbone = peftkit.load_backbone(llama_dir, dtype=torch.float32)

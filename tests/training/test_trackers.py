@@ -24,9 +24,13 @@ def test_metrics_reach_a_tracker_without_a_network(name, tmp_path, llama_dir):
     }
     script = str(ROOT / "recipes" / "text_classification.py")
     done = subprocess.run(
-        [sys.executable, script, "--config", str(config)], capture_output=True, text=True, env=os.environ | settings,
-        cwd=tmp_path, timeout=300,
-    )  # fmt: skip
+        [sys.executable, script, "--config", str(config)],
+        capture_output=True,
+        text=True,
+        env=os.environ | settings,
+        cwd=tmp_path,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     written = {
         "tensorboard": (tmp_path / "run").rglob("events.out.tfevents.*"),

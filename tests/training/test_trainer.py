@@ -21,10 +21,19 @@ def test_the_same_model_trains_under_transformers_trainer(
         peftkit.load_backbone(llama_dir, quantization=quantization), METHODS[method]()
     )
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, report_to=[], max_steps=24, per_device_train_batch_size=8,
-        learning_rate=1e-2, logging_steps=1, save_steps=24, remove_unused_columns=False, disable_tqdm=True,
-        gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to=[],
+        max_steps=24,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=24,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+    )
     trainer = Trainer(model, arguments, train_dataset=ragged_examples(), data_collator=PadRight(2))
     trainer.train()
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -56,8 +56,8 @@ class AdaLora(Method):
     def check_mergeable(self, model: PeftModel, name: str) -> None:
         if not adapted_layers(model, name):
             raise ConfigError(
-                f"PEFT itself has attached the AdaLoRA adapter {name!r}; load it with peftkit.load, "
-                "and merge that"
+                f"PEFT itself has attached the AdaLoRA adapter {name!r}; load it with "
+                "peftkit.load, and merge that"
             )
 
     def merged_layer(

@@ -21,8 +21,8 @@ def resolve(config: IA3Config, model: nn.Module) -> IA3Config:
     """
     if config.init_ia3_weights is not True:
         raise ConfigError(
-            f"IA3Config: init_ia3_weights is {config.init_ia3_weights!r}; random vectors would make "
-            "another model of the backbone, leave it out"
+            f"IA3Config: init_ia3_weights is {config.init_ia3_weights!r}; random vectors would "
+            "make another model of the backbone, leave it out"
         )
     resolved = resolved_copy(config, model)
     if config.target_modules is None:

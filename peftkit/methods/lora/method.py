@@ -61,8 +61,8 @@ class Lora(Method):
     ) -> nn.Module:
         if isinstance(layer, ParamWrapper):
             raise ConfigError(
-                f"LoRA on the parameter {layer.parameter_name} (target_parameters) cannot be merged "
-                "yet"
+                f"LoRA on the parameter {layer.parameter_name} (target_parameters) cannot be "
+                "merged yet"
             )
         single = config_of_one_layer(copy.deepcopy(config))
         single.target_parameters = None
