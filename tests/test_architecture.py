@@ -1,6 +1,7 @@
 """The house keeps its floors: imports run downward only, and bitsandbytes has one room."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,51 @@ def imports(path):
             )
 
 
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_room_has_its_floor():
+    assert {room_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports inside of functions do not count: they run when every module is there."""
+    below = {}
+    for path in FILES:
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text())
+        below[module] = set(top_level_imports(tree.body))
+    sorter = graphlib.TopologicalSorter()
+    for module, names in below.items():
+        sorter.add(module, *(name for name in names if name in below and name != module))
+    sorter.prepare()  # raises a CycleError that names the circle
+
+
+def top_level_imports(body):
+    """Yield the modules that a file imports when it is imported itself."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+            yield node.module
+
+
+def test_comprehensions_stay_rare_enough_to_be_read():
+    """At most 4 for each 100 statements: the loops of torchtune, PEFT and httpx are plain, too."""
+    comprehensions = statements = 0
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            statements += isinstance(node, ast.stmt)
+            kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+            comprehensions += isinstance(node, kinds)
+    assert 100 * comprehensions <= 4 * statements
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downward(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    room = room_of(path)
     if room == "__init__":
         return
     for name in imports(path):

@@ -18,6 +18,7 @@ from peftkit.backbones.quantization import dequantized_weight, quantization_of, 
 from peftkit.errors import ConfigError, NonFiniteError
 from peftkit.files import staged_directory
 from peftkit.methods.method import Method, method_of
+from peftkit.modes import evaluation_mode
 from peftkit.recording import note
 
 
@@ -216,10 +217,9 @@ def _largest_difference(
 ) -> dict[str, Any]:
     batch = _random_tokens(merged) if probe is None else probe
     on_device = {name: value.to(merged.device) for name, value in batch.items()}
-    training = adapted.training
     try:
-        with torch.no_grad():
-            expected = adapted.eval()(**on_device).logits.float()
+        with torch.no_grad(), evaluation_mode(adapted):
+            expected = adapted(**on_device).logits.float()
             found = merged(**on_device).logits.float()
     except Exception as problem:
         if probe is not None:
@@ -228,8 +228,6 @@ def _largest_difference(
             ) from problem
         why = "no probe batch was given, and the model asks for more than random tokens"
         return {"largest_logit_difference": None, "why": why}
-    finally:
-        adapted.train(training)
     return {
         "largest_logit_difference": float((expected - found).abs().max()),
         "largest_logit": float(expected.abs().max()),

@@ -53,7 +53,7 @@ The shortest complete task predicts how many stars a review gives, from rows suc
                 return logits.argmax(-1).tolist()
 
             texts = [row["text"] for row in rows]
-            with evaluating(model):
+            with torch.no_grad(), evaluation_mode(model):
                 return in_shares(count_stars, texts, accelerator, batch_size=batch_size)
 
         def predictions(self, rows, outputs):

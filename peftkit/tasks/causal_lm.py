@@ -19,9 +19,10 @@ from peftkit.data.supervised_tokens import Example, Rendered, render_prompt, ren
 from peftkit.data.table_rows import list_paths
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
 from peftkit.metrics.measurement import Measurement
+from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
 from peftkit.tasks.generation import answer
-from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.inference import in_shares
 
 _PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker in large batches
 
@@ -133,7 +134,7 @@ class CausalLMTask(Task):
             return answer(model, self.processor, prompts, batch_size=len(prompts), **options)
 
         prompts = [self.question(row).prompt for row in rows]
-        with evaluating(model), torch.random.fork_rng():
+        with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             at_a_time = max(batch_size, _PROMPTS_AT_A_TIME)
             return in_shares(write, prompts, accelerator, batch_size=at_a_time)

@@ -20,8 +20,9 @@ from peftkit.losses.classification import classification_loss, regression_loss
 from peftkit.metrics.classes import best_threshold, class_metrics, class_report, confusion
 from peftkit.metrics.measurement import Measurement
 from peftkit.metrics.ranking import ranking_metrics, score_metrics
+from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
-from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.inference import in_shares
 from peftkit.tasks.labels import label_overrides, likeliest
 
 Features = Mapping[str, Any]
@@ -210,7 +211,7 @@ class ClassificationTask(Task):
             return self._decode(logits.float())
 
         examples = [Encoded(self.encode(row)) for row in rows]
-        with evaluating(model):
+        with torch.no_grad(), evaluation_mode(model):
             return in_shares(predict, examples, accelerator, batch_size=batch_size)
 
     def _decode(self, logits: Tensor) -> list[Any]:

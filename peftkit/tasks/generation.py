@@ -13,6 +13,8 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from peftkit.modes import evaluation_mode
+
 
 def answer(
     model: nn.Module,
@@ -37,23 +39,21 @@ def answer(
     """
     answers = [""] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    training, side = model.training, tokenizer.padding_side
-    model.eval()
-    tokenizer.padding_side = "left"  # the answers begin at the same place
     config = _generation_config(model, tokenizer, max_new_tokens=max_new_tokens, **options)
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"  # so the answers begin at the same place
     try:
         for start in range(0, len(prompts), batch_size):
             numbers = by_length[start : start + batch_size]
             texts = [prompts[number] for number in numbers]
             batch = _tokenize(tokenizer, texts, model)
-            with torch.inference_mode():
+            with torch.inference_mode(), evaluation_mode(model):
                 ids = model.generate(**batch, generation_config=config)  # type: ignore[operator]
             new = ids[:, batch["input_ids"].shape[1] :]  # [prompts, new tokens]
             written = tokenizer.batch_decode(new, skip_special_tokens=True)
             for number, text in zip(numbers, written, strict=True):
                 answers[number] = text.strip()
     finally:
-        model.train(training)
         tokenizer.padding_side = side
     return answers
 

@@ -1,13 +1,10 @@
 """Run a model over held-out items, in batches that the processes share."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
@@ -48,15 +45,3 @@ def in_shares(
         for share in gather_object([found]):
             found |= share
     return [found[number] for number in range(len(items))]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context for forward passes without gradients, in evaluation mode."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

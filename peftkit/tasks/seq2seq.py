@@ -15,8 +15,9 @@ from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
 from peftkit.metrics.measurement import Measurement
+from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
-from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.inference import in_shares
 
 Features = Mapping[str, Any]
 
@@ -152,7 +153,7 @@ class Seq2SeqTask(Task):
             return [text.strip() for text in texts]
 
         features = [self.encode(row) for row in rows]
-        with evaluating(model), torch.random.fork_rng():
+        with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(
                 write, features, accelerator, batch_size=batch_size, length=_source_length

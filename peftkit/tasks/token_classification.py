@@ -20,8 +20,9 @@ from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss
 from peftkit.metrics.entities import are_entities, entity_metrics, entity_report, tag_metrics
 from peftkit.metrics.measurement import Measurement
+from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
-from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.inference import in_shares
 from peftkit.tasks.labels import label_overrides, likeliest
 
 _OUTSIDE = "O"  # the tag of a word that is in no entity
@@ -160,7 +161,7 @@ class TokenClassificationTask(Task):
             return len(placed[0]["input_ids"])
 
         placed = [self._place(row) for row in rows]
-        with evaluating(model):
+        with torch.no_grad(), evaluation_mode(model):
             return in_shares(predict, placed, accelerator, batch_size=batch_size, length=length)
 
     def _begin_and_inside(self) -> list[tuple[int, int]]:

@@ -13,11 +13,12 @@ from peftkit.data.row_files import read_rows
 from peftkit.files import read_json, write_rows
 from peftkit.losses.base import ModelLoss
 from peftkit.metrics.measurement import Measurement
+from peftkit.modes import evaluation_mode
 from peftkit.runs.finetune import finetune
 from peftkit.runs.recipe import RecipeSettings
 from peftkit.tasks import base
 from peftkit.tasks.base import Task
-from peftkit.tasks.inference import evaluating, in_shares
+from peftkit.tasks.inference import in_shares
 
 MODEL = Path(__file__).parents[2] / "recipes" / "models" / "char-bert-zh" / "config.json"
 
@@ -30,7 +31,7 @@ def stars_task():
     code = inspect.cleandoc(text[start:])
     names = {
         "dataclass": dataclass,
-        "evaluating": evaluating,
+        "evaluation_mode": evaluation_mode,
         "in_shares": in_shares,
         "Measurement": Measurement,
         "ModelLoss": ModelLoss,
