@@ -82,6 +82,7 @@ def _add_search_options(sweep: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.config.shipped import config_file
+    from peftkit.runs.launch_command import launch_command
     from peftkit.runs.recipes import load_recipe, recipe_named
     from peftkit.runs.sweep.search import SweepSettings, sweep
 
@@ -90,8 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     script = recipe_named(options.recipe).resolve()
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    command = [*launcher, *options.passed_on, str(script)]
+    command = launch_command(options.passed_on, str(script), [])
     settings = SweepSettings(**{name: getattr(options, name) for name in _NAMES})
     base, space, output = config_file(options.config), Path(options.space), Path(options.output)
     kind = load_recipe(script).Config

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit.config.shipped import launch_preset
 from peftkit.errors import ConfigError, nearest
+from peftkit.runs.launch_command import TYPED_COMMAND, launch_command
 from peftkit.runs.recipes import load_recipe, recipes
 
 _DESCRIPTION = """\
@@ -51,14 +51,13 @@ def _run(options: argparse.Namespace) -> int:
     parse(load_recipe(script).Config, words, f"peftkit train {recipe}")
     is_below = script.is_relative_to(Path.cwd())
     shown = script.relative_to(Path.cwd()) if is_below else script
-    command = ["--quiet", *_with_preset(launch_options), str(shown), *words]
-    print("accelerate launch", shlex.join(command), file=sys.stderr, flush=True)
+    command = launch_command(launch_options, str(shown), words)
+    print("accelerate launch", shlex.join(command[3:]), file=sys.stderr, flush=True)
     # A Ctrl-C is for the recipe alone, which saves and says how to go on: this process and
     # Accelerate's wait for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    typed = {"PEFTKIT_COMMAND": shlex.join(["peftkit", "train", *options.words])}
-    launcher = [sys.executable, "-m", "peftkit.internals.accelerate_launch"]
-    return subprocess.call([*launcher, *command], env=os.environ | typed)
+    typed = {TYPED_COMMAND: shlex.join(["peftkit", "train", *options.words])}
+    return subprocess.call(command, env=os.environ | typed)
 
 
 def _split_at_recipe(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
@@ -77,17 +76,3 @@ def _split_at_recipe(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
             hint = nearest(word, known)
             break
     raise ConfigError(f"no recipe is named; recipes are {', '.join(sorted(known))}{hint}")
-
-
-def _with_preset(launch_options: Sequence[str]) -> list[str]:
-    """Return Accelerate's options with the file of a preset in place of its name."""
-    found = list(launch_options)
-    for place, word in enumerate(found):
-        name, equals, value = word.partition("=")
-        if name not in ("--config_file", "--config-file"):
-            continue
-        if equals:
-            found[place] = f"{name}={launch_preset(value)}"
-        elif place + 1 < len(found):
-            found[place + 1] = launch_preset(found[place + 1])
-    return found

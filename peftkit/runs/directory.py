@@ -12,9 +12,9 @@ from peftkit.config.flattening import flatten
 from peftkit.config.reading import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
-from peftkit.runs.launcher import typed_command
+from peftkit.runs.launch_command import typed_command
 from peftkit.runs.process import environment
-from peftkit.training.progress import Outcome
+from peftkit.training.early_stopping import Outcome
 
 _FILES_OF_AN_ATTEMPT = (
     "before.json",

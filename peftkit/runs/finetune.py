@@ -27,8 +27,8 @@ from peftkit.lean import Lean
 from peftkit.methods.adapter_section import DefaultSettings
 from peftkit.metrics.measurement import Measurement
 from peftkit.recording import summary
+from peftkit.runs.cpu_processes import start_requested_processes
 from peftkit.runs.directory import Run
-from peftkit.runs.launcher import start_requested_processes
 from peftkit.runs.opening import Opened, open_run
 from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes

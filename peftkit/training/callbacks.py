@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftkit.training.progress import Outcome
+from peftkit.training.early_stopping import Outcome
 from peftkit.training.state import TrainingState
 
 

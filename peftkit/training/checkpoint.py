@@ -24,10 +24,10 @@ from peftkit.methods.method import methods_on
 from peftkit.methods.peft_registry import adapter_tensors
 from peftkit.random_state import random_state, set_random_state
 from peftkit.training.callbacks import Callback
+from peftkit.training.early_stopping import Progress
 from peftkit.training.fsdp import shared_like, whole
-from peftkit.training.progress import Progress
+from peftkit.training.json_and_tensors import join_state, split_state
 from peftkit.training.state import TrainingState
-from peftkit.training.state_files import join_state, split_state
 
 _MANIFEST = "manifest.json"
 

@@ -25,6 +25,7 @@ from peftkit.random_state import random_state, set_random_state
 from peftkit.training import fsdp
 from peftkit.training.callbacks import Callback
 from peftkit.training.checkpoint import Checkpoints, data_digest
+from peftkit.training.early_stopping import Outcome
 from peftkit.training.evaluation import evaluate
 from peftkit.training.gradient_checkpointing import checkpoint_blocks
 from peftkit.training.interruption import Interruption
@@ -35,7 +36,6 @@ from peftkit.training.order import ExampleOrder, Order
 from peftkit.training.out_of_memory import Place, explained, until_it_fits
 from peftkit.training.passes import Passes
 from peftkit.training.preparation import prepare
-from peftkit.training.progress import Outcome
 from peftkit.training.progress_line import ProgressLine, memory_bytes
 
 # Float16 scales its loss down after an overflow; so many skipped steps in a row are no overflow.
@@ -217,7 +217,11 @@ class Training:
         self.model.train()
         for callback in self.callbacks:
             callback.on_train_start(state)
-        while state.step < self._total_steps and received is None and not self._is_stopped_early():
+        while (
+            state.step < self._total_steps
+            and received is None
+            and not state.progress.is_out_of_patience(self.settings.early_stopping)
+        ):
             started = time.monotonic()
             metrics, received = self._step(interruption)
             state.progress.seconds += time.monotonic() - started
@@ -229,10 +233,6 @@ class Training:
             self._line.show(state.step, metrics, state.progress.seconds)
             self._evaluate_and_save(is_stopping=received is not None)
         return received
-
-    def _is_stopped_early(self) -> bool:
-        patience = self.settings.early_stopping
-        return patience is not None and self._state.progress.evaluations_since_best >= patience
 
     def _casts_are_idle(self) -> bool:
         """Whether autocast takes back at once what PEFT casts to float32 before an update.

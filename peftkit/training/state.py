@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from peftkit.methods.method import MethodTraining
+from peftkit.training.early_stopping import Progress
 from peftkit.training.fsdp import Shards
-from peftkit.training.progress import Progress
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ import peftkit
 from peftkit.errors import AdapterFileError, ConfigError, TargetError
 from peftkit.files import read_tensors
 from peftkit.methods.adalora import layer as adalora
-from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.adalora.budget import Allocation
 from peftkit.methods.adalora.model import AdaLoraTuner
 from peftkit.methods.peft_registry import injecting
 from tests.conftest import logits, randomize

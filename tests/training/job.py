@@ -18,8 +18,8 @@ from peftkit.config.train import TrainSettings
 from peftkit.data.padding import PadRight
 from peftkit.data.supervised_tokens import Example
 from peftkit.labels import IGNORED
+from peftkit.runs.cpu_processes import start_requested_processes
 from peftkit.runs.directory import Run
-from peftkit.runs.launcher import start_requested_processes
 from peftkit.training.accelerator import make_accelerator
 from peftkit.training.callbacks import Callback
 from peftkit.training.loop import Training

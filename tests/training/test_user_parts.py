@@ -10,9 +10,9 @@ import peftkit
 from peftkit.errors import CheckpointError, ConfigError
 from peftkit.files import read_json
 from peftkit.training.callbacks import Callback
+from peftkit.training.json_and_tensors import join_state, split_state
 from peftkit.training.metrics_log import read_metrics
 from peftkit.training.order import Order
-from peftkit.training.state_files import join_state, split_state
 from tests.training.job import ragged_examples, train, trained
 from tests.training.test_loop import CrashAt, CrashError
 

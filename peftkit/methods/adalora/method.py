@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from peftkit.errors import ConfigError
-from peftkit.methods.adalora.allocation import Allocation
 from peftkit.methods.adalora.as_lora import as_lora
+from peftkit.methods.adalora.budget import Allocation
 from peftkit.methods.adalora.layer import AdaLoraLinear, adapted_layers, fit_ranks
 from peftkit.methods.adalora.model import AdaLoraTuner, resolve
 from peftkit.methods.adalora.settings import Settings

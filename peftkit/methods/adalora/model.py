@@ -180,7 +180,7 @@ class AdaLoraTuner(AdaLoraModel):
                 "AdaLoRA trains without its budget and penalty: nothing allocates ranks for this "
                 "model. Train it with peftkit.training.loop.Training, add "
                 "peftkit.AdaLoraCallback() to transformers.Trainer, or call a "
-                "peftkit.methods.adalora.allocation.Allocation in your own loop"
+                "peftkit.methods.adalora.budget.Allocation in your own loop"
             )
         return self.model(*args, **kwargs)
 
@@ -192,6 +192,6 @@ class AdaLoraTuner(AdaLoraModel):
         """
         raise ConfigError(
             "update_and_allocate comes too late for the penalty; make a "
-            "peftkit.methods.adalora.allocation.Allocation(model, optimizer, total_steps), and "
+            "peftkit.methods.adalora.budget.Allocation(model, optimizer, total_steps), and "
             "call its before_step() before optimizer.step() and its after_step(step) after it"
         )

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peftkit.errors import CheckpointError, ConfigError
 from peftkit.files import read_tensors, write_tensors
-from peftkit.methods.adalora.allocation import Allocation
+from peftkit.methods.adalora.budget import Allocation
 
 _FILE = "adalora.safetensors"  # in each of Trainer's checkpoints
 
@@ -33,7 +33,7 @@ class AdaLoraCallback(TrainerCallback):
 
     Raises:
         ConfigError: at the start of the training, for what
-            `peftkit.methods.adalora.allocation.Allocation` refuses, for a model without a trainable
+            `peftkit.methods.adalora.budget.Allocation` refuses, for a model without a trainable
             AdaLoRA adapter, and for fp16 without ``max_grad_norm``.
         CheckpointError: the checkpoint to resume from was written without this callback.
     """

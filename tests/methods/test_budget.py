@@ -16,7 +16,7 @@ from peftkit.data.padding import PadRight
 from peftkit.errors import CheckpointError, ConfigError
 from peftkit.files import read_tensors
 from peftkit.methods.adalora import layer as adalora
-from peftkit.methods.adalora.allocation import Allocation, budget, penalty_gradient
+from peftkit.methods.adalora.budget import Allocation, budget, penalty_gradient
 from peftkit.training.evaluation import evaluate
 from peftkit.training.metrics_log import read_metrics
 from tests.conftest import logits, randomize

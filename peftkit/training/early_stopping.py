@@ -1,4 +1,4 @@
-"""How far a run has come, which of its evaluations is the best, and how it ended."""
+"""Early stopping and the best evaluation: how far a run has come, and how it ended."""
 
 import dataclasses
 import math
@@ -69,6 +69,10 @@ class Progress:
         if self.best_value is None:
             return True
         return value < self.best_value if lower_is_better(name) else value > self.best_value
+
+    def is_out_of_patience(self, patience: int | None) -> bool:
+        """Return whether the best evaluation is `patience` evaluations ago; None never is."""
+        return patience is not None and self.evaluations_since_best >= patience
 
     def forget_best(self) -> None:
         """Let the next evaluation be the best so far."""
