@@ -259,7 +259,7 @@ def _watched(model: nn.Module, steps: Steps) -> Iterator[None]:
     def recomputed(function: Any, *inputs: Tensor, **more: Any) -> Tensor:
         if all(each.requires_grad for each in inputs):
             module = function.args[0]
-            if function.func is elementwise._between:
+            if function.func is elementwise._compute_between:
                 feed_forwards.add(id(module))
             else:
                 (norms if is_norm(module) else activations).add(id(module))

@@ -1,12 +1,13 @@
-"""IA3 (arXiv:2205.05638) as the rest of the library sees it. The layers are PEFT's own."""
+"""IA3 (arXiv:2205.05638) as the rest of the library sees it. PEFT injects the layers."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from peft import IA3Config
+from peft import IA3Config, PeftModel
 from peft.tuners.ia3 import IA3Layer, IA3Model
 from torch import nn
 
+from peftkit.methods.ia3.layer import keep_dtypes
 from peftkit.methods.ia3.settings import Settings
 from peftkit.methods.ia3.targets import resolve
 from peftkit.methods.merging import config_of_one_layer, merge_as_peft
@@ -29,6 +30,9 @@ class IA3(Method):
 
     def resolve(self, config: IA3Config, model: nn.Module) -> IA3Config:
         return resolve(config, model)
+
+    def settle(self, model: PeftModel) -> None:
+        keep_dtypes(model)
 
     def merged_layer(
         self, layer: IA3Layer, base: nn.Module, config: IA3Config, name: str
