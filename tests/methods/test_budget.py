@@ -20,7 +20,7 @@ from peftkit.methods.adalora.budget import Allocation, budget, penalty_gradient
 from peftkit.training.evaluation import evaluate
 from peftkit.training.metrics_log import read_metrics
 from tests.conftest import logits, randomize
-from tests.training.job import launch, ragged_examples, train, trained
+from tests.training.job import launch, own_port, ragged_examples, train, trained
 from tests.training.test_loop import CrashAt, CrashError
 
 MATRICES = 14  # linear layers of the tiny Llama
@@ -367,7 +367,8 @@ def test_two_processes_allocate_ranks_as_one_with_twice_the_batch(llama_dir, tmp
     }
     arguments = {"model_dir": str(llama_dir), "run_dir": str(tmp_path / "two"), "adalora": sizes}
     two = launch(
-        ["--cpu", "--num_processes", "2"], arguments | {"settings": {"batch_size": 2, "epochs": 1}}
+        ["--cpu", "--num_processes", "2", "--main_process_port", own_port()],
+        arguments | {"settings": {"batch_size": 2, "epochs": 1}},
     )
     assert two.returncode == 0, two.stderr
     train(

@@ -14,6 +14,7 @@ from peftkit.errors import ConfigError, DataError
 from peftkit.files import read_json
 from peftkit.runs.opening import open_run
 from tests.recipes.jobs import NAMES, config_values, rows_of, run, write_jsonl
+from tests.training.job import own_port
 
 
 @pytest.fixture(autouse=True)
@@ -341,6 +342,8 @@ def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
             "--cpu",
             "--num_processes",
             str(processes),
+            "--main_process_port",
+            own_port(),
         ]
         script = str(ROOT / "recipes" / f"{name}.py")
         done = subprocess.run(

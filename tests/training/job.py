@@ -143,6 +143,11 @@ class Disturbance(Callback):
         return {"accuracy": 1 / self.evaluations if is_main else float(self.evaluations)}
 
 
+def own_port():
+    """Return a port for the processes of one test, another one in each process of pytest."""
+    return str(29500 + os.getpid() % 400)
+
+
 def launch(flags, arguments, *, module="accelerate.commands.launch", **variables):
     """Run `main` under `accelerate launch`, with further environment variables; return the ended
     process.
@@ -156,7 +161,7 @@ def launch_two(arguments, **variables):
     """Run `main` on two processes: what `accelerate launch --cpu --num_processes 2` comes down to,
     without its imports.
     """
-    flags = ["--nproc_per_node", "2", "--master_port", str(29700 + os.getpid() % 200)]
+    flags = ["--nproc_per_node", "2", "--master_port", own_port()]
     variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return launch(flags, arguments, module="torch.distributed.run", **variables)
 

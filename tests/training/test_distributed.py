@@ -1,6 +1,5 @@
 """Two processes on the CPU (gloo): DDP, FSDP2, and what each has to give back."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from peftkit.training.accelerator import make_accelerator
 from peftkit.training.launch_checks import check_launch
 from peftkit.training.metrics_log import read_metrics
 from tests.training import job
-from tests.training.job import ragged_examples, train, trained
+from tests.training.job import own_port, ragged_examples, train, trained
 
 PRESETS = Path(__file__).parents[2] / "recipes" / "accelerate"
 
@@ -137,7 +136,7 @@ def test_the_cpu_preset_starts_two_processes_and_another_cut_is_the_same_step(ll
         (PRESETS / "cpu.yaml").read_text().replace("num_processes: 1", "num_processes: 2")
     )
     cut = {"batch_size": 1, "accumulate": 4, "max_steps": 3}
-    port = ["--main_process_port", str(29900 + os.getpid() % 100)]
+    port = ["--main_process_port", own_port()]
     launch(tmp_path / "two", llama_dir, cut, flags=["--config_file", str(preset), *port])
     train(tmp_path / "one", llama_dir, {"batch_size": 8, "max_steps": 3}, dropout=0.0)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
