@@ -346,7 +346,7 @@ def test_peftkit_sweep_starts_recipes_with_accelerate(at, tmp_path, monkeypatch,
     assert main([*words, "--", "--cpu", "--num_processes", "2"]) == 0
     assert seen["command"][1:7] == [
         "-m",
-        "accelerate.commands.launch",
+        "peftkit.internals.accelerate_launch",
         "--quiet",
         "--cpu",
         "--num_processes",
