@@ -32,8 +32,8 @@ def resolve(config: IA3Config, model: nn.Module) -> IA3Config:
             outputs += key_value_projections(model, attention)
         if not inputs and not outputs:
             raise TargetError(
-                f"{type(model).__name__} has no attention with layers for keys and values, and no "
-                "feed-forward layer, that IA3 could scale; name layers in target_modules"
+                f"{type(model).__name__} has no layers for the keys and values of attention and no "
+                "feed-forward layer that IA3 could scale; name layers in target_modules"
             )
         resolved.target_modules = shortest_names([*inputs, *outputs], model)
         resolved.feedforward_modules = shortest_names(inputs, model)

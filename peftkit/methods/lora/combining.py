@@ -69,7 +69,7 @@ def sum_of_updates(
     filled up with zeros.
 
     Raises:
-        ConfigError: an update is more than scale x B A, or stands on changed weights.
+        ConfigError: an update is more than scale x B A, or belongs to changed weights.
         AdapterFileError: a factor is missing, or shapes differ.
     """
     for adapter in adapters:
@@ -117,7 +117,7 @@ def _check_plain(adapter: StoredAdapter) -> None:
     init = adapter.config.get("init_lora_weights")
     if isinstance(init, str) and init not in ("gaussian", "orthogonal", "eva"):
         raise ConfigError(
-            f"{adapter.path} has init_lora_weights={init!r}, so that its update may stand on "
+            f"{adapter.path} has init_lora_weights={init!r}, so that its update may belong to "
             "changed weights of the backbone"
         )
 
