@@ -35,6 +35,10 @@ class DataError(PeftkitError, ValueError):
     """A data set cannot be read, or holds nothing to learn from."""
 
 
+class EmptyRowError(DataError):
+    """A row holds nothing to learn from; `data.skip_empty` leaves such rows out."""
+
+
 class CheckpointError(PeftkitError, ValueError):
     """A training checkpoint is damaged, or belongs to another run."""
 

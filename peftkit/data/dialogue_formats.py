@@ -1,18 +1,22 @@
 """The row formats of language models: chat, prompt and completion, Alpaca, ShareGPT, plain text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from peftkit.config.sections import DataSettings
+from peftkit.data.message_formats import Message, check_answers, read_messages
 from peftkit.data.row_files import Row, read_rows, rename_columns
-from peftkit.errors import ConfigError, DataError, nearest
+from peftkit.data.row_values import check_json, check_text, parse_json, quote
+from peftkit.data.tool_calls import read_tools
+from peftkit.errors import ConfigError, DataError, EmptyRowError, nearest
 
 Format = Literal["chat", "prompt-completion", "text"]
 FileFormat = Literal["chat", "prompt-completion", "alpaca", "sharegpt", "text"]
-Turn = tuple[str, Any]  # a role and what it says
+LossOn = Literal["assistant", "all"]
 
 # Alpaca files often have a "text" column too, so "text" comes last.
-_COLUMNS: dict[FileFormat, tuple[str, ...]] = {
+FORMAT_COLUMNS: dict[FileFormat, tuple[str, ...]] = {
     "chat": ("messages",),
     "prompt-completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
@@ -20,21 +24,7 @@ _COLUMNS: dict[FileFormat, tuple[str, ...]] = {
     "text": ("text",),
 }
 _ANSWERS = ("completion", "output")  # the columns that rows without answers may lack
-_ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "observation": "tool",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
-# The columns that become messages, and are dropped.
-_CONSUMED = {
-    "alpaca": ("system", "history", "instruction", "input", "output"),
-    "sharegpt": ("system", "conversations"),
-}
+_LEAVE_OUT = "leave the row out, or set data.skip_empty"
 
 
 def read_text_rows(
@@ -53,19 +43,23 @@ def read_text_rows(
     """
     optional = () if labelled else (*_ANSWERS, "expect")
     rows = rename_columns(read_rows(path), settings.columns, optional)
-    given = settings.format
-    if given == "auto":
-        given = detect_format(rows, labelled=labelled)
-    rows, kind = convert_rows(rows, given, labelled=labelled)
-    if kind == "prompt-completion" and not labelled:
-        rows = [row | {"completion": row.get("completion") or ""} for row in rows]
-    check_rows(rows, kind)
+    kind = settings.format
+    if kind == "auto":
+        kind = detect_format(rows, labelled=labelled)
     if kind == "text" and settings.loss_on == "assistant":
         raise ConfigError(
             f"data.loss_on: assistant needs rows with answers, and {path} has plain texts: "
             "leave data.loss_on out"
         )
-    return rows, kind
+    converted = []
+    for number, row in enumerate(rows, 1):
+        try:
+            converted.append(
+                convert_row(row, kind, labelled=labelled, loss_on=settings.loss_on or "assistant")
+            )
+        except DataError as problem:
+            raise type(problem)(f"row {number}: {problem}") from None
+    return converted, converted[0]["format"]
 
 
 def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
@@ -79,166 +73,201 @@ def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
         DataError: no format has these columns.
     """
     present = rows[0].keys()
-    for name, columns in _COLUMNS.items():
+    for name, columns in FORMAT_COLUMNS.items():
         required = set(columns)
         if not labelled:
             required -= set(_ANSWERS)
         if required.issubset(present):
             return name
-    needed = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in _COLUMNS.items())
+    needed = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in FORMAT_COLUMNS.items())
     hints = ""
-    for columns in _COLUMNS.values():
+    for columns in FORMAT_COLUMNS.values():
         for column in columns:
             hints += nearest(column, present)
     raise DataError(
         f"the columns {', '.join(map(repr, present))} belong to none of the known formats "
-        f"({needed}){hints}"
+        f"({needed}){hints}; if they are called otherwise, set data.columns, such as "
+        f"{{messages: {next(iter(present))}}}"
     )
 
 
-def convert_rows(
-    rows: Sequence[Row], kind: FileFormat, *, labelled: bool = True
-) -> tuple[list[Row], Format]:
-    """Turn Alpaca and ShareGPT rows into chat rows; return all other rows unchanged.
+def convert_row(
+    row: Row, kind: FileFormat, *, labelled: bool = True, loss_on: LossOn = "assistant"
+) -> Row:
+    """Return a row of a file in one of peftkit's own formats, which is its ``format``.
 
-    The model's own chat template will render them, not Alpaca's "### Instruction:". Columns that
-    are not part of the format stay. Rows that need no answers keep all their columns, and an Alpaca
-    row without an answer ends with its question.
+    Other columns stay as they are. A chat row has ``messages``, as `read_messages` returns them,
+    and where the file has them, ``tools`` and ``chat_template_kwargs``; the model's own chat
+    template will render it, not Alpaca's "### Instruction:". These rows become chat rows:
 
-    - Alpaca: ``system`` (optional), ``history`` (optional, [question, answer] pairs), then
-      ``instruction``, an empty line and ``input`` if there is one, and ``output``.
-    - ShareGPT: ``system`` (optional), then ``conversations``, a list of {"from", "value"} with
-      human, gpt, system, tool or observation in "from"; or of {"role", "content"}.
+    - Alpaca: ``system``, ``history`` ([question, answer] pairs), then ``instruction``, an empty
+      line and ``input``, and ``output``. Only the instruction or the input must be there.
+    - ShareGPT: ``system``, then ``conversations``.
+    - Prompts and completions that are lists of messages; the prompt's answers are not learned.
 
     Args:
-        rows: Rows of one file.
-        kind: Their format.
-        labelled: Whether rows must have answers.
-
-    Returns:
-        The rows, and which of peftkit's own formats they have now.
+        row: A row. What it lacks is the same as None.
+        kind: The file's format.
+        labelled: Whether the row must have an answer. If not, a row of Alpaca without one ends with
+            its question, and one with a prompt has an empty completion.
+        loss_on: With "all", a dialogue need not have answers.
 
     Raises:
-        DataError: a row does not fit, or an answer is empty. The message names the first such row,
-            counted from 1.
+        EmptyRowError: there is nothing to learn from the row.
+        DataError: the row does not fit. The message does not say which row it is.
     """
-    if kind != "alpaca" and kind != "sharegpt":
-        return list(rows), kind
-    chats = []
-    for number, row in enumerate(rows, 1):
-        try:
-            if kind == "alpaca":
-                messages = _alpaca_messages(row, labelled=labelled)
-            else:
-                messages = _sharegpt_messages(row)
-        except DataError as problem:
-            raise DataError(f"row {number}: {problem}") from None
-        chat = dict(row)
-        if labelled:
-            for column in _CONSUMED[kind]:
-                chat.pop(column, None)
-        chat["messages"] = messages
-        chats.append(chat)
-    return chats, "chat"
+    converted = dict(row)
+    _check_expect(row.get("expect"))
+    _check_weight(row.get("weight"))
+    if kind == "text":
+        return converted | {"format": "text", "text": _read_learned(row, "text")}
+    if kind == "prompt-completion" and not is_conversational(row):
+        return converted | {"format": "prompt-completion"} | _read_pair(row, labelled=labelled)
+    messages = _read_dialogue(row, kind, labelled=labelled)
+    if labelled:
+        check_answers(messages, must_have_one=loss_on == "assistant")
+    for column in ("tools", "chat_template_kwargs"):
+        converted.pop(column, None)
+    return converted | {"format": "chat", "messages": messages} | _read_template_inputs(row)
 
 
-def _alpaca_messages(row: Row, *, labelled: bool) -> list[dict[str, str]]:
-    texts = {name: row.get(name) or "" for name in ("system", "instruction", "input", "output")}
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            raise DataError(f"{name!r} is {text!r}; it must be a text")
-    history = row.get("history") or []
-    if not _is_list_of_pairs(history):
-        raise DataError(f"'history' is {history!r}; it must be a list of [question, answer] pairs")
-    question = "\n\n".join(filter(None, (texts["instruction"], texts["input"])))
+def _check_expect(expect: object) -> None:
+    if expect is None:
+        return
+    if not isinstance(expect, list) or not all(isinstance(entry, str) for entry in expect):
+        raise DataError(f"'expect' is {quote(expect)}; it must be a list of texts")
+
+
+def _check_weight(weight: Any) -> None:
+    """Check the weight of a row in the loss."""
+    if weight is None:
+        return
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (is_number and 0 < weight < math.inf):
+        raise DataError(
+            f"'weight', the row's weight in the loss, is {quote(weight)}; it must be a number "
+            "above 0"
+        )
+
+
+def _read_learned(row: Row, column: str) -> str:
+    """Return a text that is learned.
+
+    Raises:
+        EmptyRowError: there is none.
+    """
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise EmptyRowError(
+            f"{column!r} is empty, so there is nothing to learn from it: {_LEAVE_OUT}"
+        )
+    return check_text(value, repr(column))
+
+
+def is_conversational(row: Row) -> bool:
+    """Return whether a prompt and a completion are messages, as TRL has them, and not texts."""
+    return isinstance(row.get("prompt"), list) or isinstance(row.get("completion"), list)
+
+
+def _read_pair(row: Row, *, labelled: bool) -> dict[str, str]:
+    if labelled:
+        completion = _read_learned(row, "completion")
+    else:
+        completion = check_text(row.get("completion") or "", "'completion'")
+    return {"prompt": check_text(row.get("prompt"), "'prompt'"), "completion": completion}
+
+
+def _read_dialogue(row: Row, kind: FileFormat, *, labelled: bool) -> list[Message]:
+    """Return the messages of a row, the system message in its own column among them."""
+    if kind == "alpaca":
+        messages = _read_alpaca(row, labelled=labelled)
+    elif kind == "prompt-completion":
+        messages = _read_conversational_pair(row, labelled=labelled)
+    else:
+        messages = read_messages(row.get(FORMAT_COLUMNS[kind][0]), FORMAT_COLUMNS[kind][0])
+    system = row.get("system")
+    if system is not None and system != "" and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": check_text(system, "'system'")})
+    return messages
+
+
+def _read_alpaca(row: Row, *, labelled: bool) -> list[Message]:
+    texts = {}
+    for column in ("instruction", "input", "output"):
+        value = row.get(column)
+        texts[column] = "" if value is None else check_text(value, repr(column))
+    answer = texts.pop("output")
+    has_answer = bool(answer.strip())
+    if labelled and not has_answer:
+        raise EmptyRowError(
+            f"an answer is empty, so there is nothing to learn from it: {_LEAVE_OUT}"
+        )
+    question = "\n\n".join(filter(None, texts.values()))
     if not question.strip():
         raise DataError("there is neither an instruction nor an input")
-
-    turns: list[Turn] = []
-    if texts["system"]:
-        turns.append(("system", texts["system"]))
-    for asked, answered in [*history, (question, texts["output"])]:
-        turns += [("user", asked), ("assistant", answered)]
-    if not labelled and not texts["output"].strip():
-        turns.pop()
-    return _messages(turns)
-
-
-def _is_list_of_pairs(value: object) -> bool:
-    if not isinstance(value, list):
-        return False
-    return all(isinstance(entry, list) and len(entry) == 2 for entry in value)
+    turns = _read_history(row.get("history"))
+    turns.append((question, answer))
+    messages: list[Message] = []
+    for asked, answered in turns:
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": answered})
+    if not has_answer:
+        messages.pop()
+    return messages
 
 
-def _sharegpt_messages(row: Row) -> list[dict[str, str]]:
-    conversation = row.get("conversations")
-    if not isinstance(conversation, list) or not conversation:
-        raise DataError(f"'conversations' is {conversation!r}; it must be a list of messages")
-    turns: list[Turn] = []
-    for message in conversation:
-        if not isinstance(message, dict):
-            raise DataError(f"{message!r} is not a message with 'from' and 'value'")
-        sender = message.get("from", message.get("role"))
-        if sender not in _SHAREGPT_ROLES:
-            hint = nearest(str(sender), _SHAREGPT_ROLES)
-            known = ", ".join(_SHAREGPT_ROLES)
-            raise DataError(f"a message is from {sender!r}, which is none of {known}{hint}")
-        turns.append((_SHAREGPT_ROLES[sender], message.get("value", message.get("content"))))
-    first_role, _ = turns[0]
-    if row.get("system") and first_role != "system":
-        turns.insert(0, ("system", row["system"]))
-    return _messages(turns)
-
-
-def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """Return checked turns as messages."""
-    for role, text in turns:
-        if not isinstance(text, str):
-            raise DataError(f"the {role}'s message is {text!r}; it must be a text")
-        if role == "assistant" and not text.strip():
+def _read_history(value: object) -> list[tuple[str, str]]:
+    """Return the earlier questions and answers of a row of Alpaca."""
+    history = parse_json(value, "'history'") or []
+    turns = []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise DataError(
-                "an answer is empty, so there is nothing to learn from it: leave the row out"
+                f"'history' is {quote(value)}; it must be a list of [question, answer] pairs"
             )
-    return [{"role": role, "content": text} for role, text in turns]
+        asked, answered = pair
+        turns.append((check_text(asked, "a question"), check_text(answered, "an answer")))
+    return turns
 
 
-def check_rows(rows: Sequence[Row], kind: Format) -> None:
-    """Check that every row has what its format needs.
-
-    Raises:
-        DataError: names the first row that does not fit, counted from 1.
-    """
-    for number, row in enumerate(rows, 1):
-        try:
-            _check_row(row, kind)
-        except DataError as problem:
-            raise DataError(f"row {number}: {problem}") from None
-
-
-def _check_row(row: Row, kind: Format) -> None:
-    expect = row.get("expect")
-    if expect is not None and not _is_list_of_texts(expect):
-        raise DataError(f"'expect' is {expect!r}; it must be a list of texts")
-    if kind == "chat":
-        _check_messages(row.get("messages"))
-        return
-    for column in _COLUMNS[kind]:
-        value = row.get(column)
-        if not isinstance(value, str):
-            raise DataError(f"{column!r} is {value!r}; it must be a text")
-
-
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"'messages' is {messages!r}; it must be a list of messages")
+def _read_conversational_pair(row: Row, *, labelled: bool) -> list[Message]:
+    """Return TRL's prompt and completion as one dialogue; only the completion is learned."""
+    prompt, completion = row.get("prompt"), row.get("completion")
+    for column, value in (("prompt", prompt), ("completion", completion)):
+        if value is not None and not isinstance(value, list):
+            raise DataError(
+                f"{column!r} is {quote(value)}; 'prompt' and 'completion' must both be texts, or "
+                "both be lists of messages"
+            )
+    messages = read_messages(prompt, "prompt") if prompt else []
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise DataError(f"{message!r} is not a message with a role and a content")
-        role = message.get("role")
-        if role not in _ROLES:
-            hint = nearest(str(role), _ROLES)
-            raise DataError(f"role {role!r} is none of {', '.join(_ROLES)}{hint}")
+        if message["role"] == "assistant":
+            message["train"] = False
+    if completion or labelled:
+        messages += read_messages(completion, "completion")
+    if not messages:
+        raise EmptyRowError(f"'prompt' holds no messages: {_LEAVE_OUT}")
+    return messages
+
+
+def _read_template_inputs(row: Row) -> dict[str, Any]:
+    """Return the tools of a row, and what else it gives to the chat template."""
+    inputs: dict[str, Any] = {}
+    tools = read_tools(row.get("tools"), "'tools'")
+    functions = read_tools(row.get("functions"), "'functions'")  # OpenAI's older name
+    if tools and functions and tools != functions:
+        raise DataError(
+            "the row has both 'tools' and 'functions', which mean the same: leave one out"
+        )
+    if tools or functions:
+        inputs["tools"] = tools or functions
+    options = parse_json(row.get("chat_template_kwargs"), "'chat_template_kwargs'")
+    if options is not None and not isinstance(options, dict):
+        raise DataError(
+            f"'chat_template_kwargs' is {quote(options)}; it must be an object, such as "
+            '{"enable_thinking": false}'
+        )
+    if options:
+        check_json(options, "'chat_template_kwargs'")
+        inputs["chat_template_kwargs"] = options
+    return inputs

@@ -57,8 +57,8 @@ class CausalLMTask(Task):
         """Return rows of any of the formats, each with its ``format``."""
         found = []
         for file in list_paths(path):
-            rows, kind = read_text_rows(self.config.data, file, labelled=labelled)
-            found += [row | {"format": kind} for row in rows]
+            rows, _ = read_text_rows(self.config.data, file, labelled=labelled)
+            found += rows
         return found
 
     def fit(self, rows: Sequence[Row]) -> None:

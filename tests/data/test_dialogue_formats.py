@@ -1,12 +1,14 @@
 """Formats of dialogues: detected, converted to chat rows, checked."""
 
 import json
+import random
 
 import pytest
 
 from peftkit.config.sections import DataSettings
-from peftkit.data.dialogue_formats import check_rows, convert_rows, detect_format, read_text_rows
-from peftkit.errors import DataError
+from peftkit.data.dialogue_formats import convert_row, detect_format, read_text_rows
+from peftkit.data.unused_keys import unused_keys
+from peftkit.errors import DataError, EmptyRowError
 
 ROWS = [{"prompt": "a, b", "completion": "c"}, {"prompt": "d", "completion": "é£"}]
 CHAT = [
@@ -23,7 +25,7 @@ CHAT = [
 )
 def test_a_format_is_detected_by_its_columns(rows, kind):
     assert detect_format(rows) == kind
-    check_rows(rows, kind)
+    assert [convert_row(row, kind) for row in rows] == [row | {"format": kind} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -34,19 +36,21 @@ def test_a_format_is_detected_by_its_columns(rows, kind):
         ("{not json}\n", "rows.jsonl", "cannot read"),
         ("x", "rows.txt", "ends in '.txt'"),
         ('{"mesages": []}\n', "rows.jsonl", "did you mean 'mesages'"),
-        ('{"messages": []}\n', "rows.jsonl", "row 1: 'messages' is"),
+        ('{"mine": []}\n', "rows.jsonl", r"set data.columns, such as {messages: mine}"),
+        ('{"messages": []}\n', "rows.jsonl", "row 1: 'messages' holds no messages"),
         (
             '{"messages": [{"role": "asistant", "content": "x"}]}\n',
             "rows.jsonl",
-            "row 1: role 'asistant'.*'assistant'",
+            "row 1: a message is from 'asistant'.*'assistant'",
         ),
-        ('{"messages": [{"role": "user"}]}\n', "rows.jsonl", "row 1: .* is not a message"),
+        ('{"messages": [{"role": "user"}]}\n', "rows.jsonl", "row 1: .* has no content"),
         (
             '{"prompt": "x", "completion": "y", "expect": "y"}\n',
             "rows.jsonl",
             "row 1: 'expect' is 'y'",
         ),
-        ('{"text": "x"}\n{"text": null}\n', "rows.jsonl", "row 2: 'text' is None"),
+        ('{"text": "x"}\n{"text": null}\n', "rows.jsonl", "row 2: 'text' is empty"),
+        ('{"text": "x"}\n{"text": 7}\n', "rows.jsonl", "row 2: 'text' is 7; it must be a text"),
     ],
 )
 def test_bad_files_get_one_clear_sentence(tmp_path, text, name, message):
@@ -131,52 +135,155 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
     path.write_text(json.dumps(row) + "\n")
     settings = DataSettings(train="", columns={"expect": "facts"})
     assert read_text_rows(settings, str(path), labelled=False) == (
-        [row | {"messages": said(None, "Add.\n\n1 + 1")}],
+        [row | {"format": "chat", "messages": said(None, "Add.\n\n1 + 1")}],
         "chat",
     )
     path.write_text('{"prompt": "x", "completion": null}\n')
     assert read_text_rows(settings, str(path), labelled=False)[0] == [
-        {"prompt": "x", "completion": ""}
+        {"format": "prompt-completion", "prompt": "x", "completion": ""}
     ]
     with pytest.raises(DataError, match="no column 'facts'"):
         read_text_rows(settings, str(path))
-
-
-def test_chat_and_prompt_rows_are_not_converted():
-    assert convert_rows(CHAT, "chat") == (CHAT, "chat")
-    assert convert_rows(ROWS, "prompt-completion") == (ROWS, "prompt-completion")
 
 
 def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ALPACA) + "\n")
     rows, kind = read_text_rows(DataSettings(train="", format="text"), str(path))
-    assert (rows, kind) == ([ALPACA], "text")
+    assert (rows, kind) == ([ALPACA | {"format": "text"}], "text")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (ALPACA | {"output": " "}, "row 2: an answer is empty"),
-        (ALPACA | {"output": None}, "row 2: an answer is empty"),
-        (ALPACA | {"output": 7}, "row 2: 'output' is 7; it must be a text"),
+        (ALPACA | {"output": 7}, "^'output' is 7; it must be a text"),
         (
             ALPACA | {"instruction": "", "input": ""},
-            "row 2: there is neither an instruction nor an input",
+            "^there is neither an instruction nor an input",
         ),
-        (ALPACA | {"history": [["a"]]}, r"row 2: 'history' is \[\['a'\]\]"),
-        (ALPACA | {"history": [["a", ""]]}, "row 2: an answer is empty"),
-        ({"conversations": []}, r"row 2: 'conversations' is \[\]"),
-        ({"conversations": ["hi"]}, "row 2: 'hi' is not a message"),
+        (ALPACA | {"history": [["a"]]}, r"^'history' is \[\['a'\]\]"),
+        (ALPACA | {"history": "[{}]"}, r"^'history' is '\[{}\]'"),
+        (ALPACA | {"history": [["a", None]]}, "^an answer is None; it must be a text"),
+        (ALPACA | {"system": 7}, "^'system' is 7; it must be a text"),
+        (ALPACA | {"weight": 0}, "^'weight', the row's weight in the loss, is 0"),
+        (ALPACA | {"weight": "1"}, "^'weight', the row's weight in the loss, is '1'"),
+        ({"conversations": ["hi"]}, "^'hi' is not a message"),
         (
             {"conversations": [{"from": "humam", "value": "x"}]},
-            "row 2: a message is from 'humam'.*did you mean 'human'",
+            "^a message is from 'humam'.*did you mean 'human'",
         ),
-        ({"conversations": [{"from": "gpt", "value": ""}]}, "row 2: an answer is empty"),
-        ({"conversations": [{"from": "human"}]}, "row 2: the user's message is None"),
+        ({"conversations": [{"from": "human"}]}, "^the user's message has no content"),
+        ({"prompt": "x", "completion": []}, "^'prompt' is 'x'; .* must both be texts, or both"),
+        ({"prompt": [], "completion": "x"}, "^'completion' is 'x'; .* must both be texts, or both"),
+        ({"prompt": None, "completion": "x"}, "^'prompt' is None; it must be a text"),
     ],
 )
-def test_bad_dialogues_are_named_by_their_row(row, message):
-    good = {"conversations": TURNS} if "conversations" in row else ALPACA
-    with pytest.raises(DataError, match=message):
-        convert_rows([good, row], "sharegpt" if "conversations" in row else "alpaca")
+def test_a_row_that_does_not_fit_is_refused(row, message):
+    with pytest.raises(DataError, match=message) as refused:
+        convert_row(row, detect_format([row]))
+    assert not isinstance(refused.value, EmptyRowError)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ALPACA | {"output": " "},
+        ALPACA | {"output": None},
+        ALPACA | {"instruction": "", "input": "", "output": ""},
+        ALPACA | {"history": [["a", ""]]},
+        {"conversations": []},
+        {"conversations": None},
+        {"conversations": ""},
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}]},
+        {"conversations": [{"from": "human", "value": "x"}]},
+        {"messages": []},
+        {"messages": said(None, "hi", "\n")},
+        {"messages": said(None, "hi", "yo", "so", "")},
+        {"prompt": "x", "completion": ""},
+        {"prompt": "x", "completion": None},
+        {"prompt": [], "completion": []},
+        {"prompt": said(None, "x"), "completion": said(None, "x")},
+        {"text": " \n"},
+        {"text": None},
+    ],
+)
+def test_a_row_with_nothing_to_learn_is_empty(row):
+    with pytest.raises(EmptyRowError, match=r"set data\.skip_empty$"):
+        convert_row(row, detect_format([row]))
+
+
+def test_a_dialogue_without_answers_can_be_learned_as_a_whole():
+    row = {"messages": said(None, "hi")}
+    assert convert_row(row, "chat", loss_on="all") == row | {"format": "chat"}
+    with pytest.raises(EmptyRowError, match="no message of the assistant"):
+        convert_row(row, "chat")
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+GOOD_ROWS = [
+    (
+        "chat",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+                {"role": "tool", "content": "1", "name": "f", "tool_call_id": "c"},
+                {"role": "assistant", "content": "yo", "reasoning": "hm", "train": True},
+            ],
+            "tools": [{"name": "f", "parameters": {}}],
+            "chat_template_kwargs": {"enable_thinking": False},
+            "weight": 0.5,
+        },
+    ),
+    ("sharegpt", {"conversations": [*TURNS, {"from": "function_call", "value": '{"name": "f"}'}]}),
+    ("alpaca", ALPACA | {"history": [["a", "b"]], "system": "s", "functions": "[]"}),
+    ("prompt-completion", {"prompt": "a", "completion": "b", "expect": ["b"]}),
+    ("prompt-completion", {"prompt": said("s", "hi"), "completion": said(None, "", "yo")[1:]}),
+    ("text", {"text": "a"}),
+]
+VALUES = [
+    *("role", "content", "user", "assistant", "tool", "function_call", "", " ", "\0", "\ud83d"),
+    *("{}", "[]", "[{", '{"name": "f"}', '"x"', "7", "NaN", '["\\ud83d"]', [], {}, [[]], [{}]),
+    *({"role": {}}, {"type": "image_url"}, None, True, False, 0, 1, 0.5, -1, 1e400, 10**400, b"x"),
+]
+
+
+def spoilt(whole, draw):
+    """A copy of an object or list in which one value, at any depth, is another, gone, or new."""
+    changed = whole.copy()
+    key = draw.choice(list(whole) if isinstance(whole, dict) else range(len(whole)))
+    luck = draw.random()
+    if luck < 0.1:
+        del changed[key]
+    elif luck < 0.3 and isinstance(whole, dict):
+        words = ["role", "from", "value", "train", "weight", "thinking", "function_call", "x"]
+        changed[draw.choice(words)] = draw.choice(VALUES)
+    elif luck < 0.8 and isinstance(whole[key], list | dict) and whole[key]:
+        changed[key] = spoilt(whole[key], draw)
+    else:
+        changed[key] = draw.choice(VALUES)
+    return changed
+
+
+@pytest.mark.parametrize(("kind", "good"), GOOD_ROWS)
+def test_whatever_a_row_holds_it_is_read_or_refused_with_a_sentence(kind, good):
+    draw = random.Random(0)
+    assert convert_row(good, kind)["format"] in ("chat", "prompt-completion", "text")
+    refused = []
+    for _ in range(3000):
+        row = spoilt(good, draw)
+        if row and draw.random() < 0.3:
+            row = spoilt(row, draw)
+        "".join(unused_keys(row, kind))
+        try:
+            read = convert_row(row, kind, labelled=draw.random() < 0.5)
+        except DataError as problem:
+            refused.append(str(problem))
+        else:
+            columns = {"chat": ["messages"], "prompt-completion": ["prompt", "completion"]}
+            for column in columns.get(read["format"], ["text"]):
+                json.dumps(read[column], ensure_ascii=False, allow_nan=False).encode()
+    assert len(set(refused)) > 3
+    for sentence in refused:
+        assert "\n" not in sentence
+        sentence.encode()
