@@ -1,8 +1,10 @@
 """The questions that held-out rows ask, to try a model on them."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -39,8 +41,14 @@ def read_question(
     expect = tuple(row.get("expect") or ())
     if kind == "chat":
         asked, reference = _last_question(row["messages"])
-        prompt = render_prompt(asked, tokenizer, system)
-        return Question(prompt, asked[-1]["content"], reference, expect)
+        prompt = render_prompt(
+            asked,
+            tokenizer,
+            system,
+            tools=row.get("tools"),
+            options=row.get("chat_template_kwargs"),
+        )
+        return Question(prompt, _shown(asked), reference, expect)
     start = beginning_of_text(tokenizer)
     if kind == "prompt-completion":
         return Question(start + row["prompt"], row["prompt"], row["completion"], expect)
@@ -51,12 +59,26 @@ def read_question(
     return Question(start + beginning, beginning, continuation, expect)
 
 
-def _last_question(messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], str]:
-    """Return the dialogue up to its last question, and the answer, if it has one."""
+def _last_question(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Return the dialogue up to its last question, and the answer, if it has one.
+
+    An answer that is tool calls alone is shown as JSON.
+    """
     last = messages[-1]
     if last["role"] == "assistant" and len(messages) > 1:
-        return messages[:-1], last["content"]
+        answer = last.get("content") or ""
+        if not answer.strip() and last.get("tool_calls"):
+            answer = json.dumps(last["tool_calls"], ensure_ascii=False)
+        return messages[:-1], answer
     return messages, ""
+
+
+def _shown(asked: list[dict[str, Any]]) -> str:
+    """Return the last message that somebody wrote: a tool's result is no question."""
+    for message in reversed(asked):
+        if message["role"] != "tool" and message.get("content"):
+            return str(message["content"])
+    return str(asked[-1].get("content") or "")
 
 
 def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> str:

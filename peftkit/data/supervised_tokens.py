@@ -3,19 +3,25 @@
 Dialogues are rendered by the tokenizer's own chat template.
 """
 
+import bisect
 import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.dialogue_formats import Format
+from peftkit.data.answer_places import Learned, check_dialogue, find_answers
+from peftkit.data.chat_templates import Span, chat_template_of, read_dialogue
+from peftkit.data.dialogue_formats import Format, LossOn
+from peftkit.data.message_formats import Message
+from peftkit.data.rendering_counts import describe_counts
 from peftkit.data.row_files import Row
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 
-LossOn = Literal["assistant", "all"]
-Message = dict[str, Any]
+Cut = Callable[["Example", int], "list[Example]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Example:
     @property
     def supervised(self) -> int:
         """The number of learned tokens. The first token never counts: nothing predicts it."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
 
 
 @dataclasses.dataclass
@@ -43,28 +49,15 @@ class Rendered:
     """The examples made from some rows, and counts of what happened to the rows."""
 
     examples: list[Example] = dataclasses.field(default_factory=list)
-    rows: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    split: int = 0
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __iadd__(self, other: "Rendered") -> "Rendered":
         self.examples += other.examples
-        self.rows += other.rows
-        self.truncated += other.truncated
-        self.dropped += other.dropped
-        self.split += other.split
+        self.counts += other.counts
         return self
 
     def __str__(self) -> str:
-        parts = [f"{self.rows} rows -> {len(self.examples)} examples"]
-        if self.split:
-            parts.append(f"{self.split} dialogues split into one example per answer")
-        if self.truncated:
-            parts.append(f"{self.truncated} truncated")
-        if self.dropped:
-            parts.append(f"{self.dropped} dropped, with no supervised token left")
-        return ", ".join(parts)
+        return describe_counts(self.counts)
 
 
 def render_rows(
@@ -75,11 +68,47 @@ def render_rows(
     max_length: int,
     loss_on: LossOn = "assistant",
     system: str | None = None,
-    cut: Callable[[Example, int], list[Example]] | None = None,
+    cut: Cut | None = None,
 ) -> Rendered:
-    """Turn rows into examples of at most `max_length` tokens.
+    """Turn rows into examples, as `render_batch` does.
 
-    Rows with no supervised token left are dropped, and counted.
+    Raises:
+        DataError: more than half of the rows have no supervised token, or the tokenizer cannot
+            render them.
+    """
+    rendered = Rendered()
+    for examples in render_batch(
+        rows,
+        kind,
+        tokenizer,
+        max_length=max_length,
+        loss_on=loss_on,
+        system=system,
+        cut=cut,
+        counts=rendered.counts,
+    ):
+        rendered.examples += examples
+    dropped = rendered.counts["dropped"]
+    if dropped > len(rows) / 2:
+        raise DataError(
+            f"{dropped} of {len(rows)} rows have no supervised token within {max_length} "
+            "tokens: raise data.max_length, or see `peftkit preview` for what is supervised"
+        )
+    return rendered
+
+
+def render_batch(
+    rows: Sequence[Row],
+    kind: Format,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    loss_on: LossOn = "assistant",
+    system: str | None = None,
+    cut: Cut | None = None,
+    counts: Counter[str],
+) -> list[list[Example]]:
+    """Turn rows into examples of at most `max_length` tokens.
 
     Args:
         rows: Checked rows of one format.
@@ -89,212 +118,255 @@ def render_rows(
         loss_on: "assistant" learns answers and completions; "all" learns every token.
         system: A system message for chat rows that have none.
         cut: Makes several examples of one that is too long. Without it, the end is cut off.
+        counts: What happened to the rows is added here; `peftkit.data.rendering_counts` says what.
+
+    Returns:
+        The examples of each row. A row with no learned token left has none.
 
     Raises:
-        DataError: more than half of the rows have no supervised token, or the tokenizer cannot
-            render them.
+        DataError: a row cannot be rendered. The message does not say which.
     """
-    rendered = Rendered(rows=len(rows))
-    for row in rows:
-        examples = _render_row(row, kind, tokenizer, loss_on, system)
-        parts: list[Example] = []
-        for example in examples:
-            if cut is not None:
-                parts += cut(example, max_length)
-            else:
-                parts.append(_truncate(example, max_length))
-        kept = [part for part in parts if part.supervised]
-        rendered.examples += kept
-        if len(examples) > 1:
-            rendered.split += 1
-        if cut is None and any(len(example) > max_length for example in examples):
-            rendered.truncated += 1
-        if not kept:
-            rendered.dropped += 1
-    if rendered.dropped > len(rows) / 2:
-        raise DataError(
-            f"{rendered.dropped} of {len(rows)} rows have no supervised token within {max_length} "
-            "tokens: raise data.max_length, or see `peftkit preview` for what is supervised"
-        )
-    return rendered
-
-
-def _truncate(example: Example, max_length: int) -> Example:
-    return Example(example.input_ids[:max_length], example.labels[:max_length])
-
-
-def _render_row(
-    row: Row, kind: Format, tokenizer: PreTrainedTokenizerBase, loss_on: LossOn, system: str | None
-) -> list[Example]:
     if kind == "chat":
-        return render_dialogue(_with_system(row["messages"], system), tokenizer, loss_on)
+        encoded = _encode_dialogues(rows, tokenizer, loss_on, system, counts)
+    elif kind == "text":
+        encoded = _encode_texts(rows, tokenizer)
+    else:
+        encoded = _encode_completions(rows, tokenizer, loss_on, counts)
+    return [_fit(examples, max_length, cut, counts) for examples in encoded]
+
+
+def _fit(
+    examples: list[Example], max_length: int, cut: Cut | None, counts: Counter[str]
+) -> list[Example]:
+    """Return the examples of one row, none of them too long, and each with a learned token."""
+    counts["rows"] += 1
+    parts: list[Example] = []
+    for example in examples:
+        if cut is not None:
+            parts += cut(example, max_length)
+        else:
+            parts.append(Example(example.input_ids[:max_length], example.labels[:max_length]))
+    kept = [part for part in parts if part.supervised]
+    if cut is None and any(len(example) > max_length for example in examples):
+        counts["truncated"] += 1
+        counts["answers_cut"] += any(_cuts_answer(example, max_length) for example in examples)
+    counts["dropped"] += not kept
+    counts["examples"] += len(kept)
+    return kept
+
+
+def _cuts_answer(example: Example, length: int) -> bool:
+    """Return whether an answer goes on where an example is cut."""
+    around = example.labels[length - 1 : length + 1]
+    return len(around) == 2 and IGNORED not in around
+
+
+def _encode_texts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[Example]]:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if kind == "text":
-        ids = tokenizer(row["text"])["input_ids"]
+    encoded = []
+    for ids in _tokenize([row["text"] for row in rows], tokenizer)["input_ids"]:
         if ids[-1:] != end:
             ids = [*ids, *end]
-        return [Example(ids, list(ids))]
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    if end and prompt[-1:] == end:  # T5's tokenizers, among others, close every text
-        prompt = prompt[:-1]
-    answer = [*tokenizer(row["completion"], add_special_tokens=False)["input_ids"], *end]
-    prompt_labels = list(prompt) if loss_on == "all" else [IGNORED] * len(prompt)
-    return [Example([*prompt, *answer], [*prompt_labels, *answer])]
+        encoded.append([Example(ids, list(ids))])
+    return encoded
 
 
-def render_prompt(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, system: str | None = None
-) -> str:
-    """Render a dialogue up to where the model's answer begins."""
-    return _apply_template(tokenizer, _with_system(messages, system), add_generation_prompt=True)
+def _encode_completions(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    loss_on: LossOn,
+    counts: Counter[str],
+) -> list[list[Example]]:
+    end = _end_token(tokenizer)
+    prompts = _tokenize([row["prompt"] for row in rows], tokenizer)["input_ids"]
+    completions = _tokenize(
+        [row["completion"] for row in rows], tokenizer, add_special_tokens=False
+    )["input_ids"]
+    encoded: list[list[Example]] = []
+    for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+        if not row["completion"].strip():  # there is nothing to learn but the end
+            counts["empty_answers"] += 1
+            encoded.append([])
+            continue
+        if prompt[-1:] == [end]:  # T5's tokenizers, among others, close every text
+            prompt = prompt[:-1]
+        answer = [*completion, end]
+        prompt_labels = list(prompt) if loss_on == "all" else [IGNORED] * len(prompt)
+        encoded.append([Example([*prompt, *answer], [*prompt_labels, *answer])])
+    return encoded
 
 
-def _with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """Put the system message first, unless there is one already."""
-    if system is None or messages[0]["role"] == "system":
-        return list(messages)
-    return [{"role": "system", "content": system}, *messages]
-
-
-def render_dialogue(
-    messages: list[Message], tokenizer: PreTrainedTokenizerBase, loss_on: LossOn = "assistant"
-) -> list[Example]:
-    """Render one dialogue, with labels on the assistant's answers and their end-of-turn tokens.
-
-    If the template marks what the model generates (``{% generation %}``), the marks are used.
-    Otherwise the place of each answer is found by rendering the messages before it, and verified:
-    the dialogue up to the answer's end must begin the whole dialogue.
-
-    Some templates rewrite earlier turns when a later one follows, for example to drop past
-    reasoning. Then the check fails, and each answer becomes an example of its own, rendered as the
-    model will see it.
-
-    Raises:
-        DataError: the tokenizer has no chat template or returns no character offsets, or the
-            template does not put an answer's prompt before the answer.
-    """
-    _check_tokenizer(tokenizer)
-    if loss_on == "all":
-        text = _apply_template(tokenizer, messages)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [Example(ids, list(ids))]
-    if _has_generation_marks(tokenizer):
-        return [_label_marked(messages, tokenizer)]
-
-    text = _apply_template(tokenizer, messages)
-    answers = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            answers.append(_find_answer(messages, turn, tokenizer))
-    if all(text.startswith(whole) for whole, _ in answers):
-        spans = [(start, len(whole)) for whole, start in answers]
-        return [_label_spans(text, spans, tokenizer)]
-    return [_label_spans(whole, [(start, len(whole))], tokenizer) for whole, start in answers]
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.chat_template:
-        raise DataError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template; use a chat model, or "
-            "give rows with 'prompt' and 'completion'"
-        )
+def _encode_dialogues(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    loss_on: LossOn,
+    system: str | None,
+    counts: Counter[str],
+) -> list[list[Example]]:
     if not tokenizer.is_fast:
         raise DataError(
             f"the tokenizer of {tokenizer.name_or_path} returns no character offsets, which the "
             "loss mask needs"
         )
+    rendered = [_render(row, tokenizer, loss_on, system, counts) for row in rows]
+    texts = list(itertools.chain.from_iterable(rendered))
+    examples = iter(_label(texts, tokenizer, closes=loss_on == "assistant"))
+    encoded = []
+    for learned in rendered:
+        own = list(itertools.islice(examples, len(learned)))
+        if len(own) > 1:
+            counts["split"] += 1
+            counts["split_examples"] += len(own)
+            counts["split_tokens"] += sum(map(len, own))
+            counts["unsplit_tokens"] += max(map(len, own))
+        encoded.append(own)
+    return encoded
 
 
-def _has_generation_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
-    template = tokenizer.chat_template
-    return "{% generation" in template or "{%- generation" in template
+def _render(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    loss_on: LossOn,
+    system: str | None,
+    counts: Counter[str],
+) -> list[Learned]:
+    """Return the rendered texts of a chat row, and what is learned of them."""
+    dialogue, may_learn = read_dialogue(row, system)
+    template = chat_template_of(tokenizer, dialogue)
+    for option in dialogue.options:
+        counts["options_not_read"] += not template.reads(option)
+    dialogue = check_dialogue(template, dialogue)
+    if loss_on == "all":
+        if _skips_answers(row):
+            raise DataError(
+                "an answer has 'train': false, which data.loss_on=all would learn: leave "
+                "data.loss_on out"
+            )
+        text = template.render(dialogue)
+        return [Learned(text, [(0, len(text))])]
+    turns = []
+    for turn, message in enumerate(dialogue.messages):
+        if may_learn[turn]:
+            if _says_something(message):
+                turns.append(turn)
+            else:
+                counts["empty_answers"] += 1
+    texts = find_answers(template, dialogue, turns)
+    counts["other_prompts"] += any(text.differs for text in texts)
+    return texts
 
 
-def _label_marked(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> Example:
-    """Label the tokens that the template marks as generated."""
-    marked = tokenizer.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True
+def _skips_answers(row: Row) -> bool:
+    """Return whether a chat row has an answer that is read, and not learned."""
+    return any(message.get("train") is False for message in row["messages"])
+
+
+def _says_something(answer: Message) -> bool:
+    """Return whether there is more to learn of an answer than the end of its turn."""
+    texts = (answer["content"], answer.get("reasoning_content") or "")
+    return bool(answer.get("tool_calls")) or any(text.strip() for text in texts)
+
+
+def _label(
+    texts: Sequence[Learned], tokenizer: PreTrainedTokenizerBase, *, closes: bool
+) -> list[Example]:
+    """Tokenise rendered texts, and label the tokens with a learned character.
+
+    With `closes`, the last answer ends with an end token, whatever its template says.
+    """
+    if not texts:
+        return []
+    encoded = _tokenize(
+        [learned.text for learned in texts],
+        tokenizer,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
     )
-    ids = marked["input_ids"]
-    is_learned = list(marked["assistant_masks"])
-    # Marks may stop before the end-of-turn token, but the model has to learn to stop.
-    ends = _end_ids(tokenizer)
-    for place in range(1, len(ids)):
-        is_first_end = ids[place] in ends and ids[place - 1] not in ends
-        if is_first_end and is_learned[place - 1]:
-            is_learned[place] = True
-    labels = []
-    for token, learned in zip(ids, is_learned, strict=True):
-        labels.append(token if learned else IGNORED)
-    return Example(ids, labels)
+    ends = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    examples = []
+    for learned, ids, offsets in zip(
+        texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        example = Example(ids, _labels(ids, offsets, learned.spans))
+        examples.append(_with_end(example, ends, tokenizer) if closes else example)
+    return examples
 
 
-def _find_answer(
-    messages: list[Message], turn: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, int]:
-    """Return the dialogue's text up to the end of an answer, and where the answer begins in it."""
-    whole = _apply_template(tokenizer, messages[: turn + 1])
-    prompt = ""
-    if turn:
-        prompt = _apply_template(tokenizer, messages[:turn], add_generation_prompt=True)
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"the chat template of {tokenizer.name_or_path} does not put the prompt of turn "
-            f"{turn + 1} before its answer, so the two cannot be told apart; add "
-            "{% generation %} marks to the template, or set data.loss_on=all"
-        )
-    # The line break after an end-of-turn token belongs to the template, not to the answer.
-    return whole.rstrip(), len(prompt)
+def _labels(ids: list[int], offsets: list[Span], spans: Sequence[Span]) -> list[int]:
+    """Return the ids of the tokens that have a character in one of the spans, and -100 elsewhere.
+
+    Tokens, and their offsets, are in the order of the text.
+    """
+    labels = [IGNORED] * len(ids)
+    starts, ends = zip(*offsets, strict=True) if offsets else ((), ())
+    for start, end in spans:
+        first = bisect.bisect_right(ends, start)
+        last = bisect.bisect_left(starts, end)
+        labels[first:last] = ids[first:last]
+    return labels
 
 
-def _label_spans(
-    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
-) -> Example:
-    """Tokenise a rendered dialogue, and label the tokens that lie in spans of characters."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = list(encoded["input_ids"])
-    labels = []
-    for token, offsets in zip(ids, encoded["offset_mapping"], strict=True):
-        labels.append(token if _overlaps(offsets, spans) else IGNORED)
-    return _with_end(Example(ids, labels), tokenizer)
-
-
-def _overlaps(offsets: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
-    """Return whether a token has a character in one of the spans."""
-    start, end = offsets
-    return any(start < span_end and end > span_start for span_start, span_end in spans)
-
-
-def _with_end(example: Example, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _with_end(example: Example, ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Example:
     """End the last answer with the end-of-sequence token, if its template has no end of turn."""
-    learned = [place for place, label in enumerate(example.labels) if label != IGNORED]
-    end = tokenizer.eos_token_id
-    if not learned or end is None or example.labels[learned[-1]] in _end_ids(tokenizer):
+    length = len(example)
+    while length and example.labels[length - 1] == IGNORED:
+        length -= 1
+    if not length or example.labels[length - 1] in ends:
         return example
-    length = learned[-1] + 1
+    end = _end_token(tokenizer)
     return Example([*example.input_ids[:length], end], [*example.labels[:length], end])
 
 
-def _end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the special tokens, any of which may end a turn."""
-    ids = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    ids.discard(None)
-    return ids
-
-
-def _apply_template(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as problem:  # a template may raise anything: Jinja2's errors, or Python's
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    end: int | None = tokenizer.eos_token_id
+    if end is None:
         raise DataError(
-            f"the chat template of {tokenizer.name_or_path} refuses a dialogue: {problem}"
+            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token, so a model "
+            "could not learn to stop: name one as eos_token in its tokenizer_config.json"
+        )
+    return end
+
+
+def _tokenize(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> dict[str, list[Any]]:
+    """Tokenise texts in one call."""
+    try:
+        encoded: dict[str, list[Any]] = tokenizer(
+            texts,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **options,
+        )
+    except (TypeError, UnicodeError) as problem:
+        raise DataError(
+            "a text has half of a surrogate pair, which is no character: repair the row"
         ) from problem
-    assert isinstance(text, str)
-    return text
+    return encoded
+
+
+def render_prompt(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None = None,
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    options: dict[str, Any] | None = None,
+) -> str:
+    """Render a dialogue up to where the model's answer begins.
+
+    Args:
+        messages: The dialogue.
+        tokenizer: Its chat template renders it.
+        system: A system message, if the dialogue has none.
+        tools: The tools that the model may call.
+        options: More variables of the template, such as ``enable_thinking``.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or it does not render the dialogue.
+    """
+    row = {"messages": messages, "tools": tools, "chat_template_kwargs": options}
+    dialogue, _ = read_dialogue(row, system)
+    template = chat_template_of(tokenizer, dialogue)
+    return template.render(check_dialogue(template, dialogue), prompt=True)

@@ -2,7 +2,7 @@ import pytest
 
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
-from peftkit.data.supervised_tokens import render_dialogue, render_prompt, render_rows
+from peftkit.data.supervised_tokens import render_prompt, render_rows
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 
@@ -29,6 +29,11 @@ NO_END = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+def render_dialogue(messages, tokenizer, loss_on="assistant"):
+    rows = [{"messages": messages}]
+    return render_rows(rows, "chat", tokenizer, max_length=9999, loss_on=loss_on).examples
 
 
 def learned(example, tokenizer):
@@ -69,7 +74,10 @@ def test_a_template_that_rewrites_earlier_turns_makes_one_example_per_answer(tok
     assert learned(second, tokenizer) == ["2.<|im_end|>"]
     assert "..." in tokenizer.decode(second.input_ids)
     rendered = render_rows([{"messages": DIALOGUE}], "chat", tokenizer, max_length=512)
-    assert (rendered.split, "split into one example" in str(rendered)) == (1, True)
+    assert (rendered.counts["split"], "1 dialogue split into 2 examples" in str(rendered)) == (
+        1,
+        True,
+    )
 
 
 def test_a_template_without_end_of_turn_gets_the_end_of_sequence(tokenizer):
@@ -116,7 +124,8 @@ def test_truncated_and_dropped_rows_are_counted(tokenizer):
     short = {"messages": DIALOGUE[1:3]}
     answer = {"messages": [DIALOGUE[1], {"role": "assistant", "content": "y" * 200}]}
     rendered = render_rows([long, short, short, answer], "chat", tokenizer, max_length=80)
-    assert (rendered.rows, len(rendered.examples), rendered.truncated, rendered.dropped) == (
+    counts = rendered.counts
+    assert (counts["rows"], len(rendered.examples), counts["truncated"], counts["dropped"]) == (
         4,
         3,
         2,
@@ -133,12 +142,13 @@ def test_a_row_is_dropped_only_when_none_of_its_split_answers_is_left(tokenizer)
     rendered = render_rows(
         [{"messages": DIALOGUE[:3] + late}] * 3, "chat", tokenizer, max_length=100
     )
-    assert (len(rendered.examples), rendered.truncated, rendered.dropped) == (3, 3, 0)
+    assert (len(rendered.examples), rendered.counts["truncated"]) == (3, 3)
+    assert rendered.counts["dropped"] == 0
 
 
 def test_a_dialogue_without_an_answer_is_dropped(tokenizer):
     rows = [{"messages": DIALOGUE[:2]}, {"messages": DIALOGUE}]
-    assert render_rows(rows, "chat", tokenizer, max_length=512).dropped == 1
+    assert render_rows(rows, "chat", tokenizer, max_length=512).counts["dropped"] == 1
 
 
 def test_padding_is_masked_and_a_learned_end_of_sequence_is_not(tokenizer):
