@@ -57,7 +57,7 @@ from peftkit.runs.recipes import load_recipe, recipe_named
 def write_data(directory, sizes):
     """Write the rows of every variant, the same for all seeds. No run reads the test rows."""
     directory.mkdir(parents=True, exist_ok=True)
-    films, validation = read_rows("sample:films/train"), read_rows("sample:films/validation")
+    films, validation = list(read_rows("sample:films/train")), read_rows("sample:films/validation")
     draw = random.Random(0)
     draw.shuffle(films)
     train, rest = films[: sizes["train"]], films[sizes["train"] :]

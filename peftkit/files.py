@@ -29,15 +29,15 @@ def cache_directory() -> Path:
     return Path(os.environ.get("PEFTKIT_CACHE", "~/.cache/peftkit")).expanduser()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write `data`, or its pieces one after the other, to `path`, whole or not at all.
 
     A reader, or a crash, sees the old file or the new one, and nothing in between.
     """
     temporary = _temporary_name(path)
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -67,8 +67,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Dates, and whatever else JSON does not know, become strings.
     """
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
-    write_file(path, "".join(lines).encode())
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_file(path, (line.encode("utf-8", "surrogatepass") for line in lines))
 
 
 def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Rows
 from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
 from peftkit.errors import DataError
 
 
-def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
+def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
     """Return rows with ``audio``, an absolute path, and the other columns.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peftkit.config.task_sections import AugmentSettings
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row
 from peftkit.errors import ConfigError, DataError
 
 # Kana, Chinese characters and their punctuation. These scripts have no spaces between words, so

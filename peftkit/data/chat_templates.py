@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from peftkit.data.message_formats import Message
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row
 from peftkit.errors import DataError
 
 Span = tuple[int, int]  # the first character, and the first one after the last

@@ -1,13 +1,14 @@
 """The row formats of language models: chat, prompt and completion, Alpaca, ShareGPT, plain text."""
 
 import math
-from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from peftkit.config.sections import DataSettings
 from peftkit.data.message_formats import Message, check_answers, read_messages
-from peftkit.data.row_files import Row, read_rows, rename_columns
+from peftkit.data.row_files import read_rows, rename_columns
 from peftkit.data.row_values import check_json, check_text, parse_json, quote
+from peftkit.data.rows import Row, Rows
 from peftkit.data.tool_calls import read_tools
 from peftkit.errors import ConfigError, DataError, EmptyRowError, nearest
 
@@ -27,10 +28,8 @@ _ANSWERS = ("completion", "output")  # the columns that rows without answers may
 _LEAVE_OUT = "leave the row out, or set data.skip_empty"
 
 
-def read_text_rows(
-    settings: DataSettings, path: str, *, labelled: bool = True
-) -> tuple[list[Row], Format]:
-    """Return the checked rows of a file, in one of peftkit's own formats, and the format.
+def read_text_rows(settings: DataSettings, path: str, *, labelled: bool = True) -> Rows:
+    """Return the rows of a file in one of peftkit's own formats, each with its ``format``.
 
     Args:
         settings: The config's data section: names of columns, and perhaps the file's format.
@@ -38,7 +37,8 @@ def read_text_rows(
         labelled: Whether rows must have answers. If not, prompts and instructions are enough.
 
     Raises:
-        DataError: the file cannot be read, or a row does not fit the format.
+        DataError: the file cannot be read. Reading a row raises it too, where the row does not fit
+            the format.
         ConfigError: `data.loss_on` asks for answers that the format does not have.
     """
     optional = () if labelled else (*_ANSWERS, "expect")
@@ -51,18 +51,11 @@ def read_text_rows(
             f"data.loss_on: assistant needs rows with answers, and {path} has plain texts: "
             "leave data.loss_on out"
         )
-    converted = []
-    for number, row in enumerate(rows, 1):
-        try:
-            converted.append(
-                convert_row(row, kind, labelled=labelled, loss_on=settings.loss_on or "assistant")
-            )
-        except DataError as problem:
-            raise type(problem)(f"row {number}: {problem}") from None
-    return converted, converted[0]["format"]
+    loss_on = settings.loss_on or "assistant"
+    return rows.map(partial(convert_row, kind=kind, labelled=labelled, loss_on=loss_on))
 
 
-def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
+def detect_format(rows: Rows, *, labelled: bool = True) -> FileFormat:
     """Return the format that the columns belong to.
 
     Args:
@@ -72,7 +65,7 @@ def detect_format(rows: Sequence[Row], *, labelled: bool = True) -> FileFormat:
     Raises:
         DataError: no format has these columns.
     """
-    present = rows[0].keys()
+    present = rows.columns
     for name, columns in FORMAT_COLUMNS.items():
         required = set(columns)
         if not labelled:

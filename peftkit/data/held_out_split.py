@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Rows
 from peftkit.errors import DataError
 
 
-def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split_held_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows at random into training rows and held-out rows.
 
     Rows with the same ``group`` stay together.
@@ -23,7 +24,9 @@ def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[R
     Raises:
         DataError: one of the two would be empty.
     """
-    group_of = [row.get("group", number) for number, row in enumerate(rows)]
+    group_of: Sequence[Any] = range(len(rows))
+    if "group" in rows.columns:
+        group_of = [row.get("group", number) for number, row in enumerate(rows)]
     groups = sorted(set(group_of), key=str)
     random.Random(seed).shuffle(groups)
     chosen = set(groups[: round(len(groups) * share)])
@@ -32,11 +35,11 @@ def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[R
             f"data.evaluation: {share} of {len(groups)} rows leaves nothing to train on or to "
             "hold out"
         )
-    training: list[Row] = []
-    held_out: list[Row] = []
-    for row, group in zip(rows, group_of, strict=True):
+    training: list[int] = []
+    held_out: list[int] = []
+    for number, group in enumerate(group_of):
         if group in chosen:
-            held_out.append(row)
+            held_out.append(number)
         else:
-            training.append(row)
-    return training, held_out
+            training.append(number)
+    return rows.select(training), rows.select(held_out)

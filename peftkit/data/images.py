@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Rows
 from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
 from peftkit.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
+def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
     """Return rows with ``image``, an absolute path, and ``label``, if `columns` has one.
 
     Args:
@@ -30,7 +30,7 @@ def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str])
     return resolve_files(read_table_rows(path, columns, renamed), "image", path)
 
 
-def _read_folder(folder: Path, *, labelled: bool) -> list[Row]:
+def _read_folder(folder: Path, *, labelled: bool) -> Rows:
     rows = []
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() not in _SUFFIXES:
@@ -46,7 +46,7 @@ def _read_folder(folder: Path, *, labelled: bool) -> list[Row]:
         rows.append(row)
     if not rows:
         raise DataError(f"the folder {folder} holds no images ({', '.join(_SUFFIXES)})")
-    return rows
+    return Rows.of(rows, str(folder))
 
 
 def read_pixels(processor: Any, images: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

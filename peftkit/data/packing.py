@@ -5,11 +5,16 @@ The texts of a pack do not see each other.
 
 import bisect
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peftkit.data.examples import data_digest, largest_token, lengths_of
 from peftkit.data.supervised_tokens import Example
 from peftkit.errors import ConfigError
 from peftkit.labels import IGNORED
@@ -43,24 +48,63 @@ class Pack(Example):
     lengths: tuple[int, ...] = ()
 
 
-def pack_examples(examples: Sequence[Example], max_length: int) -> list[Pack]:
+class Packs(Sequence[Pack]):
+    """Packs of examples. One is put together each time it is asked for.
+
+    Args:
+        examples: The examples.
+        members: The numbers of the examples of each pack, one pack after the other.
+        ends: Where each pack ends in `members`.
+    """
+
+    def __init__(self, examples: Sequence[Example], members: Any, ends: Any) -> None:
+        self._examples = examples
+        self._members = members
+        self._ends = ends
+        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        tokens = lengths_of(examples)[members]
+        self.lengths = np.add.reduceat(tokens, starts) if len(ends) else tokens
+        self.largest_token = largest_token(examples)
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that is learned from the packs."""
+        parts = [data_digest(self._examples).encode(), self._members.tobytes()]
+        return hashlib.sha256(b" ".join([*parts, self._ends.tobytes()])).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        start = self._ends[number - 1] if number else 0
+        members = self._members[start : self._ends[number]].tolist()
+        return _join([self._examples[member] for member in members])
+
+
+def pack_examples(examples: Sequence[Example], max_length: int) -> Packs:
     """Put examples together into packs of at most `max_length` tokens.
 
     Best fit, decreasing: the longest example comes first, and each goes into the pack where it
     leaves the least room.
     """
-    packs: list[list[Example]] = []
+    lengths = lengths_of(examples)
+    packs: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, number of the pack), sorted
-    for example in sorted(examples, key=len, reverse=True):
-        place = bisect.bisect_left(rooms, (len(example), -1))  # the smallest room that is enough
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[number])
+        place = bisect.bisect_left(rooms, (length, -1))  # the smallest room that is enough
         if place < len(rooms):
-            room, number = rooms.pop(place)
+            room, pack = rooms.pop(place)
         else:
-            room, number = max_length, len(packs)
+            room, pack = max_length, len(packs)
             packs.append([])
-        packs[number].append(example)
-        bisect.insort(rooms, (room - len(example), number))
-    return [_join(pack) for pack in packs]
+        packs[pack].append(number)
+        bisect.insort(rooms, (room - length, pack))
+    members = np.fromiter(itertools.chain.from_iterable(packs), np.int32, len(lengths))
+    return Packs(examples, members, np.cumsum(list(map(len, packs)), dtype=np.int64))
 
 
 def _join(examples: Sequence[Example]) -> Pack:

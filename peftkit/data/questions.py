@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.dialogue_formats import Format
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row
 from peftkit.data.supervised_tokens import render_prompt
 
 _PROMPT_TOKENS = 32  # of a text that the model is asked to continue

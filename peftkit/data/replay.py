@@ -1,12 +1,11 @@
 """Replay: old rows mixed into the new ones, so that a model forgets less of what it knew."""
 
 import random
-from collections.abc import Sequence
 
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Rows
 
 
-def add_replay(rows: Sequence[Row], old: Sequence[Row], share: float, seed: int) -> list[Row]:
+def add_replay(rows: Rows, old: Rows, share: float, seed: int) -> Rows:
     """Return the new rows, and after them old rows drawn at random.
 
     Args:
@@ -18,7 +17,7 @@ def add_replay(rows: Sequence[Row], old: Sequence[Row], share: float, seed: int)
     """
     draw = random.Random(seed)
     if share == 1:
-        return draw.sample(list(old), len(old))
+        return old.select(draw.sample(range(len(old)), len(old)))
     # old / (new + old) = share, so old = new * share / (1 - share)
     count = min(len(old), round(len(rows) * share / (1 - share)))
-    return [*rows, *draw.sample(list(old), count)]
+    return Rows.joined([rows, old.select(draw.sample(range(len(old)), count))])

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.row_files import Row, read_rows, rename_columns
+from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError, nearest
 
 ColumnTypes = Mapping[str, tuple[type, ...]]
 """The types that each column may have."""
-RowReader = Callable[[str, ColumnTypes, Mapping[str, str]], list[Row]]
+RowReader = Callable[[str, ColumnTypes, Mapping[str, str]], Rows]
 """A function with the arguments of `read_table_rows`."""
 
 _DESCRIBED = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
@@ -20,7 +21,7 @@ def list_paths(path: str | Sequence[str]) -> list[str]:
     return [path] if isinstance(path, str) else list(path)
 
 
-def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> list[Row]:
+def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
     """Return the rows of a file, each with the columns that a task needs.
 
     Args:
@@ -33,21 +34,23 @@ def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str])
             (counted from 1) and the column.
     """
     rows = read_rows(path)
-    in_file = list(rows[0])
+    in_file = rows.columns
     rows = rename_columns(rows, renamed, optional=renamed.keys() - columns.keys())
+    present = rows.columns
     for column in columns:
-        if column not in rows[0]:
+        if column not in present:
             raise DataError(_missing(path, column, in_file))
-    for number, row in enumerate(rows, 1):
+
+    def check(row: Row) -> Row:
         for column, types in columns.items():
-            value = row[column]
+            value = row.get(column)
             # To Python, True is a whole number.
             if not isinstance(value, types) or isinstance(value, bool):
                 wanted = " or ".join(_DESCRIBED[kind] for kind in types)
-                raise DataError(
-                    f"{path}, row {number}: {column!r} is {value!r}; it must be {wanted}"
-                )
-    return rows
+                raise DataError(f"{column!r} is {value!r}; it must be {wanted}")
+        return row
+
+    return rows.map(check)
 
 
 def _missing(path: str, column: str, in_file: Sequence[str]) -> str:
@@ -58,22 +61,23 @@ def _missing(path: str, column: str, in_file: Sequence[str]) -> str:
     return f"{path} has the columns {', '.join(map(repr, in_file))} and no {column!r}{hint}"
 
 
-def resolve_files(rows: Sequence[Row], column: str, data_file: str) -> list[Row]:
+def resolve_files(rows: Rows, column: str, data_file: str) -> Rows:
     """Return the rows with the file that `column` names as an absolute path.
 
     A relative path is relative to the directory of the data file.
 
     Raises:
-        DataError: a file does not exist. The message names the row, counted from 1.
+        DataError: a file does not exist. It is raised when the row is read.
     """
     directory = Path(data_file).parent.resolve()
-    resolved = []
-    for number, row in enumerate(rows, 1):
+
+    def resolve(row: Row) -> Row:
         file = directory / row[column]
         if not file.is_file():
-            raise DataError(f"{data_file}, row {number}: there is no file {file}")
-        resolved.append(row | {column: str(file)})
-    return resolved
+            raise DataError(f"there is no file {file}")
+        return row | {column: str(file)}
+
+    return rows.map(resolve)
 
 
 def list_labels(values: Sequence[Any]) -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.row_files import Row, read_rows, rename_columns
+from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
 
 LabelOn = Literal["first", "last"]
@@ -18,7 +19,7 @@ _CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff"  # Chinese characters and kana
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
-def read_tagged_rows(path: str, columns: dict[str, str], *, labelled: bool = True) -> list[Row]:
+def read_tagged_rows(path: str, columns: dict[str, str], *, labelled: bool = True) -> Rows:
     """Return rows with ``tokens`` and ``tags``, or with ``text`` and ``spans``.
 
     A span is ``{"start", "end", "label"}``, in characters. In the file it may also be ``[start,
@@ -30,17 +31,17 @@ def read_tagged_rows(path: str, columns: dict[str, str], *, labelled: bool = Tru
         labelled: Whether rows must have tags or spans.
 
     Raises:
-        DataError: names the first row, counted from 1, that is neither.
+        DataError: a row is neither. It is raised when the row is read.
     """
     rows = rename_columns(read_rows(path), columns, optional=() if labelled else _ANSWERS)
-    for number, row in enumerate(rows, 1):
+
+    def check(row: Row) -> Row:
         if labelled and "spans" in row:
-            row["spans"] = _as_dicts(row["spans"])
-        try:
-            _check_row(row, labelled)
-        except DataError as problem:
-            raise DataError(f"{path}, row {number}: {problem}") from None
-    return rows
+            row = row | {"spans": _as_dicts(row["spans"])}
+        _check_row(row, labelled)
+        return row
+
+    return rows.map(check)
 
 
 def _as_dicts(spans: Any) -> Any:

@@ -4,8 +4,8 @@ from typing import Any
 
 from peftkit.data.dialogue_formats import FORMAT_COLUMNS, FileFormat, is_conversational
 from peftkit.data.message_formats import ROLES, unread_keys
-from peftkit.data.row_files import Row
 from peftkit.data.row_values import parse_json
+from peftkit.data.rows import Row
 from peftkit.errors import DataError
 
 _OF_ALL = ("expect", "weight")

@@ -1,7 +1,6 @@
 """One fine-tuning run, whatever the task, from its config to its report."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from peftkit.adapters.attaching import attach
 from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
+from peftkit.data.examples import largest_token, lengths_of
 from peftkit.data.held_out_split import split_held_out
 from peftkit.data.replay import add_replay
-from peftkit.data.row_files import Row
+from peftkit.data.row_files import read_rows
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import ConfigError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
@@ -84,9 +85,9 @@ def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> Non
 class Finetuning:
     """The steps of one run, in the order in which `finetune` takes them."""
 
-    rows: list[Row]
-    held_out: list[Row]
-    retained: list[Row]  # of the task that the model could do before
+    rows: Rows
+    held_out: Rows
+    retained: Rows  # of the task that the model could do before
     model: PeftModel
     accelerator: Accelerator
     examples: Sequence[Any]
@@ -113,7 +114,7 @@ class Finetuning:
         """Read the rows to train on, with replayed ones, and the rows that are held out."""
         data, seed = self.config.data, self.config.seed
         self.rows = self.task.read(data.train)
-        self.held_out = []
+        self.held_out = Rows.of([])
         if isinstance(data.evaluation, float):
             self.rows, self.held_out = split_held_out(self.rows, data.evaluation, seed)
             if self.run.is_main:
@@ -123,7 +124,7 @@ class Finetuning:
         if data.replay is not None:
             replayed = self.task.read(data.replay.train)
             self.rows = add_replay(self.rows, replayed, data.replay.share, seed)
-        self.retained = self.task.read(data.retention) if data.retention else []
+        self.retained = self.task.read(data.retention) if data.retention else Rows.of([])
 
     def fit_task(self) -> None:
         """Let the task learn from the rows what the model needs, such as its labels."""
@@ -168,9 +169,10 @@ class Finetuning:
         self.held_out_examples = ()
         if self.held_out:
             self.held_out_examples = self._examples(self.held_out, self.config.data.evaluation)
-        _check_tokens(self.model, [*self.examples, *self.held_out_examples])
+        _check_tokens(self.model, self.examples)
+        _check_tokens(self.model, self.held_out_examples)
 
-    def _rows_to_learn(self) -> list[Row]:
+    def _rows_to_learn(self) -> Rows:
         """Return the training rows, with noisy copies and a teacher's probabilities if asked for.
 
         They are made once and kept. A back-translator or another device would make other ones when
@@ -192,7 +194,7 @@ class Finetuning:
             if self.run.is_main:
                 write_rows(path, rows)
             self.accelerator.wait_for_everyone()
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return read_rows(path)
 
     def _examples(self, rows: Sequence[Row], where: object) -> Sequence[Any]:
         examples = self.task.examples(rows)
@@ -390,12 +392,8 @@ def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
     Raises:
         ConfigError: names the largest token, or the longest text.
     """
-    longest, largest = 0, 0
-    for example in examples:
-        tokens = _token_ids(example)
-        if tokens:
-            longest = max(longest, len(tokens))
-            largest = max(largest, max(tokens))
+    largest = largest_token(examples)
+    longest = int(lengths_of(examples).max(initial=0)) if largest >= 0 else 0
     positions = _position_count(model)
     if positions is not None and longest > positions:
         raise ConfigError(
@@ -410,12 +408,6 @@ def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
             f"{vocabulary}: they do not belong together, or tokens were added and the embeddings "
             "not enlarged and trained"
         )
-
-
-def _token_ids(example: Any) -> Sequence[int]:
-    """Return the token ids of an example of any task; an image has none."""
-    features = getattr(example, "features", {})
-    return getattr(example, "input_ids", None) or features.get("input_ids") or ()
 
 
 def _position_count(model: nn.Module) -> int | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import peftkit
 from peftkit.config.reading import build, load_yaml
-from peftkit.data.row_files import Row, read_rows
+from peftkit.data.row_files import read_rows
+from peftkit.data.rows import Rows
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
 from peftkit.internals.transformers_messages import quiet_loading_report
@@ -40,7 +41,7 @@ class Opened:
             return evaluation
         return str(self.directory / "evaluation.jsonl")
 
-    def held_out_rows(self) -> list[Row]:
+    def held_out_rows(self) -> Rows:
         """Return the rows that the run held out.
 
         A share that it split off itself is kept as the task had read it.

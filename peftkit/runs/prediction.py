@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import peftkit
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row
 from peftkit.errors import ConfigError
 from peftkit.metrics.measurement import Measurement
 from peftkit.runs.opening import Opened

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row
 from peftkit.errors import ConfigError
 from peftkit.runs.opening import Opened, open_run
 from peftkit.tasks.base import Task
@@ -58,14 +58,16 @@ def add_teacher(
     return learned
 
 
-def _read_unlabelled(task: Task, path: str | None) -> list[Row]:
+def _read_unlabelled(task: Task, path: str | None) -> Sequence[Row]:
     """Return the rows of a file without their labels, if they have any."""
     if path is None:
         return []
-    rows = task.read(path, labelled=False)
-    for row in rows:
-        row.pop("label", None)
-    return rows
+    return task.read(path, labelled=False).map(_without_label)
+
+
+def _without_label(row: Row) -> Row:
+    row.pop("label", None)
+    return row
 
 
 def _check_labels(teacher: Opened, student: Task) -> None:

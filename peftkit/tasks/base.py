@@ -5,9 +5,9 @@ To add a task, write a file beside this one with a class that has the methods be
 them take functions for what differs between texts, images and sound.
 
 The methods are called in this order. A run reads rows, lets the task learn from them (`fit`), loads
-a backbone with the task's `head` and `overrides`, and turns rows into `examples`. Training collates
-them into batches and minimises `loss`. Evaluation asks for the model's `outputs` and `measure`s
-them; prediction turns outputs into `predictions`.
+a backbone with the task's `head` and `overrides`, and turns rows into `examples`, which several
+processes `encode`. Training collates them into batches and minimises `loss`. Evaluation asks for
+the model's `outputs` and `measure`s them; prediction turns outputs into `predictions`.
 
 The shortest complete task predicts how many stars a review gives, from rows such as
 ``{"text": "Lovely.", "stars": 4}``:
@@ -23,6 +23,7 @@ The shortest complete task predicts how many stars a review gives, from rows suc
 
     class StarsTask(Task):
         head = "sequence-classification"
+        example_class = Review
 
         def __init__(self, config):
             super().__init__()
@@ -38,8 +39,9 @@ The shortest complete task predicts how many stars a review gives, from rows suc
         def loss(self):
             return ModelLoss()  # cross-entropy, as transformers computes it from labels
 
-        def examples(self, rows):
-            return [Review(self.processor(row["text"])["input_ids"], row["stars"]) for row in rows]
+        def encode(self, rows, counts):
+            texts = self.processor([row["text"] for row in rows])["input_ids"]
+            return [[Review(ids, row["stars"])] for ids, row in zip(texts, rows)]
 
         def collate(self, examples):
             texts = {"input_ids": [example.input_ids for example in examples]}
@@ -68,6 +70,7 @@ The shortest complete task predicts how many stars a review gives, from rows suc
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,10 +78,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.backbones.loading import Head
-from peftkit.data.row_files import Row
+from peftkit.data.encoding_digest import encoding_digest
+from peftkit.data.rows import Row, Rows
+from peftkit.data.stored_examples import encode_rows
 from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
 from peftkit.metrics.measurement import Measurement
+
+_WHICH_ROWS = ("train", "evaluation", "replay", "retention")
 
 
 class Task(ABC):
@@ -90,24 +97,29 @@ class Task(ABC):
             the adapter.
         learned: What the task learned from the training rows, such as the labels. It is plain
             data, and kept in the run's ``task.json``.
+        example_class: The class of the examples, a dataclass: see
+            `peftkit.data.stored_examples`.
+        counts: What happened to the rows of the last `examples`, by name.
         averages: Whether the outputs of several models have a mean.
         is_quick_to_measure: Whether every evaluation during training measures outputs too, and not
             the loss alone.
     """
 
     head: Head
+    example_class: type
     processor: Any
     averages: bool = True
     is_quick_to_measure: bool = True
 
     def __init__(self) -> None:
         self.learned: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
 
     # Rows
 
     @abstractmethod
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
-        """Return the checked rows of a file, or of several.
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
+        """Return the rows of a file, or of several; each is checked when it is asked for.
 
         Without `labelled`, rows may lack what is to be predicted.
         """
@@ -136,11 +148,36 @@ class Task(ABC):
         """What is minimised."""
 
     @abstractmethod
-    def examples(self, rows: Sequence[Row]) -> Sequence[Any]:
-        """Return the examples of rows, labelled or not.
+    def encode(self, rows: Sequence[Row], counts: Counter[str]) -> Sequence[Sequence[Any]]:
+        """Return the examples of each of some rows, labelled or not.
 
-        The `len` of one is its length in tokens, and its `repr` tells it from others.
+        The `len` of an example is its length in tokens, and its `repr` tells it from others.
+        Several processes encode at the same time, so this may depend on the task's attributes and
+        change nothing but the counts.
+
+        Args:
+            rows: Some rows.
+            counts: Takes what happened to the rows, by name: ``counts["truncated"] += 1``.
+
+        Raises:
+            DataError: a row cannot be encoded. The caller finds out which and names it.
         """
+
+    def examples(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Return the examples of all rows; of many, from files that are made once."""
+        found, self.counts = encode_rows(
+            Rows.of(rows), self.encode, self.example_class, self._encoding, type(self).__name__
+        )
+        self.counts["rows"] = len(rows)
+        return found
+
+    def _encoding(self) -> str:
+        """Return all that examples depend on beside their rows: code, processor and settings."""
+        data = getattr(getattr(self, "config", None), "data", None)
+        settings = dict(vars(data)) if data is not None else {}
+        for name in _WHICH_ROWS:  # their content counts, not their names
+            settings.pop(name, None)
+        return encoding_digest(self, self.processor, [settings, self.learned])
 
     def remarks(self) -> str:
         """Return what the last call of `examples` cut or left out; an empty text if nothing."""

@@ -1,22 +1,25 @@
 """A decoder that writes what follows: answers in dialogues, completions, texts."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.dialogue_formats import read_text_rows
+from peftkit.data.dialogue_formats import Format, read_text_rows
 from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
-from peftkit.data.row_files import Row
-from peftkit.data.supervised_tokens import Example, Rendered, render_prompt, render_rows
+from peftkit.data.rendering_counts import describe_counts
+from peftkit.data.rows import Row, Rows
+from peftkit.data.supervised_tokens import Example, render_batch, render_prompt
 from peftkit.data.table_rows import list_paths
+from peftkit.errors import DataError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
 from peftkit.metrics.measurement import Measurement
 from peftkit.modes import evaluation_mode
@@ -39,6 +42,7 @@ class CausalLMTask(Task):
     """
 
     head = "causal-lm"
+    example_class = Example
     is_quick_to_measure = False
     averages = False
 
@@ -49,34 +53,32 @@ class CausalLMTask(Task):
         self.packing = config.data.packing
         pads = {False: PadRight, True: PadPacks, "batch": PackBatch}
         self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](tokenizer.pad_token_id)
-        self.rendered = Rendered()  # the last examples
-        self._formats: list[str] = []  # theirs
+        self._texts: Sequence[Example] = ()  # the last examples, before they are packed
         self._packs = 0
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows of any of the formats, each with its ``format``."""
         found = []
         for file in list_paths(path):
-            rows, _ = read_text_rows(self.config.data, file, labelled=labelled)
-            found += rows
-        return found
+            found.append(read_text_rows(self.config.data, file, labelled=labelled))
+        return Rows.joined(found)
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Remember the formats of the training rows: a trained model is asked in the same form."""
-        self.learned["formats"] = _formats_of(rows)
+        self.learned["formats"] = sorted({row["format"] for row in rows})
 
     @property
     def loss(self) -> Loss:
         """Cross-entropy of each supervised token."""
         return CausalLMLoss()
 
-    def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
-        """Return the rendered rows: long texts in blocks, and packed if the config asks for it."""
+    def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Example]]:
+        """Return the rendered rows: long texts in blocks."""
         data = self.config.data
-        self.rendered = Rendered()
-        self._formats = _formats_of(rows)
+        found = []
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
-            self.rendered += render_rows(
+            counts[kind] += 1
+            found += render_batch(
                 list(group),
                 kind,
                 self.processor,
@@ -84,28 +86,40 @@ class CausalLMTask(Task):
                 loss_on=data.loss_on or "assistant",
                 system=data.system,
                 cut=cut_into_blocks if kind == "text" else None,
+                counts=counts,
+            )
+        return found
+
+    def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
+        """Return the rendered rows, packed if the config asks for it."""
+        self._texts = super().examples(rows)
+        dropped, limit = self.counts["dropped"], self.config.data.max_length
+        if dropped > len(rows) / 2:
+            raise DataError(
+                f"{dropped} of {len(rows)} rows have no supervised token within {limit} tokens: "
+                "raise data.max_length, or see `peftkit preview` for what is supervised"
             )
         if self.packing is not True:
-            return self.rendered.examples
-        packs = pack_examples(self.rendered.examples, data.max_length)
+            return self._texts
+        packs = pack_examples(self._texts, limit)
         self._packs = len(packs)
         return packs
 
     def remarks(self) -> str:
         """Return what became of the rows."""
-        remark = f"{' and '.join(self._formats)}, {self.rendered}"
+        formats = [kind for kind in get_args(Format) if self.counts[kind]]
+        remark = f"{' and '.join(formats)}, {describe_counts(self.counts)}"
         return f"{remark}, in {self._packs} packs" if self._packs else remark
 
     def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
         """Return the first examples with the supervised tokens marked, and the lengths of all."""
         self.examples(rows)
-        examples = preview(self.rendered, self.processor, count=count, color=color)
-        return f"{' and '.join(self._formats)}\n{examples}"
+        return preview(self._texts, self.remarks(), self.processor, count=count, color=color)
 
     def check(self, model: nn.Module) -> None:
         """Check that packed texts compute what unpacked ones do, if the config asks for packs."""
         if self.packing:
-            check_packing(model, PadPacks(self.processor.pad_token_id), self.rendered.examples)
+            check_packing(model, PadPacks(self.processor.pad_token_id), self._texts)
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Return the padded batch."""
@@ -166,8 +180,3 @@ class CausalLMTask(Task):
             question = self.question(row)
             found.append((question.shown, ", ".join(question.expect) or question.reference))
         return found
-
-
-def _formats_of(rows: Sequence[Row]) -> list[str]:
-    """Return the formats of rows, each once."""
-    return list(dict.fromkeys(row["format"] for row in rows))

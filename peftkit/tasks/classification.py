@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_labels, list_paths, read_table_rows
 from peftkit.errors import ConfigError, DataError, nearest
 from peftkit.labels import IGNORED
@@ -59,6 +59,7 @@ class ClassificationTask(Task):
         read: Reads the rows of one file, where that takes more than looking for the columns.
     """
 
+    example_class = Encoded
     target = "label"
     kinds: tuple[type, ...] = (str, int)
 
@@ -78,20 +79,19 @@ class ClassificationTask(Task):
         self.head = head
         self.processor = processor
         self.columns = columns
-        self.encode = encode
+        self.encode_row = encode
         self.pad = pad
         self.read_file = read
-        self._lengths: list[int] = []  # of the last examples, in tokens
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows with this task's columns."""
         columns: dict[str, tuple[type, ...]] = dict.fromkeys(self.columns, (str,))
         if labelled:
             columns[self.target] = self.kinds
-        rows = []
+        found = []
         for file in list_paths(path):
-            rows += self.read_file(file, columns, self.config.data.columns)
-        return rows
+            found.append(self.read_file(file, columns, self.config.data.columns))
+        return Rows.joined(found)
 
     def augment(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows and the noisy copies of them that the config asks for."""
@@ -151,19 +151,20 @@ class ClassificationTask(Task):
             getattr(self.config, "teacher", None),
         )
 
-    def examples(self, rows: Sequence[Row]) -> list[Encoded]:
+    def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Encoded]]:
         """Return one example for each row."""
-        examples = []
+        limit = getattr(self.config.data, "max_length", None)
+        found = []
         for row, label in zip(rows, self._numbers(rows), strict=True):
-            examples.append(Encoded(self.encode(row), label, row.get("teacher")))
-        self._lengths = list(map(len, examples))
-        return examples
+            example = Encoded(self.encode_row(row), label, row.get("teacher"))
+            counts["full"] += len(example) == limit
+            found.append([example])
+        return found
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many fill the longest example."""
-        remark = f"{len(self._lengths)} rows"
-        limit = getattr(self.config.data, "max_length", None)
-        full = self._lengths.count(limit) if limit else 0
+        remark = f"{self.counts['rows']} rows"
+        full = self.counts["full"]
         if full:
             remark += f", {full} of them as long as data.max_length, so perhaps cut"
         return remark
@@ -172,7 +173,7 @@ class ClassificationTask(Task):
         """Return the number of each row's class; -100 for a row without a label."""
         labels: list[str] = self.learned["labels"]
         numbers = []
-        for place, row in enumerate(rows, start=1):
+        for row in rows:
             label = str(row.get("label"))
             if "label" not in row:
                 numbers.append(IGNORED)
@@ -180,7 +181,7 @@ class ClassificationTask(Task):
                 numbers.append(labels.index(label))
             else:
                 raise DataError(
-                    f"row {place}: the label {row['label']!r} is none of {', '.join(labels)}"
+                    f"the label {row['label']!r} is none of {', '.join(labels)}"
                     f"{nearest(label, labels)}"
                 )
         return numbers
@@ -210,7 +211,7 @@ class ClassificationTask(Task):
                 logits = model(**on_device(accelerator.device, inputs)).logits  # [rows, classes]
             return self._decode(logits.float())
 
-        examples = [Encoded(self.encode(row)) for row in rows]
+        examples = [Encoded(self.encode_row(row)) for row in rows]
         with torch.no_grad(), evaluation_mode(model):
             return in_shares(predict, examples, accelerator, batch_size=batch_size)
 

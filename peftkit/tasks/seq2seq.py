@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.backbones.loading import Head
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
@@ -59,6 +60,7 @@ class Seq2SeqTask(Task):
         options: Further arguments of ``model.generate``.
     """
 
+    example_class = Written
     is_quick_to_measure = False
     averages = False
 
@@ -85,46 +87,44 @@ class Seq2SeqTask(Task):
         self.tokenizer = tokenizer
         self.source = source
         self.target = target
-        self.encode = encode
+        self.encode_row = encode
         self.label = label
         self.pad = pad
         self.metrics = metrics
         self.read_file = read
         self.options = config.generation.options() | dict(options or {})
-        self._rows = 0  # in the last examples
-        self._full_rows = 0  # as long as the longest example may be
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows with a source and, if they are labelled, a target."""
         names = [self.source, self.target] if labelled else [self.source]
         columns = dict.fromkeys(names, (str,))
-        rows = []
+        found = []
         for file in list_paths(path):
-            rows += self.read_file(file, columns, self.config.data.columns)
-        return rows
+            found.append(self.read_file(file, columns, self.config.data.columns))
+        return Rows.joined(found)
 
     @property
     def loss(self) -> Loss:
         """Cross-entropy of each token of the target."""
         return Seq2SeqLoss()
 
-    def examples(self, rows: Sequence[Row]) -> list[Written]:
+    def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Written]]:
         """Return one example for each row."""
         limit = self.config.data.max_length
-        self._rows, self._full_rows = len(rows), 0
-        examples = []
+        found = []
         for row in rows:
-            example = Written(self.encode(row), self.label(row[self.target]))
-            if limit in (len(example.labels), _source_length(example.features)):
-                self._full_rows += 1
-            examples.append(example)
-        return examples
+            example = Written(self.encode_row(row), self.label(row[self.target]))
+            is_full = limit in (len(example.labels), _source_length(example.features))
+            counts["full"] += is_full
+            found.append([example])
+        return found
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many fill the longest example."""
-        remark = f"{self._rows} rows"
-        if self._full_rows:
-            remark += f", {self._full_rows} of them as long as data.max_length, so perhaps cut"
+        remark = f"{self.counts['rows']} rows"
+        full = self.counts["full"]
+        if full:
+            remark += f", {full} of them as long as data.max_length, so perhaps cut"
         return remark
 
     def collate(self, examples: Sequence[Written]) -> Batch:
@@ -152,7 +152,7 @@ class Seq2SeqTask(Task):
             texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             return [text.strip() for text in texts]
 
-        features = [self.encode(row) for row in rows]
+        features = [self.encode_row(row) for row in rows]
         with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(

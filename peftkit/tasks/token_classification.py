@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.padding import pad_with
-from peftkit.data.row_files import Row
+from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import list_paths
 from peftkit.data.tagging import find_spans, place_words, read_tagged_rows, read_tags
 from peftkit.errors import DataError, nearest
@@ -54,21 +54,20 @@ class TokenClassificationTask(Task):
     """
 
     head = "token-classification"
+    example_class = Tagged
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.config = config
         self.processor = tokenizer
         self.pad = pad_with(tokenizer)
-        self._words = 0  # in the last examples
-        self._words_without_token = 0
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> list[Row]:
+    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows of words with tags, or of texts with spans."""
-        rows = []
+        found = []
         for file in list_paths(path):
-            rows += read_tagged_rows(file, self.config.data.columns, labelled=labelled)
-        return rows
+            found.append(read_tagged_rows(file, self.config.data.columns, labelled=labelled))
+        return Rows.joined(found)
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which tags there are, and how often."""
@@ -100,12 +99,11 @@ class TokenClassificationTask(Task):
         data = self.config.data
         return place_words(row, self.processor, max_length=data.max_length, label_on=data.label_on)
 
-    def examples(self, rows: Sequence[Row]) -> list[Tagged]:
+    def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Tagged]]:
         """Return one example for each row."""
-        self._words = self._words_without_token = 0
-        return [self._example(row) for row in rows]
+        return [[self._example(row, counts)] for row in rows]
 
-    def _example(self, row: Row) -> Tagged:
+    def _example(self, row: Row, counts: Counter[str]) -> Tagged:
         features, places = self._place(row)
         labels = [IGNORED] * len(features["input_ids"])
         known: list[str] = self.learned["labels"]
@@ -117,14 +115,14 @@ class TokenClassificationTask(Task):
             # Of words that share a token, the first is learned.
             if place is not None and labels[place] == IGNORED:
                 labels[place] = known.index(tag)
-        self._words += len(places)
-        self._words_without_token += places.count(None)
+        counts["words"] += len(places)
+        counts["words without a token"] += places.count(None)
         return Tagged(features, labels)
 
     def remarks(self) -> str:
         """Return how many words there are, and how many have no token."""
-        remark = f"{self._words} words"
-        missing = self._words_without_token
+        remark = f"{self.counts['words']} words"
+        missing = self.counts["words without a token"]
         if missing:
             remark += f", {missing} of them behind data.max_length or without a token"
         return remark

@@ -7,7 +7,7 @@ rest in JSON.
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +210,6 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in here.items():
                 parameter.copy_(shared_like(saved[name], parameter))
-
-
-def data_digest(examples: Iterable[object]) -> str:
-    """Return the sha256 of the examples' ``repr``, which must show all that is learned from."""
-    sha = hashlib.sha256()
-    for example in examples:
-        sha.update(repr(example).encode())
-    return sha.hexdigest()
 
 
 def _delete(path: Path) -> None:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from peftkit.data.examples import lengths_of
 from peftkit.errors import DataError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
 from peftkit.modes import evaluation_mode
@@ -40,7 +42,7 @@ def evaluate(
     """
     loss = loss or CausalLMLoss()
     # The longest come first: what does not fit in memory shows at once.
-    by_length = sorted(range(len(examples)), key=lambda number: -len(examples[number]))
+    by_length = np.argsort(-lengths_of(examples), kind="stable").tolist()
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # [loss, items]
     with evaluation_mode(model), torch.no_grad():

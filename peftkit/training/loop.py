@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,12 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from peftkit.backbones.quantization import model_quantization
 from peftkit.config.train import TrainSettings
+from peftkit.data.examples import data_digest, lengths_of
 from peftkit.errors import CheckpointError, ConfigError, NonFiniteError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss, on_device
 from peftkit.random_state import random_state, set_random_state
 from peftkit.training import fsdp
 from peftkit.training.callbacks import Callback
-from peftkit.training.checkpoint import Checkpoints, data_digest
+from peftkit.training.checkpoint import Checkpoints
 from peftkit.training.early_stopping import Outcome
 from peftkit.training.evaluation import evaluate
 from peftkit.training.gradient_checkpointing import checkpoint_blocks
@@ -127,8 +129,8 @@ class Training:
     def _plan_steps(self) -> None:
         """Cut the examples into steps, and say when to evaluate and to save."""
         settings = self.settings
-        lengths = [len(example) for example in self.examples]
-        self._longest = max(lengths)
+        lengths = lengths_of(self.examples)
+        self._longest = int(lengths.max())
         self._order = Order(
             lengths,
             settings.batch_size,
@@ -139,8 +141,7 @@ class Training:
             self.order,
         )
         per_epoch = self._order.steps_per_epoch
-        wanted = max(1, round(settings.epochs * per_epoch))
-        self._total_steps = min(wanted, settings.max_steps or wanted)
+        self._total_steps = settings.max_steps or max(1, round(settings.epochs * per_epoch))
         self._evaluation_interval = _interval(settings.evaluate_every, per_epoch)
         self._save_interval = _interval(settings.save_every, per_epoch)
 
@@ -186,8 +187,9 @@ class Training:
 
     def _largest_loss(self) -> Tensor:
         """Take the longest examples that one pass may get through the model."""
-        by_length = sorted(self.examples, key=len, reverse=True)
-        largest = self.collate(by_length[: self.settings.batch_size])
+        by_length = np.argsort(-lengths_of(self.examples), kind="stable")
+        longest = by_length[: self.settings.batch_size].tolist()
+        largest = self.collate([self.examples[number] for number in longest])
         batch = on_device(self.accelerator.device, largest)
         with self._explained("forward"), self.accelerator.autocast():
             return self.loss.sum(self.model.train(), batch)

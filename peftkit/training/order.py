@@ -6,7 +6,9 @@ It is a pure function of the epoch, so that a resumed run sees what it would hav
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 
 from peftkit.errors import ConfigError
@@ -25,7 +27,7 @@ class Order:
     to another size at any time.
 
     Args:
-        lengths: The length of every example, in tokens.
+        lengths: The length of every example, in tokens; an array or a list.
         batch_size: Examples in one forward pass on one process.
         accumulate: Forward passes in a step.
         processes: Number of processes.
@@ -41,7 +43,7 @@ class Order:
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Any,
         batch_size: int,
         accumulate: int,
         processes: int,
@@ -49,7 +51,7 @@ class Order:
         group_by_length: bool,
         of_epoch: ExampleOrder | None = None,
     ) -> None:
-        self._lengths = lengths
+        self._lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self._processes = processes
         self._step_size = batch_size * accumulate * processes
@@ -58,7 +60,7 @@ class Order:
         self._of_epoch = of_epoch
         self._examples = len(lengths) if of_epoch is None else len(of_epoch(0))
         self.steps_per_epoch = math.ceil(self._examples / self._step_size)
-        self._steps_of = lru_cache(maxsize=1)(self._steps)
+        self._epoch = lru_cache(maxsize=1)(self._draw_epoch)
         if not self._examples:
             raise ConfigError("the order of the examples is empty: it must name one at least")
 
@@ -73,27 +75,30 @@ class Order:
             rank: The process.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
-        batches = _cut(self._steps_of(epoch)[place], self.batch_size)
+        numbers, places = self._epoch(epoch)
+        start = places[place] * self._step_size
+        taken = numbers[start : start + self._step_size].tolist()
+        batches = [taken[i : i + self.batch_size] for i in range(0, len(taken), self.batch_size)]
         rounds = math.ceil(len(batches) / self._processes)
         mine = batches[rank :: self._processes]
         while len(mine) < rounds:
             mine.append([])
         return mine
 
-    def _steps(self, epoch: int) -> list[list[int]]:
-        """Return the examples of each step of an epoch."""
+    def _draw_epoch(self, epoch: int) -> tuple[Any, Sequence[int]]:
+        """Return the examples of an epoch, an array, and in which order its steps are taken."""
+        in_order = range(self.steps_per_epoch)
         if self._of_epoch is not None:
-            return _cut(self._checked(self._of_epoch(epoch), epoch), self._step_size)
+            return np.array(self._checked(self._of_epoch(epoch), epoch)), in_order
         generator = torch.Generator().manual_seed((self._seed << 20) + epoch)
-        permutation = torch.randperm(len(self._lengths), generator=generator).tolist()
+        numbers = torch.randperm(len(self._lengths), generator=generator).int().numpy()
         if not self._group_by_length:
-            return _cut(permutation, self._step_size)
-        grouped: list[int] = []
-        for chunk in _cut(permutation, self._step_size * _GROUPING_STEPS):
-            grouped += sorted(chunk, key=self._lengths.__getitem__)
-        steps = _cut(grouped, self._step_size)
-        shuffled = torch.randperm(len(steps), generator=generator).tolist()
-        return [steps[number] for number in shuffled]
+            return numbers, in_order
+        size = self._step_size * _GROUPING_STEPS
+        for start in range(0, len(numbers), size):
+            group = numbers[start : start + size]
+            group[:] = group[np.argsort(self._lengths[group], kind="stable")]
+        return numbers, torch.randperm(self.steps_per_epoch, generator=generator).tolist()
 
     def _checked(self, numbers: Sequence[int], epoch: int) -> list[int]:
         """Return a user's order as plain numbers."""
@@ -109,8 +114,3 @@ class Order:
                 f"there are those from 0 to {len(self._lengths) - 1}"
             )
         return found
-
-
-def _cut(numbers: Sequence[int], size: int) -> list[list[int]]:
-    """Return parts of `size`, the last one as short as it comes."""
-    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]

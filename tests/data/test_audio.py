@@ -30,7 +30,7 @@ def test_a_file_that_is_not_sound_is_named(tmp_path):
         read_waveform(str(tmp_path / "b.wav"), 16000)
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"audio": "c.wav", "text": "x"}])
     with pytest.raises(DataError, match="row 1: there is no file"):
-        read_audio_rows(rows, {"audio": (str,), "text": (str,)}, {})
+        list(read_audio_rows(rows, {"audio": (str,), "text": (str,)}, {}))
 
 
 def test_speech_labels_have_an_end_token_and_no_start_token(tmp_path):

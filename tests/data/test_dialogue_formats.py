@@ -7,6 +7,7 @@ import pytest
 
 from peftkit.config.sections import DataSettings
 from peftkit.data.dialogue_formats import convert_row, detect_format, read_text_rows
+from peftkit.data.rows import Rows
 from peftkit.data.unused_keys import unused_keys
 from peftkit.errors import DataError, EmptyRowError
 
@@ -24,7 +25,7 @@ CHAT = [
     [(CHAT, "chat"), (ROWS, "prompt-completion"), ([{"text": "x", "label": 1}], "text")],
 )
 def test_a_format_is_detected_by_its_columns(rows, kind):
-    assert detect_format(rows) == kind
+    assert detect_format(Rows.of(rows)) == kind
     assert [convert_row(row, kind) for row in rows] == [row | {"format": kind} for row in rows]
 
 
@@ -57,7 +58,7 @@ def test_bad_files_get_one_clear_sentence(tmp_path, text, name, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        read_text_rows(DataSettings(train=""), str(tmp_path / name))
+        list(read_text_rows(DataSettings(train=""), str(tmp_path / name)))
 
 
 def test_a_missing_column_names_the_nearest(tmp_path):
@@ -121,8 +122,8 @@ TURNS = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
 def test_alpaca_and_sharegpt_rows_become_chats(tmp_path, row, messages):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": 7}) + "\n")
-    rows, kind = read_text_rows(DataSettings(train=""), str(path))
-    assert kind == "chat"
+    rows = read_text_rows(DataSettings(train=""), str(path))
+    assert [each["format"] for each in rows] == ["chat", "chat"]
     assert [each["messages"] for each in rows] == [messages, messages]
     assert rows[1]["id"] == 7
     assert rows[0].get("expect") == row.get("expect")
@@ -134,12 +135,10 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
     row = {"instruction": "Add.", "input": "1 + 1", "id": 7} | answer
     path.write_text(json.dumps(row) + "\n")
     settings = DataSettings(train="", columns={"expect": "facts"})
-    assert read_text_rows(settings, str(path), labelled=False) == (
-        [row | {"format": "chat", "messages": said(None, "Add.\n\n1 + 1")}],
-        "chat",
-    )
+    expected = row | {"format": "chat", "messages": said(None, "Add.\n\n1 + 1")}
+    assert read_text_rows(settings, str(path), labelled=False) == [expected]
     path.write_text('{"prompt": "x", "completion": null}\n')
-    assert read_text_rows(settings, str(path), labelled=False)[0] == [
+    assert read_text_rows(settings, str(path), labelled=False) == [
         {"format": "prompt-completion", "prompt": "x", "completion": ""}
     ]
     with pytest.raises(DataError, match="no column 'facts'"):
@@ -149,8 +148,8 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
 def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ALPACA) + "\n")
-    rows, kind = read_text_rows(DataSettings(train="", format="text"), str(path))
-    assert (rows, kind) == ([ALPACA | {"format": "text"}], "text")
+    rows = read_text_rows(DataSettings(train="", format="text"), str(path))
+    assert rows == [ALPACA | {"format": "text"}]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,7 @@ def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
 )
 def test_a_row_that_does_not_fit_is_refused(row, message):
     with pytest.raises(DataError, match=message) as refused:
-        convert_row(row, detect_format([row]))
+        convert_row(row, detect_format(Rows.of([row])))
     assert not isinstance(refused.value, EmptyRowError)
 
 
@@ -209,7 +208,7 @@ def test_a_row_that_does_not_fit_is_refused(row, message):
 )
 def test_a_row_with_nothing_to_learn_is_empty(row):
     with pytest.raises(EmptyRowError, match=r"set data\.skip_empty$"):
-        convert_row(row, detect_format([row]))
+        convert_row(row, detect_format(Rows.of([row])))
 
 
 def test_a_dialogue_without_answers_can_be_learned_as_a_whole():

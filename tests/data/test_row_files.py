@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.rows import Rows
 from peftkit.errors import DataError
 from peftkit.files import write_rows
 
@@ -46,9 +47,9 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 
 def test_columns_are_renamed():
-    rows = rename_columns([{"conversation": 1, "other": 2}], {"messages": "conversation"})
+    rows = rename_columns(Rows.of([{"conversation": 1, "other": 2}]), {"messages": "conversation"})
     assert rows == [{"messages": 1, "other": 2}]
-    given = [{"text": "body", "headline": "head", "label": 0}]
+    given = Rows.of([{"text": "body", "headline": "head", "label": 0}])
     assert rename_columns(given, {"text": "headline"}) == [{"text": "head", "label": 0}]
     assert rename_columns(given, {"text": "headline", "headline": "text"})[0]["headline"] == "body"
     assert (
@@ -68,7 +69,7 @@ def test_json_values_are_read_as_they_are_written(tmp_path, ending):
     path.write_text(
         json.dumps([{"a": "x\u2028y"}, {"b": 1}], ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    assert read_rows(path) == [{"a": "x\u2028y", "b": None}, {"a": None, "b": 1}]
+    assert read_rows(path) == [{"a": "x\u2028y"}, {"b": 1}]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_json_values_are_read_as_they_are_written(tmp_path, ending):
 def test_bad_json_is_named_with_its_line(tmp_path, data, message):
     (tmp_path / "rows.jsonl").write_bytes(data)
     with pytest.raises(DataError, match=message):
-        read_rows(tmp_path / "rows.jsonl")
+        list(read_rows(tmp_path / "rows.jsonl"))
 
 
 def test_dates_of_a_table_can_be_written(tmp_path):

@@ -174,9 +174,11 @@ def test_padding_is_masked_and_a_learned_end_of_sequence_is_not(tokenizer):
 
 def test_the_preview_marks_what_is_learned(tokenizer):
     rendered = render_rows([{"messages": DIALOGUE}] * 3, "chat", tokenizer, max_length=512)
-    text = preview(rendered, tokenizer, count=1)
+    text = preview(rendered.examples, str(rendered), tokenizer, count=1)
     assert "⟦1.<|im_end|>⟧" in text
     assert text.count("---") == 2
     supervised = rendered.examples[0].supervised
     assert f"of which supervised: {3 * supervised}" in text
-    assert "\033[1;32m1." in preview(rendered, tokenizer, count=1, color=True)
+    assert "\033[1;32m1." in preview(
+        rendered.examples, str(rendered), tokenizer, count=1, color=True
+    )

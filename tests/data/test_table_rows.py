@@ -32,7 +32,7 @@ def test_a_label_of_another_type_is_named_with_its_row(tmp_path, label, what):
     with pytest.raises(
         DataError, match=f"row 1: 'label' is {what}; it must be a text or a whole number"
     ):
-        read_table_rows(path, KINDS, {})
+        list(read_table_rows(path, KINDS, {}))
 
 
 def test_labels_are_sorted_by_value_or_alphabet():

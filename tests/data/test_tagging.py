@@ -128,7 +128,7 @@ def test_tagging_refuses_a_slow_tokenizer():
 )
 def test_a_bad_row_of_tagged_words_is_named(tmp_path, row, message):
     with pytest.raises(DataError, match=f"row 1: .*{message}"):
-        read_tagged_rows(write_jsonl(tmp_path / "rows.jsonl", [row]), {})
+        list(read_tagged_rows(write_jsonl(tmp_path / "rows.jsonl", [row]), {}))
 
 
 def test_spans_may_be_triples_and_answers_are_not_needed_where_they_are_predicted(tmp_path):
