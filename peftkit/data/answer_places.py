@@ -18,6 +18,7 @@ from peftkit.data.template_probe import (
 from peftkit.errors import DataError
 
 _SHAPES = 4096  # of dialogues, whose skeletons are kept
+_FREE = 10**6  # the number of a word that no part has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,7 @@ def _answer(
     differs = is_asked and start is None
     if start is None:
         start = _first_character(template, dialogue, text) if first is None else first
+        start = _before_calls(template, dialogue, text, start)
     spans = [(start, end)]
     if template.marks_answers:
         spans = _marked_spans(template, text, marks, start, end)
@@ -241,6 +243,30 @@ def _first_character(template: ChatTemplate, dialogue: Dialogue, text: str) -> i
             f"{turn + 1} begins: choose another template with data.chat_template"
         )
     return own[0].start
+
+
+def _before_calls(template: ChatTemplate, dialogue: Dialogue, text: str, first: int) -> int:
+    """Return where an answer of tool calls alone begins: before what opens the first call.
+
+    That is where its content would begin, if it had one.
+
+    Args:
+        template: The chat template.
+        dialogue: The dialogue up to the answer.
+        text: The rendered dialogue.
+        first: Where the answer's own text begins.
+    """
+    *before, message = dialogue.messages
+    if message["content"].strip() or not message.get("tool_calls"):
+        return first
+    content = word(_FREE)
+    with_content = [*before, message | {"content": content}]
+    try:
+        written = template.render(dataclasses.replace(dialogue, messages=with_content))
+    except DataError:  # the template takes calls alone only
+        return first
+    opening, found, _ = written.partition(content)
+    return min(first, len(opening)) if found and text.startswith(opening) else first
 
 
 def _end_of_turn(template: ChatTemplate, probe: Probe, turn: int, rest: str, last_word: int) -> int:

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from peftkit.data.dialogue_formats import convert_row
+from peftkit.data.supervised_tokens import render_rows
 from peftkit.errors import DataError
+from peftkit.labels import IGNORED
 
 # ChatML with tools: the schemas are in a system turn, and calls behind the content.
 TEMPLATE = (
@@ -356,13 +358,28 @@ def cells():
             yield pytest.param(KINDS.get(name, name), row, expected, id=f"{name}: {situation}")
 
 
+def learned_texts(row, tokenizer):
+    """The texts of a row that are learned: runs of labels, decoded."""
+    (example,) = render_rows([row], row["format"], tokenizer, max_length=512).examples
+    runs, run = [], []
+    for label in [*example.labels, IGNORED]:
+        if label != IGNORED:
+            run.append(label)
+        elif run:
+            runs.append(tokenizer.decode(run))
+            run = []
+    return runs
+
+
 @pytest.mark.parametrize(("kind", "row", "expected"), list(cells()))
-def test_a_row_becomes_what_it_means(kind, row, expected):
+def test_a_row_becomes_what_it_means_and_its_answers_are_learned(kind, row, expected, tokenizer):
     if len(expected) == 1:
         with pytest.raises(DataError) as refused:
             convert_row(row, kind)
         assert str(refused.value) == expected[0]
         return
-    becomes, _ = expected
+    becomes, learned = expected
     read = convert_row(row, kind)
     assert {column: read.get(column) for column in becomes} == becomes
+    tokenizer.chat_template = TEMPLATE
+    assert learned_texts(read, tokenizer) == learned
