@@ -20,6 +20,7 @@ _FILES_OF_AN_ATTEMPT = (
     "before.json",
     "model.json",
     "task.json",
+    "rows.json",
     "metrics.jsonl",
     "evaluation.jsonl",
     "training_rows.jsonl",

@@ -18,8 +18,6 @@ from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
 from peftkit.data.examples import largest_token, lengths_of
-from peftkit.data.held_out_split import split_held_out
-from peftkit.data.replay import add_replay
 from peftkit.data.row_files import read_rows
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import ConfigError, nearest
@@ -35,6 +33,7 @@ from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes
 from peftkit.runs.report import write_report
 from peftkit.runs.teacher import add_teacher
+from peftkit.runs.training_rows import read_training_rows
 from peftkit.tasks.base import Task
 from peftkit.training.accelerator import make_accelerator
 from peftkit.training.callbacks import Callback
@@ -111,20 +110,14 @@ class Finetuning:
         self.task.learned = self.start.task.learned
 
     def read_rows(self) -> None:
-        """Read the rows to train on, with replayed ones, and the rows that are held out."""
-        data, seed = self.config.data, self.config.seed
-        self.rows = self.task.read(data.train)
-        self.held_out = Rows.of([])
-        if isinstance(data.evaluation, float):
-            self.rows, self.held_out = split_held_out(self.rows, data.evaluation, seed)
-            if self.run.is_main:
-                write_rows(self.run.directory / "evaluation.jsonl", self.held_out)
-        elif data.evaluation is not None:
-            self.held_out = self.task.read(data.evaluation)
-        if data.replay is not None:
-            replayed = self.task.read(data.replay.train)
-            self.rows = add_replay(self.rows, replayed, data.replay.share, seed)
-        self.retained = self.task.read(data.retention) if data.retention else Rows.of([])
+        """Read the rows to train on, and those to measure."""
+        found = read_training_rows(self.task, self.config)
+        self.rows, self.held_out, self.retained = found.training, found.held_out, found.retained
+        for line in found.decided:
+            self.run.say(line)
+        if isinstance(self.config.data.evaluation, float) and self.run.is_main:
+            write_rows(self.run.directory / "evaluation.jsonl", self.held_out)
+        self.run.remember("rows", found.record())
 
     def fit_task(self) -> None:
         """Let the task learn from the rows what the model needs, such as its labels."""
