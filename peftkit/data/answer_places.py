@@ -203,23 +203,24 @@ def _answer(
         start = _before_calls(template, dialogue, text, start)
     spans = [(start, end)]
     if template.marks_answers:
-        spans = _marked_spans(template, text, marks, start, end)
+        earliest = 0 if differs else start
+        spans = []
+        for left, right in _marked_spans(template, text, marks, end):
+            if right > start:
+                spans.append((max(left, earliest), right))
         differs = False
     return _Answer(turn, text, spans, end, differs)
 
 
-def _marked_spans(
-    template: ChatTemplate, text: str, marks: list[Span], start: int, end: int
-) -> list[Span]:
-    """Return what the template marks of an answer, up to the end of its turn.
+def _marked_spans(template: ChatTemplate, text: str, marks: list[Span], end: int) -> list[Span]:
+    """Return what the template marks, up to the end of the last turn.
 
     Marks may stop before the end of turn, but the model has to learn to stop.
     """
     spans = []
     for left, right in marks:
-        if right > start:
-            between = re.sub(_any_of(template.ends), "", text[right:end])
-            spans.append((left, min(right, end) if between.strip() else end))
+        between = re.sub(_any_of(template.ends), "", text[right:end])
+        spans.append((left, min(right, end) if between.strip() else end))
     return spans
 
 
