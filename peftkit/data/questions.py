@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.dialogue_formats import Format
+from peftkit.data.row_formats import Format
 from peftkit.data.rows import Row
 from peftkit.data.supervised_tokens import render_prompt
 

@@ -3,11 +3,13 @@
 The counts are: ``rows`` and the ``examples`` made of them; rows ``truncated``, and of these, rows
 with ``answers_cut`` before their end; rows ``dropped``; dialogues ``split`` into ``split_examples``
 with ``split_tokens``, whose longest ones have ``unsplit_tokens``; ``empty_answers``;
-dialogues with ``other_prompts``; and variables of ``chat_template_kwargs`` that are in
-``options_not_read``.
+dialogues with ``other_prompts``; variables of ``chat_template_kwargs`` that are in
+``options_not_read``; and for each column and key NAME that nobody reads, rows in ``unused NAME``.
 """
 
 from collections import Counter
+
+UNUSED = "unused "  # stands before the names of columns and keys that nobody reads
 
 
 def describe_counts(counts: Counter[str]) -> str:
@@ -36,9 +38,21 @@ def describe_counts(counts: Counter[str]) -> str:
             f"{_number(counts['options_not_read'], 'variable')} of chat_template_kwargs that the "
             "template does not read"
         )
+    unused = _unused(counts)
+    if unused:
+        parts.append(f"not learned from: {unused}")
     if counts["dropped"]:
         parts.append(f"{counts['dropped']:,} dropped, with no supervised token left")
     return ", ".join(parts)
+
+
+def _unused(counts: Counter[str]) -> str:
+    """Return what nobody reads: "'topic' (3 rows)"."""
+    named = []
+    for name, count in sorted(counts.items()):
+        if name.startswith(UNUSED):
+            named.append(f"{name.removeprefix(UNUSED)} ({_number(count, 'row')})")
+    return ", ".join(named)
 
 
 def _number(count: int, name: str) -> str:

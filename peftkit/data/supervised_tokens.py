@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.answer_places import Learned, check_dialogue, find_answers
 from peftkit.data.chat_templates import Span, chat_template_of, read_dialogue
-from peftkit.data.dialogue_formats import Format, LossOn
 from peftkit.data.message_formats import Message
 from peftkit.data.rendering_counts import describe_counts
+from peftkit.data.row_formats import Format, LossOn
 from peftkit.data.rows import Row
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED

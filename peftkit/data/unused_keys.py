@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from peftkit.data.dialogue_formats import FORMAT_COLUMNS, FileFormat, is_conversational
 from peftkit.data.message_formats import ROLES, unread_keys
+from peftkit.data.row_formats import FORMAT_COLUMNS, FileFormat, columns_read, is_conversational
 from peftkit.data.row_values import parse_json
 from peftkit.data.rows import Row
 from peftkit.errors import DataError
 
-_OF_ALL = ("expect", "weight")
-_OF_DIALOGUES = ("system", "tools", "functions", "chat_template_kwargs")
-_OF_ALPACA = ("input", "history")
+_OF_ALL = ("expect", "weight", "group", "format", "unused")
 _HARMLESS = ("id", "index", "parallel_tool_calls")  # the last is a setting of OpenAI's API
 
 
@@ -20,18 +18,14 @@ def unused_keys(row: Row, kind: FileFormat) -> list[str]:
     Names that are known to be harmless, such as ``id``, are left out, and so is what is empty.
 
     Args:
-        row: A row of a file, before `peftkit.data.dialogue_formats.convert_row`.
+        row: A row of a file, before `peftkit.data.row_formats.convert_row`.
         kind: The file's format.
 
     Returns:
         Columns as ``"'topic'"``, and keys of messages as ``"'mood' in 'messages'"``, each once.
     """
-    read = {*FORMAT_COLUMNS[kind], *_OF_ALL, *_HARMLESS}
+    read = {*columns_read(row, kind), *_OF_ALL, *_HARMLESS}
     dialogues = _columns_of_messages(row, kind)
-    if dialogues or kind == "alpaca":
-        read.update(_OF_DIALOGUES)
-    if kind == "alpaca":
-        read.update(_OF_ALPACA)
     if _has_two_systems(row, dialogues):
         read.remove("system")
     unused = []

@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.dialogue_formats import Format, read_text_rows
+from peftkit.data.dialogue_formats import read_text_rows
 from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
-from peftkit.data.rendering_counts import describe_counts
+from peftkit.data.rendering_counts import UNUSED, describe_counts
+from peftkit.data.row_formats import Format
 from peftkit.data.rows import Row, Rows
 from peftkit.data.supervised_tokens import Example, render_batch, render_prompt
 from peftkit.data.table_rows import list_paths
@@ -33,8 +34,8 @@ _PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker 
 class CausalLMTask(Task):
     """Learns to write what follows, by cross-entropy; its outputs are texts.
 
-    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.dialogue_formats`. Of
-    a text, a model is asked for what follows its first tokens.
+    Rows are dialogues, prompts with completions, or texts: see `peftkit.data.row_formats`. Of a
+    text, a model is asked for what follows its first tokens.
 
     Args:
         config: A recipe's config; has `data` (a `DataSettings`), `generation` and `samples`.
@@ -75,6 +76,8 @@ class CausalLMTask(Task):
     def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Example]]:
         """Return the rendered rows: long texts in blocks."""
         data = self.config.data
+        for row in rows:
+            counts.update(UNUSED + name for name in row.get("unused", ()))
         found = []
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
             counts[kind] += 1

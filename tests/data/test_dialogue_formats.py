@@ -6,7 +6,8 @@ import random
 import pytest
 
 from peftkit.config.sections import DataSettings
-from peftkit.data.dialogue_formats import convert_row, detect_format, read_text_rows
+from peftkit.data.dialogue_formats import detect_format, read_text_rows
+from peftkit.data.row_formats import convert_row
 from peftkit.data.rows import Rows
 from peftkit.data.unused_keys import unused_keys
 from peftkit.errors import DataError, EmptyRowError
@@ -129,6 +130,18 @@ def test_alpaca_and_sharegpt_rows_become_chats(tmp_path, row, messages):
     assert rows[0].get("expect") == row.get("expect")
 
 
+@pytest.mark.parametrize(
+    "row", [ALPACA | {"history": [["a", "b"]]}, {"conversations": TURNS, "system": "s"}]
+)
+def test_rows_that_are_written_out_are_read_again_as_they_were(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (first,) = read_text_rows(DataSettings(train=""), str(path))
+    path.write_text(json.dumps(first) + "\n")
+    (again,) = read_text_rows(DataSettings(train=""), str(path))
+    assert again == first
+
+
 @pytest.mark.parametrize("answer", [{}, {"output": None}, {"output": ""}])
 def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
     path = tmp_path / "rows.jsonl"
@@ -148,8 +161,9 @@ def test_questions_alone_keep_their_columns_and_get_no_answer(tmp_path, answer):
 def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ALPACA) + "\n")
-    rows = read_text_rows(DataSettings(train="", format="text"), str(path))
-    assert rows == [ALPACA | {"format": "text"}]
+    (row,) = read_text_rows(DataSettings(train="", format="text"), str(path))
+    assert (row["format"], row["text"]) == ("text", "### Instruction: ...")
+    assert row["unused"] == ["'instruction'", "'input'", "'output'"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from peftkit.data.dialogue_formats import convert_row
+from peftkit.data.row_formats import convert_row
 from peftkit.data.supervised_tokens import render_rows
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
