@@ -79,6 +79,8 @@ from torch import nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.encoding_digest import encoding_digest
+from peftkit.data.lint.items import LintItem, LintItems
+from peftkit.data.lint.linting import AT_START, THOROUGH, LintReport, lint
 from peftkit.data.rows import Row, Rows
 from peftkit.data.stored_examples import encode_rows
 from peftkit.errors import ConfigError
@@ -126,6 +128,30 @@ class Task(ABC):
 
     def fit(self, rows: Sequence[Row]) -> None:  # noqa: B027 -- most tasks learn nothing from rows
         """Learn from the training rows what the model needs before it is loaded."""
+
+    def lint_item(self, row: Row, where: str) -> LintItem:
+        """Return the parts of a row, which stands at `where`, that the lint looks at."""
+        [(given, expected)] = self.shown([row])
+        return LintItem(where, given, expected)
+
+    def lint(self, rows: Rows, held_out: Rows, *, thorough: bool = True) -> LintReport:
+        """Look for what is likely not meant in the rows: see `peftkit.data.lint.linting.lint`.
+
+        Cut answers are those of the last call of `examples`.
+
+        Args:
+            rows: The rows to train on.
+            held_out: The rows to measure on; there may be none.
+            thorough: If not, look at 5,000 rows of each, which takes about a second.
+        """
+        return lint(
+            LintItems(rows, self.lint_item),
+            LintItems(held_out, self.lint_item),
+            tokenizer=self.processor,
+            limit=THOROUGH if thorough else AT_START,
+            thorough=thorough,
+            counts=self.counts,
+        )
 
     def augment(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows, and the noisy copies of them that the config asks for."""

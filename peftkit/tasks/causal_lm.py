@@ -11,6 +11,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.dialogue_formats import read_text_rows
+from peftkit.data.lint.dialogues import dialogue_item
+from peftkit.data.lint.items import LintItem
 from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
@@ -67,6 +69,14 @@ class CausalLMTask(Task):
     def fit(self, rows: Sequence[Row]) -> None:
         """Remember the formats of the training rows: a trained model is asked in the same form."""
         self.learned["formats"] = sorted({row["format"] for row in rows})
+
+    def lint_item(self, row: Row, where: str) -> LintItem:
+        """Return what is read of a row, and the last answer, the completion or the text."""
+        if row["format"] == "chat":
+            return dialogue_item(row["messages"], where)
+        if row["format"] == "text":
+            return LintItem(where, answer=row["text"])
+        return LintItem(where, row["prompt"], row["completion"])
 
     @property
     def loss(self) -> Loss:

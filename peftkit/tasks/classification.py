@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
+from peftkit.data.lint.items import LintItem
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_labels, list_paths, read_table_rows
 from peftkit.errors import ConfigError, DataError, nearest
@@ -92,6 +93,15 @@ class ClassificationTask(Task):
         for file in list_paths(path):
             found.append(self.read_file(file, columns, self.config.data.columns))
         return Rows.joined(found)
+
+    def lint_item(self, row: Row, where: str) -> LintItem:
+        """Return the texts of a row, or its file, and its label."""
+        label = row.get("label")
+        labels = () if label is None else (str(label),)
+        read = [row[column] for column in self.columns]
+        if self.head == "sequence-classification":
+            return LintItem(where, "\n".join(read), labels=labels)
+        return LintItem(where, labels=labels, file="\n".join(read))
 
     def augment(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows and the noisy copies of them that the config asks for."""

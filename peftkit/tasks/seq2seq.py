@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from peftkit.backbones.loading import Head
+from peftkit.data.lint.items import LintItem
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.labels import IGNORED
@@ -102,6 +103,13 @@ class Seq2SeqTask(Task):
         for file in list_paths(path):
             found.append(self.read_file(file, columns, self.config.data.columns))
         return Rows.joined(found)
+
+    def lint_item(self, row: Row, where: str) -> LintItem:
+        """Return the source, a text or a file, and the target."""
+        target = row.get(self.target)
+        if self.head == "seq2seq-lm":
+            return LintItem(where, row[self.source], target)
+        return LintItem(where, answer=target, file=row[self.source])
 
     @property
     def loss(self) -> Loss:

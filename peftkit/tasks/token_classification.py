@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import list_paths
@@ -68,6 +69,14 @@ class TokenClassificationTask(Task):
         for file in list_paths(path):
             found.append(read_tagged_rows(file, self.config.data.columns, labelled=labelled))
         return Rows.joined(found)
+
+    def lint_item(self, row: Row, where: str) -> LintItem:
+        """Return a row's text, and each type of its entities or each of its tags once."""
+        text = row["text"] if "text" in row else " ".join(row["tokens"])
+        tags = dict.fromkeys(read_tags(row))
+        tags.pop(_OUTSIDE, None)
+        types = dict.fromkeys(tag.removeprefix("B-").removeprefix("I-") for tag in tags)
+        return LintItem(where, text, labels=tuple(types))
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which tags there are, and how often."""

@@ -19,7 +19,7 @@ def find_empty_answers(items: Sequence[LintItem]) -> list[Finding]:
     """Find rows whose answer is empty, or nothing but white space."""
     empty = []
     for number, item in enumerate(items):
-        if item.learned is not None and not item.learned.strip():
+        if item.answer is not None and not item.answer.strip():
             empty.append(number)
     if not empty:
         return []
@@ -58,7 +58,7 @@ def find_short_answers(items: Sequence[LintItem]) -> list[Finding]:
     """Find the few answers of at most 4 characters where most are much longer."""
     lengths, short = [], []
     for number, item in enumerate(items):
-        length = len((item.learned or "").strip())
+        length = len((item.answer or "").strip())
         if length:
             lengths.append(length)
             if length <= _SHORT:

@@ -41,7 +41,8 @@ def take_fingerprints(items: Iterable[LintItem]) -> Fingerprints:
     counts: Counter[str] = Counter()
     first: dict[str, int] = {}
     for place, item in enumerate(items):
-        content = _hash(item.file, item.text, item.answer)
+        is_empty = not item.content and not item.file  # such a row is no copy of another one
+        content = _hash(item.where) if is_empty else _hash(item.file, item.text, item.answer)
         contents.append(content)
         rows.append(_hash(content, *item.labels) if item.labels else content)
         label_sets.append(numbers.setdefault(item.labels, len(numbers)))

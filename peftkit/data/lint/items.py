@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from peftkit.data.rows import Row, Rows
+from peftkit.errors import EmptyRowError
+
 SHOWN = 3  # rows that a finding names
 
 
@@ -16,53 +19,43 @@ class LintItem:
     text: str = ""
     """What is read, such as a prompt or the text to classify."""
     answer: str | None = None
-    """The text that is learned; None where all of `text` is learned, or a label."""
+    """The text that is learned; None if a label or a number is learned."""
     labels: tuple[str, ...] = ()
     """The row's label; or, of a row with a label for each word, each of these labels once."""
     file: str = ""
     """A file that is read, such as an image."""
 
     @property
-    def learned(self) -> str | None:
-        """The text that is learned; None in a row with labels."""
-        if self.answer is None and not self.labels and not self.file:
-            return self.text
-        return self.answer
-
-    @property
     def content(self) -> str:
         """All text of the row."""
-        return self.text if self.answer is None else f"{self.text}\n{self.answer}"
+        return "\n".join(filter(None, (self.text, self.answer)))
 
 
 class LintItems(Sequence[LintItem]):
-    """The items of rows, each made when it is asked for.
+    """The items of rows, each made when it is asked for; that of an empty row is empty.
 
     Args:
         rows: Rows of one or several files.
         item: Makes the item of a row, given the row and its place.
-        where: Returns the place of a row, given its number from 0, as ``FILE, row N``.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[dict[str, Any]],
-        item: Callable[[dict[str, Any], str], LintItem],
-        where: Callable[[int], str],
-    ) -> None:
+    def __init__(self, rows: Rows, item: Callable[[Row, str], LintItem]) -> None:
         self._rows = rows
         self._item = item
-        self._where = where
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number: Any) -> Any:
-        return self._item(self._rows[number], self._where(number))
+        where = self._rows.where(number)
+        try:
+            return self._item(self._rows[number], where)
+        except EmptyRowError:
+            return LintItem(where, answer="")
 
     def __iter__(self) -> Iterator[LintItem]:
-        for number, row in enumerate(self._rows):
-            yield self._item(row, self._where(number))
+        for number in range(len(self)):
+            yield self[number]
 
 
 @dataclasses.dataclass(frozen=True)

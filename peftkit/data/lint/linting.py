@@ -26,6 +26,7 @@ from peftkit.data.lint.personal_data import (
 from peftkit.data.lint.scripts import find_lookalikes, find_odd_scripts
 from peftkit.data.lint.unknown_tokens import find_unknown_tokens
 
+THOROUGH = 20_000  # rows that are looked at closely
 AT_START = 5_000  # rows that a run looks at when it starts
 
 _CHARACTERS = 24_000_000  # of all rows that are kept in memory at a time
@@ -60,7 +61,7 @@ def lint(
     held_out: Sequence[LintItem] = (),
     *,
     tokenizer: Any = None,
-    limit: int = 20_000,
+    limit: int = THOROUGH,
     thorough: bool = True,
     counts: Mapping[str, int] | None = None,
 ) -> LintReport:

@@ -30,7 +30,7 @@ def test_a_label_a_score_and_an_image_are_no_empty_answers():
 
 
 def test_an_empty_text_that_is_learned_is_an_empty_answer():
-    assert find_empty_answers([LintItem("a, row 1", " ")])[0].count == 1
+    assert find_empty_answers([LintItem("a, row 1", answer=" ")])[0].count == 1
 
 
 def test_few_short_answers_among_long_ones_are_found():

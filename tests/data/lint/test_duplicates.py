@@ -47,6 +47,10 @@ def test_no_text_runs_into_the_next_part_of_a_row():
     assert duplicates(("a", ""), ("a", None), ("", "a"), ("a\0", None), ("a\1", None)) == []
 
 
+def test_empty_rows_are_no_copies_of_each_other():
+    assert duplicates(("", ""), ("", "")) == []
+
+
 def test_equal_image_files_are_copies_and_rows_without_text_are_not():
     one, two = LintItem("a, row 1", file="one.png"), LintItem("a, row 2", file="two.png")
     again = LintItem("a, row 3", file="one.png")

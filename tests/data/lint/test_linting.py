@@ -6,6 +6,8 @@ import pytest
 from peftkit.data.lint import linting
 from peftkit.data.lint.items import LintItem, LintItems, spread
 from peftkit.data.lint.linting import lint
+from peftkit.data.rows import Rows
+from peftkit.errors import EmptyRowError
 
 
 def texts(count, file="train.jsonl"):
@@ -58,8 +60,8 @@ def test_a_quick_lint_reads_the_sample_alone():
         read.append(where)
         return LintItem(where, row["text"])
 
-    rows = [{"text": f"text {number}"} for number in range(1_000)]
-    items = LintItems(rows, item, lambda number: f"rows.jsonl, row {number + 1}")
+    rows = Rows.of([{"text": f"text {number}"} for number in range(1_000)])
+    items = LintItems(rows, item)
     report = lint(items, limit=20, thorough=False)
     assert len(set(read)) <= 120  # 100 are looked at for their length
     assert report.looked_at == "20 of 1,000 training rows"
@@ -86,6 +88,19 @@ def test_what_could_not_be_looked_for_is_said(monkeypatch):
 def test_the_report_is_the_same_each_time():
     rows = [*texts(40), *texts(9)]
     assert lint(rows, texts(3), limit=20) == lint(rows, texts(3), limit=20)
+
+
+def test_a_row_that_holds_nothing_is_an_empty_answer():
+    def read(row):
+        if not row["text"]:
+            raise EmptyRowError("nothing to learn")
+        return row
+
+    rows = Rows.of([{"text": "one"}, {"text": ""}, {"text": ""}], "rows.jsonl").map(read)
+    items = LintItems(rows, lambda row, where: LintItem(where, answer=row["text"]))
+    (finding,) = lint(items).findings
+    assert finding.kind == "empty answers"
+    assert finding.rows == ("rows.jsonl, row 2", "rows.jsonl, row 3")
 
 
 def test_no_rows_have_no_warnings():
