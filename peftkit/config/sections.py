@@ -86,6 +86,10 @@ class RowSettings:
     """Rows of an earlier task to train on again."""
     retention: str | None = None
     """Held-out rows of an earlier task: the report says how much of it is forgotten."""
+    lint: bool = True
+    """Look for duplicates, overlap, odd labels and answers, and personal data in the rows when a
+    run starts, and say what is found.
+    """
 
 
 @section
