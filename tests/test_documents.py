@@ -11,7 +11,13 @@ import yaml
 import peftkit
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/data-formats.md",
+)
 OF_A_FOLDER = ("peftkit/", "recipes/", "tests/", "benchmarks/", ".ci/")
 WIDTH = 100
 

@@ -1,0 +1,58 @@
+"""What docs/data-formats.md shows is true: each example is read, and becomes what the page says."""
+
+import json
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from peftkit.config.sections import DataSettings
+from peftkit.data.dialogue_formats import read_text_rows
+from peftkit.data.message_formats import ROLES, unread_keys
+
+PAGE = (Path(__file__).parent.parent / "docs" / "data-formats.md").read_text("utf-8")
+
+
+def sections(part):
+    """The sections of a part of the page, by heading."""
+    text = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (found,) = (each for each in text if each.startswith(f"{part}\n"))
+    _, *parts = re.split(r"^### ", found, flags=re.MULTILINE)
+    return {text.partition("\n")[0]: text for text in parts}
+
+
+def examples(text):
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+
+
+DIALOGUES = sections("Dialogues and texts")
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_a_dialogue_or_text_becomes_what_the_page_says(name, tmp_path):
+    in_file, *becomes = examples(DIALOGUES[name])
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(in_file))
+    (row,) = read_text_rows(DataSettings(train=""), str(path))
+    expected = becomes[0] if becomes else in_file
+    assert {key: row[key] for key in row if key != "format"} == expected
+    for format_named in re.findall(r"`data.format: ([a-z-]+)`", DIALOGUES[name]):
+        assert list(read_text_rows(DataSettings(train="", format=format_named), str(path))) == [row]
+
+
+def test_every_format_that_a_config_may_name_is_on_the_page():
+    described = set(re.findall(r"`data\.format: ([a-z-]+)`", PAGE))
+    assert described | {"auto"} == set(get_args(DataSettings.__annotations__["format"]))
+
+
+def test_the_page_names_every_role_and_every_harmless_key():
+    chat = DIALOGUES["Chat"]
+    assert [role for role in ROLES if role not in chat] == []
+    (keys,) = re.findall(r"^\| (.*) of a message \| nothing \|$", chat, flags=re.MULTILINE)
+    assert unread_keys(dict.fromkeys(re.findall(r"`(\w+)`", keys), "x")) == []
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_every_section_has_one_table(name):
+    assert DIALOGUES[name].count("| --- | --- |") == 1
