@@ -123,12 +123,12 @@ def fully(name, run_dir):
     )
     training.read_rows()
     training.fit_task()
-    training.load_model()
     training.encode_examples()
+    training.load_model()
     training.measure_before()
     training.train()
     rows = training.task.read(TEST[name]) if name in TEST else training.held_out
-    metrics = training.measure_outputs(training.model, rows).metrics
+    metrics = training.measuring.outputs(training.model, rows).metrics
     return {
         "learning_rate": FULL[name],
         "test": metrics,

@@ -43,12 +43,17 @@ def add_to(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from peftkit.runs.recipe import parse
+    from peftkit.runs.frozen_config import describe_finished
+    from peftkit.runs.recipe import parse, with_run_dir
 
     launch_options, recipe, words = _split_at_recipe(options.passed_on)
     script = recipes()[recipe]
     # Mistakes are found here, before Accelerate starts. So is --help, which therefore is quick.
-    parse(load_recipe(script).Config, words, f"peftkit train {recipe}")
+    config = parse(load_recipe(script).Config, words, f"peftkit train {recipe}")
+    finished = describe_finished(with_run_dir(config, script.stem))
+    if finished is not None:
+        print(finished, file=sys.stderr)
+        return 0
     is_below = script.is_relative_to(Path.cwd())
     shown = script.relative_to(Path.cwd()) if is_below else script
     command = launch_command(launch_options, str(shown), words)

@@ -18,7 +18,9 @@ class TrainSettings:
     epochs: PositiveFloat = 1.0
     """Passes over the training data; it may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop after this many steps, even before the last epoch ends."""
+    """Train for this many steps, whatever epochs says. If they need fewer rows than there are, as
+    many are drawn at random, and no others are read.
+    """
     batch_size: PositiveInt = 8
     """Examples in one forward pass on one device."""
     accumulate: PositiveInt = 1

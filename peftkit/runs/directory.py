@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from yaml import safe_load
 
 from peftkit.config.flattening import flatten
 from peftkit.config.reading import load_yaml, to_yaml
 from peftkit.errors import ConfigError
 from peftkit.files import read_json, write_file, write_json
+from peftkit.runs.frozen_config import CONFIG, REPORT, changed_keys
 from peftkit.runs.launch_command import typed_command
 from peftkit.runs.process import environment
 from peftkit.training.early_stopping import Outcome
@@ -23,9 +23,9 @@ _FILES_OF_AN_ATTEMPT = (
     "rows.json",
     "metrics.jsonl",
     "evaluation.jsonl",
+    "augmented_rows.jsonl",
     "training_rows.jsonl",
 )
-_MAY_CHANGE = {"train.resume", "train.trackers"}  # keys that a resumed run may set anew
 
 
 class Run:
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.directory = Path(config.run_dir)
-        self.config_file = self.directory / "config.yaml"
+        self.config_file = self.directory / CONFIG
 
     @property
     def is_main(self) -> bool:
@@ -63,6 +63,7 @@ class Run:
             elif self.config_file.exists():
                 self._remove_attempt()
             self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / REPORT).unlink(missing_ok=True)  # it says that a run is finished
             write_file(self.config_file, to_yaml(self.config).encode())
             described = environment() | {"process": list(process_changes)}
             write_json(self.directory / "environment.json", described)
@@ -86,12 +87,7 @@ class Run:
                 f"run_dir {self.directory} holds a run already; choose another, or set "
                 "train.resume=auto"
             )
-        old = flatten(load_yaml(self.config_file))
-        new = flatten(safe_load(to_yaml(self.config)))
-        changed = []
-        for key in sorted(old.keys() | new.keys()):
-            if key not in _MAY_CHANGE and old.get(key) != new.get(key):
-                changed.append(key)
+        changed = changed_keys(self.config, self.config_file)
         if changed:
             raise ConfigError(
                 f"run_dir {self.directory} holds a run whose config differs in "

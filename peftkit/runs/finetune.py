@@ -1,15 +1,14 @@
 """One fine-tuning run, whatever the task, from its config to its report."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 import peftkit
@@ -17,10 +16,8 @@ from peftkit.adapters.attaching import attach
 from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
-from peftkit.data.examples import largest_token, lengths_of
-from peftkit.data.row_files import read_rows
-from peftkit.data.rows import Row, Rows
-from peftkit.errors import ConfigError, nearest
+from peftkit.data.rows import Rows
+from peftkit.errors import ConfigError, DataError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
 from peftkit.methods.adapter_section import DefaultSettings
@@ -28,6 +25,10 @@ from peftkit.metrics.measurement import Measurement
 from peftkit.recording import summary
 from peftkit.runs.cpu_processes import start_requested_processes
 from peftkit.runs.directory import Run
+from peftkit.runs.frozen_config import ADAPTER, describe_finished
+from peftkit.runs.kept_rows import keep_rows
+from peftkit.runs.measuring import HeldOutMetrics, MeasuredRows, Measuring, sample_of_training
+from peftkit.runs.needed_rows import Needed, encode_needed
 from peftkit.runs.opening import Opened, open_run
 from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes
@@ -36,15 +37,15 @@ from peftkit.runs.teacher import add_teacher
 from peftkit.runs.training_rows import read_training_rows
 from peftkit.tasks.base import Task
 from peftkit.training.accelerator import make_accelerator
-from peftkit.training.callbacks import Callback
-from peftkit.training.evaluation import evaluate
 from peftkit.training.loop import Training
 from peftkit.training.out_of_memory import explained
-from peftkit.training.state import TrainingState
+from peftkit.training.token_checks import check_tokens
 
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
     """Run a recipe from its config to its report; an interrupted run is resumed.
+
+    A run that is finished already is left as it is.
 
     ``config.run_dir`` then holds ``adapter/`` (a PEFT directory with the tokenizer), ``report.md``
     with its pictures, ``metrics.jsonl``, ``before.json`` and ``after.json``, the frozen config, and
@@ -62,6 +63,10 @@ def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> Non
     start_requested_processes()
     process_changes = prepare_process()
     run = Run(config)
+    finished = describe_finished(config)
+    if finished is not None:
+        run.say(finished)
+        return
     run.begin(process_changes)
     run.say(f"set for this process: {', '.join(process_changes)}")
     set_seed(config.seed)
@@ -70,8 +75,8 @@ def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> Non
     finetuning.open_start()
     finetuning.read_rows()
     finetuning.fit_task()
-    finetuning.load_model()
     finetuning.encode_examples()
+    finetuning.load_model()
     finetuning.measure_before()
     finetuning.train()
     finetuning.save()
@@ -87,10 +92,13 @@ class Finetuning:
     rows: Rows
     held_out: Rows
     retained: Rows  # of the task that the model could do before
+    needed: Needed  # the examples to learn from
+    counts: Counter[str]  # what happened to their rows
+    measured: MeasuredRows
+    retained_examples: Sequence[Any] = ()
     model: PeftModel
     accelerator: Accelerator
-    examples: Sequence[Any]
-    held_out_examples: Sequence[Any]
+    measuring: Measuring
 
     def __init__(self, task: Task, config: Any, recipe: Path, run: Run) -> None:
         self.task = task
@@ -98,7 +106,7 @@ class Finetuning:
         self.recipe = recipe
         self.run = run
         self.start: Opened | None = None
-        self.measured: dict[str, Measurement] = {}  # the report's columns: before, after, merged
+        self.columns: dict[str, Measurement] = {}  # of the report: before, after, merged
         self.remarks: list[str] = []
 
     def open_start(self) -> None:
@@ -135,8 +143,79 @@ class Finetuning:
             return name
         return str(self.recipe)
 
+    def encode_examples(self) -> None:
+        """Turn the rows into examples: no more of them than the steps need."""
+        self.needed = encode_needed(
+            self._rows_to_learn(),
+            self._needed_examples(),
+            self.config.seed,
+            lambda rows: self._encode(rows, self.config.data.train),
+        )
+        self.counts = self.task.counts
+        if self.needed.share < 1:
+            self._remark(
+                f"train.max_steps needs {len(self.needed.rows):,} of the {len(self.rows):,} rows: "
+                "they are drawn at random."
+            )
+        self.measured = self._encode_measured()
+        if self.retained:
+            self.retained_examples = self._encode(self.retained, self.config.data.retention)
+
+    def _needed_examples(self) -> int | None:
+        """Return how many examples all steps take, if the config says how many steps there are."""
+        train = self.config.train
+        if train.max_steps is None:
+            return None
+        step = train.batch_size * train.accumulate * PartialState().num_processes
+        return int(train.max_steps * step)
+
+    def _rows_to_learn(self) -> Rows:
+        """Return the training rows, with noisy copies and a teacher's probabilities if asked for.
+
+        These are made once and kept.
+        """
+        rows, directory = self.rows, self.run.directory
+        teacher = getattr(self.config, "teacher", None)
+        if getattr(self.config, "augment", None) is not None:
+            plain = rows
+            rows = keep_rows(directory / "augmented_rows.jsonl", lambda: self.task.augment(plain))
+        if teacher is not None:
+            labelled, size = rows, self._batch_size
+            rows = keep_rows(
+                directory / "training_rows.jsonl",
+                lambda: add_teacher(self.task, labelled, teacher, batch_size=size),
+            )
+            self.run.say(f"with the teacher, {len(rows):,} rows")
+        return rows
+
+    def _encode(self, rows: Rows, where: object) -> Sequence[Any]:
+        examples = self.task.examples(rows)
+        remarks = self.task.remarks() or f"{len(rows):,} rows -> {len(examples):,} examples"
+        self.run.say(f"{where}: {remarks}")
+        if not examples:
+            raise DataError(f"{where}: none of the {len(rows):,} rows gives an example")
+        return examples
+
+    def _encode_measured(self) -> MeasuredRows:
+        """Return the rows to measure: the held-out ones, or else a few of the training rows."""
+        if self.held_out:
+            examples = self._encode(self.held_out, self.config.data.evaluation)
+            return MeasuredRows(self.held_out, examples)
+        rows = sample_of_training(self.rows)
+        share = f"{len(rows)} of the {len(self.rows):,}" if len(rows) < len(self.rows) else "the"
+        self._remark(f"Measured on {share} training rows: none were held out.")
+        if rows is self.needed.rows:
+            return MeasuredRows(rows, self.needed.examples)
+        return MeasuredRows(rows, self.task.examples(rows))
+
+    def _remark(self, sentence: str) -> None:
+        """Say a sentence, and put it into the report."""
+        self.run.say(sentence)
+        self.remarks.append(sentence)
+
     def load_model(self) -> None:
         """Load the backbone, attach the adapter, and set Accelerate up for both."""
+        set_seed(self.config.seed)  # whatever the rows have drawn, the new weights are the same
         model, task = self.config.model, self.task
         with explained("load", self.config.train, quantization=model.quantization):
             backbone = peftkit.load_backbone(
@@ -146,8 +225,18 @@ class Finetuning:
             self.model = self.attach(backbone)
         self.run.say(summary(self.model))
         self.run.remember("model", peftkit.record(self.model))
+        check_tokens(self.model, task, self.needed.rows, self.needed.examples)
+        check_tokens(self.model, task, Rows.of(self.measured.rows), self.measured.examples)
         self.accelerator = make_accelerator(self.config.train, self.model, self.run.directory)
         self.run.start_trackers(self.accelerator)
+        self.measuring = Measuring(
+            task,
+            self.config,
+            self.measured,
+            MeasuredRows(self.retained, self.retained_examples),
+            self.accelerator,
+            self._remember_task,
+        )
 
     def attach(self, backbone: PreTrainedModel) -> PeftModel:
         """Return the backbone with a new adapter, or with the one to train further."""
@@ -156,51 +245,12 @@ class Finetuning:
             return attach(backbone, self.config.adapter.build(), lean=lean)
         return load(backbone, self.start.adapter, trainable=True, lean=lean)
 
-    def encode_examples(self) -> None:
-        """Turn the rows into examples, and check that the model knows their tokens."""
-        self.examples = self._examples(self._rows_to_learn(), self.config.data.train)
-        self.held_out_examples = ()
-        if self.held_out:
-            self.held_out_examples = self._examples(self.held_out, self.config.data.evaluation)
-        _check_tokens(self.model, self.examples)
-        _check_tokens(self.model, self.held_out_examples)
-
-    def _rows_to_learn(self) -> Rows:
-        """Return the training rows, with noisy copies and a teacher's probabilities if asked for.
-
-        They are made once and kept. A back-translator or another device would make other ones when
-        the run is resumed.
-        """
-        teacher = getattr(self.config, "teacher", None)
-        if teacher is None and getattr(self.config, "augment", None) is None:
-            return self.rows
-        path = self.run.directory / "training_rows.jsonl"
-        is_kept = path.exists()
-        self.accelerator.wait_for_everyone()  # all have looked before the first one writes
-        if not is_kept:
-            rows = self.task.augment(self.rows)
-            if teacher is not None:
-                rows = add_teacher(
-                    self.task, rows, teacher, self.accelerator, batch_size=self._batch_size
-                )
-                self.run.say(f"with the teacher, {len(rows)} rows")
-            if self.run.is_main:
-                write_rows(path, rows)
-            self.accelerator.wait_for_everyone()
-        return read_rows(path)
-
-    def _examples(self, rows: Sequence[Row], where: object) -> Sequence[Any]:
-        examples = self.task.examples(rows)
-        remarks = self.task.remarks() or f"{len(rows)} rows -> {len(examples)} examples"
-        self.run.say(f"{where}: {remarks}")
-        return examples
-
     def measure_before(self) -> None:
         """Measure the model before it learns, unless an earlier attempt has done so."""
         self.task.check(self.model)
         values = self.run.remembered("before")
         if values is None:
-            values = self.run.remember("before", vars(self._measure(self.model)))
+            values = self.run.remember("before", vars(self.measuring.measure(self.model)))
         before = Measurement(**values)
         self.run.say(f"before: {_spelled(before)}")
         best = self.config.train.best
@@ -209,7 +259,7 @@ class Finetuning:
                 f"train.best is {best!r}, but this task is measured by "
                 f"{', '.join(before.metrics)}{nearest(best, before.metrics)}"
             )
-        self.measured["before"] = before
+        self.columns["before"] = before
 
     def train(self) -> None:
         """Train to the end, or to a signal, which ends the program."""
@@ -217,22 +267,23 @@ class Finetuning:
         measures_outputs = self.task.is_quick_to_measure or best not in ("loss", "perplexity")
         training = Training(
             self.model,
-            self.examples,
+            self.needed.examples,
             self.task.collate,
             self.config.train,
             self.run.directory,
             self.accelerator,
-            evaluation=self.held_out_examples,
+            evaluation=self.measured.examples if self.held_out else (),
             loss=self.task.loss,
             seed=self.config.seed,
-            callbacks=[_HeldOutMetrics(self)] if measures_outputs else [],
+            callbacks=[HeldOutMetrics(self.measuring)] if measures_outputs else [],
+            share=self.needed.share,
         )
         self.run.exit_if_interrupted(training.run())
 
     @property
     def adapter_directory(self) -> Path:
         """Where the trained adapter goes."""
-        return self.run.directory / "adapter"
+        return self.run.directory / ADAPTER
 
     def save(self) -> None:
         """Save the adapter, and beside it the tokenizer or processor."""
@@ -246,12 +297,10 @@ class Finetuning:
     def measure_after(self) -> None:
         """Load what was saved, and measure that."""
         self.model = load(peftkit.detach(self.model), self.adapter_directory)
-        after = self._measure(self.model, calibrate=True)
+        after = self.measuring.measure(self.model, calibrate=True)
         self.run.remember("after", vars(after))
         self.run.say(f"after: {_spelled(after)}")
-        self.measured["after"] = after
-        if not self.held_out:
-            self.remarks.append("Measured on the training rows: none were held out.")
+        self.columns["after"] = after
         threshold = self.task.learned.get("threshold")
         if threshold is not None:
             self.remarks.append(
@@ -261,7 +310,7 @@ class Finetuning:
     def merge(self) -> None:
         """Merge the adapter into the backbone, measure the result, and save it."""
         merged = peftkit.merge(self.model, self._merged_dtype())
-        self.measured["merged"] = self._measure(merged)
+        self.columns["merged"] = self.measuring.measure(merged)
         self.remarks.append(f"{summary(merged)}.")
         if self.run.is_main:
             save_merged(merged, self.task.processor, self.run.directory / "merged")
@@ -276,85 +325,20 @@ class Finetuning:
     def report(self) -> None:
         """Write the report, and close the trackers."""
         if self.run.is_main:
-            rows = self.task.measured_rows(self.held_out or self.rows)
             path = write_report(
                 self.run.directory,
                 f"{self.config.model.source} on {self.config.data.train}",
-                self.measured,
-                self._sample(self.task.shown(rows)),
+                self.columns,
+                self.measuring.shown(),
                 remarks=self.remarks,
             )
             self.run.say(f"the adapter is in {self.adapter_directory}, the report in {path}")
         self.accelerator.end_training()
 
-    def _measure(self, model: nn.Module, *, calibrate: bool = False) -> Measurement:
-        """Return loss and metrics on the held-out rows, and on those of the old task.
-
-        Without held-out rows, the training rows are measured.
-        """
-        rows = self.held_out or self.rows
-        quantization = self.config.model.quantization
-        with explained("evaluation", self.config.train, quantization=quantization):
-            found = self.measure_outputs(model, rows, calibrate=calibrate)
-            examples = self.held_out_examples or self.task.examples(rows)
-            metrics = self._loss(model, examples) | found.metrics
-            if self.retained:
-                retained = self._loss(model, self.task.examples(self.retained))
-                retained |= self.measure_outputs(model, self.retained).metrics
-                metrics |= {f"retained {name}": value for name, value in retained.items()}
-        return dataclasses.replace(found, metrics=metrics)
-
-    def measure_outputs(
-        self, model: nn.Module, rows: Sequence[Row], *, calibrate: bool = False
-    ) -> Measurement:
-        """Return how good the model's outputs are, without the loss.
-
-        Args:
-            model: With or without an adapter.
-            rows: Rows with what is to be predicted.
-            calibrate: First let the task learn from these outputs, such as a threshold.
-        """
-        rows = self.task.measured_rows(rows)
-        outputs = self.task.outputs(model, rows, self.accelerator, batch_size=self._batch_size)
-        if calibrate:
-            self.task.calibrate(rows, outputs)
-            self._remember_task()
-        found = self.task.measure(rows, outputs)
-        return dataclasses.replace(found, predictions=self._sample(found.predictions))
-
-    def _loss(self, model: nn.Module, examples: Sequence[Any]) -> dict[str, float]:
-        return evaluate(
-            model,
-            examples,
-            self.task.collate,
-            self.accelerator,
-            batch_size=self._batch_size,
-            loss=self.task.loss,
-        )
-
     @property
     def _batch_size(self) -> int:
         train = self.config.train
         return int(train.evaluation_batch_size or train.batch_size)
-
-    def _sample(self, items: Sequence[Any]) -> list[Any]:
-        """Return as many items as the report shows, evenly spread."""
-        count = self.config.samples
-        if count == 0:
-            return []
-        every = max(1, len(items) // count)
-        return list(items[::every][:count])
-
-
-class _HeldOutMetrics(Callback):
-    """Measures the model's outputs on the held-out rows at each evaluation."""
-
-    def __init__(self, finetuning: Finetuning) -> None:
-        self._finetuning = finetuning
-
-    def measure(self, state: TrainingState) -> Mapping[str, float]:
-        """Return the task's metrics."""
-        return self._finetuning.measure_outputs(state.model, self._finetuning.held_out).metrics
 
 
 def _check_start(start: Opened, task: Task, config: Any) -> None:
@@ -377,40 +361,6 @@ def _check_start(start: Opened, task: Task, config: Any) -> None:
             f"start: the adapter of {config.start} is trained further as it is; leave `adapter` "
             "out, or write it as there"
         )
-
-
-def _check_tokens(model: nn.Module, examples: Sequence[Any]) -> None:
-    """Check that the model has an embedding for each token and for each position.
-
-    Raises:
-        ConfigError: names the largest token, or the longest text.
-    """
-    largest = largest_token(examples)
-    longest = int(lengths_of(examples).max(initial=0)) if largest >= 0 else 0
-    positions = _position_count(model)
-    if positions is not None and longest > positions:
-        raise ConfigError(
-            f"a text has {longest} tokens, and the model knows {positions} positions: lower "
-            "data.max_length"
-        )
-    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
-    vocabulary = getattr(embeddings, "num_embeddings", None)
-    if vocabulary is not None and largest >= vocabulary:
-        raise ConfigError(
-            f"the tokenizer gives the token {largest}, and the model has embeddings for "
-            f"{vocabulary}: they do not belong together, or tokens were added and the embeddings "
-            "not enlarged and trained"
-        )
-
-
-def _position_count(model: nn.Module) -> int | None:
-    """Return for how many positions the model has learned embeddings, or None if it has none."""
-    counts = []
-    for name, module in model.named_modules():
-        is_positional = name.rpartition(".")[2] in ("position_embeddings", "wpe")
-        if isinstance(module, nn.Embedding) and is_positional:
-            counts.append(module.num_embeddings)
-    return min(counts, default=None)
 
 
 def _spelled(measured: Measurement) -> str:

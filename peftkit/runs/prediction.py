@@ -10,11 +10,13 @@ from torch import nn
 
 import peftkit
 from peftkit.data.rows import Row
-from peftkit.errors import ConfigError
+from peftkit.errors import ConfigError, DataError
 from peftkit.metrics.measurement import Measurement
 from peftkit.runs.opening import Opened
 from peftkit.training.accelerator import make_accelerator
 from peftkit.training.evaluation import evaluate
+
+_ROWS_AT_A_TIME = 4096  # become what a model reads, and stay in memory while it reads them
 
 
 def predict(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> list[Any]:
@@ -32,7 +34,11 @@ def predict(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> 
     """
     outputs = []  # [runs, rows]
     for run, model, accelerator in _load_models(runs):
-        outputs.append(run.task.outputs(model, rows, accelerator, batch_size=batch_size))
+        found: list[Any] = []
+        for start in range(0, len(rows), _ROWS_AT_A_TIME):
+            some = rows[start : start + _ROWS_AT_A_TIME]
+            found += run.task.outputs(model, some, accelerator, batch_size=batch_size)
+        outputs.append(found)
     return outputs[0] if len(runs) == 1 else runs[0].task.average(outputs)
 
 
@@ -43,15 +49,19 @@ def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> 
 
     Raises:
         ConfigError: the runs' labels differ, or their task's outputs have no mean.
+        DataError: a row cannot be measured, or none can. No model has been loaded then.
     """
     task = runs[0].task
+    examples = task.examples(rows)
+    if not examples:
+        raise DataError(f"none of the {len(rows):,} rows gives anything to measure")
     measured_rows = task.measured_rows(rows)
     if len(runs) > 1:
         return task.measure(measured_rows, predict(runs, measured_rows, batch_size=batch_size))
     _, model, accelerator = next(_load_models(runs))
     loss = evaluate(
         model,
-        task.examples(rows),
+        examples,
         task.collate,
         accelerator,
         batch_size=batch_size,

@@ -102,6 +102,13 @@ def parse(kind: type[T], words: Sequence[str], program: str) -> T:
         raise SystemExit(2) from None
 
 
+def with_run_dir(config: Any, recipe: str) -> Any:
+    """Return a config of a recipe with a run_dir, the default one if it names none."""
+    if config.run_dir is not None:
+        return config
+    return dataclasses.replace(config, run_dir=default_run_dir(recipe, config.data.train))
+
+
 def default_run_dir(recipe: str, train: str | Sequence[str]) -> str:
     """Return the directory of a run whose config names none, such as ``runs/chat-dialogues``.
 
@@ -125,10 +132,7 @@ def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
     """
     script = Path(sys.argv[0]).resolve()
     config = parse(kind, sys.argv[1:], f"accelerate launch {sys.argv[0]}")
-    if config.run_dir is None:
-        config = dataclasses.replace(
-            config, run_dir=default_run_dir(script.stem, config.data.train)
-        )
+    config = with_run_dir(config, script.stem)
     try:
         with quiet_bitsandbytes():
             from peftkit.runs.finetune import finetune

@@ -4,32 +4,29 @@ This is distillation (arXiv:1503.02531), and self-training where rows have no la
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from peftkit.data.rows import Row
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import ConfigError
 from peftkit.runs.opening import Opened, open_run
+from peftkit.runs.prediction import predict
 from peftkit.tasks.base import Task
 
 
-def add_teacher(
-    task: Task, rows: Sequence[Row], settings: Any, accelerator: Accelerator, *, batch_size: int
-) -> list[Row]:
+def add_teacher(task: Task, rows: Rows, settings: Any, *, batch_size: int) -> Iterator[Row]:
     """Return the rows with ``teacher``, the mean probabilities of the teachers for each.
 
     The unlabelled rows that the teachers are sure of come after them. The teachers are loaded one
-    after the other, each beside the student.
+    after the other, and are gone before the student is loaded.
 
     Args:
         task: The student's task.
         rows: Its labelled rows.
         settings: A `TeacherSettings`: the teachers' runs, the unlabelled rows, and how sure a
             teacher must be of one.
-        accelerator: The student's.
         batch_size: Rows in a batch.
 
     Raises:
@@ -39,29 +36,29 @@ def add_teacher(
         raise ConfigError(
             "teacher.runs names no run that teaches; name one, or leave the section out"
         )
-    everything = [*rows, *_read_unlabelled(task, settings.unlabelled)]
-    outputs = []  # [teachers, rows, classes]
-    for directory in settings.runs:
-        teacher = open_run(directory)
+    teachers = [open_run(directory) for directory in settings.runs]
+    for teacher in teachers:
         _check_labels(teacher, task)
-        model = teacher.model().to(accelerator.device)
-        outputs.append(teacher.task.outputs(model, everything, accelerator, batch_size=batch_size))
-        del model  # before the next one is loaded
-        gc.collect()
-        torch.cuda.empty_cache()
-    probabilities = task.average(outputs)
-    learned = []
-    for place, row in enumerate(everything):
-        is_labelled = place < len(rows)
-        if is_labelled or max(probabilities[place]) >= settings.min_confidence:
-            learned.append(row | {"teacher": tuple(probabilities[place])})
-    return learned
+    everything = Rows.joined([rows, _read_unlabelled(task, settings.unlabelled)])
+    probabilities = predict(teachers, everything, batch_size=batch_size)  # [rows, classes]
+    gc.collect()  # the last teacher
+    torch.cuda.empty_cache()
+    return _taught(everything, probabilities, len(rows), settings.min_confidence)
 
 
-def _read_unlabelled(task: Task, path: str | None) -> Sequence[Row]:
+def _taught(
+    rows: Rows, probabilities: Sequence[Any], labelled: int, min_confidence: float
+) -> Iterator[Row]:
+    """Yield the rows with a label, and those that the teachers are sure of."""
+    for place, row in enumerate(rows):
+        if place < labelled or max(probabilities[place]) >= min_confidence:
+            yield row | {"teacher": tuple(probabilities[place])}
+
+
+def _read_unlabelled(task: Task, path: str | None) -> Rows:
     """Return the rows of a file without their labels, if they have any."""
     if path is None:
-        return []
+        return Rows.of([])
     return task.read(path, labelled=False).map(_without_label)
 
 

@@ -73,6 +73,8 @@ class Training:
             order in each.
         callbacks: What else is done at the events of the training.
         seed: Seed of the random order.
+        share: The share of the training data that `examples` are; an interval that is a part of an
+            epoch is that part of all of it.
     """
 
     model: nn.Module
@@ -88,6 +90,7 @@ class Training:
     order: ExampleOrder | None = None
     callbacks: Sequence[Callback] = ()
     seed: int = 0
+    share: float = 1.0
 
     def run(self) -> Outcome:
         """Train to the end or to a signal, from the newest checkpoint in `run_dir` if there is one.
@@ -142,8 +145,9 @@ class Training:
         )
         per_epoch = self._order.steps_per_epoch
         self._total_steps = settings.max_steps or max(1, round(settings.epochs * per_epoch))
-        self._evaluation_interval = _interval(settings.evaluate_every, per_epoch)
-        self._save_interval = _interval(settings.save_every, per_epoch)
+        whole = per_epoch / self.share
+        self._evaluation_interval = _interval(settings.evaluate_every, whole)
+        self._save_interval = _interval(settings.save_every, whole)
 
     def _prepare(self) -> None:
         """Put the model on its device and processes, and make what trains it."""
@@ -429,7 +433,7 @@ class Training:
         )
 
 
-def _interval(every: float | None, steps_per_epoch: int) -> int | None:
+def _interval(every: float | None, steps_per_epoch: float) -> int | None:
     """Return an interval in steps: up to 1, `every` is a share of an epoch; above, it is steps."""
     if every is None:
         return None
