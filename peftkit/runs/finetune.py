@@ -145,16 +145,17 @@ class Finetuning:
 
     def encode_examples(self) -> None:
         """Turn the rows into examples: no more of them than the steps need."""
+        rows = self._rows_to_learn()
         self.needed = encode_needed(
-            self._rows_to_learn(),
+            rows,
             self._needed_examples(),
             self.config.seed,
-            lambda rows: self._encode(rows, self.config.data.train),
+            lambda drawn: self._encode(drawn, self.config.data.train),
         )
         self.counts = self.task.counts
         if self.needed.share < 1:
             self._remark(
-                f"train.max_steps needs {len(self.needed.rows):,} of the {len(self.rows):,} rows: "
+                f"train.max_steps needs {len(self.needed.rows):,} of the {len(rows):,} rows: "
                 "they are drawn at random."
             )
         self.measured = self._encode_measured()

@@ -194,8 +194,9 @@ def test_a_metric_that_the_task_does_not_have_is_refused_before_training(tmp_pat
 def test_augmented_rows_are_kept_for_a_resumed_run(tmp_path, llama_dir):
     values = text_job(tmp_path, llama_dir, augment={"copies": 1, "word_dropout": 0.3})
     directory = run("text_classification", values)
-    assert len((directory / "training_rows.jsonl").read_text().splitlines()) == 20
-    assert run("text_classification", values)  # nothing is left to do
+    assert len((directory / "augmented_rows.jsonl").read_text().splitlines()) == 20
+    (directory / "report.md").unlink()  # as if the run had been stopped before its end
+    assert run("text_classification", values)
 
 
 def test_a_language_models_forgetting_is_measured_by_its_loss(tmp_path, llama_dir):
@@ -217,7 +218,10 @@ def test_texts_longer_than_the_positions_are_refused(tmp_path, llama_dir):
             [*rows_of("text_classification", tmp_path, 4), {"text": "x " * 300, "label": "up"}],
         ),
     }
-    with pytest.raises(ConfigError, match=r"the model knows 256 positions: lower data\.max_length"):
+    with pytest.raises(
+        ConfigError,
+        match=r"long\.jsonl, row 5: a text has 400 tokens, and the model knows 256 positions: ",
+    ):
         run("text_classification", values)
 
 
