@@ -220,7 +220,7 @@ def test_texts_longer_than_the_positions_are_refused(tmp_path, llama_dir):
     }
     with pytest.raises(
         ConfigError,
-        match=r"long\.jsonl, row 5: a text has 400 tokens, and the model knows 256 positions: ",
+        match=r"long\.jsonl, row 5: a text has 302 tokens, and the model knows 256 positions: ",
     ):
         run("text_classification", values)
 
