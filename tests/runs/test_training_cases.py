@@ -258,7 +258,7 @@ def test_case_17_a_tokenizer_without_pad_and_end_is_refused_before_the_model_is_
     monkeypatch.setattr("peftkit.load_backbone", load)
     values = config_of(tmp_path, [{"messages": [user("Hi"), assistant("Hi")]}])
     write_model(tmp_path, pad_token=None, eos_token=None)
-    with pytest.raises((ConfigError, DataError), match="no end-of-sequence token|pad"):
+    with pytest.raises((ConfigError, DataError), match=r"no end-of-sequence token|pad"):
         run("chat", values)
 
 
