@@ -208,7 +208,7 @@ def test_case_05_a_teacher_keeps_line_separators(tmp_path):
     ],
 )
 def test_case_08_an_empty_answer_is_refused(tmp_path, row):
-    right = {"messages": [user("When?"), assistant("At noon.")]}
+    right: dict[str, object] = {"messages": [user("When?"), assistant("At noon.")]}
     if "prompt" in row:
         right = {"prompt": "When?", "completion": "At noon."}
     with pytest.raises(DataError, match=r"data\.jsonl, row 2: .*empty"):
