@@ -117,6 +117,10 @@ class DataSettings(TextSettings):
     """
     system: str | None = None
     """The system message of dialogues that have none."""
+    chat_template: str | None = None
+    """The chat template, in place of the tokenizer's own: chatml, gemma, instruction, llama-3,
+    mistral, qwen3, vicuna, zephyr, or a Jinja file. It is saved beside the adapter.
+    """
 
     def __post_init__(self) -> None:
         if self.loss_on == "assistant" and self.format == "text":

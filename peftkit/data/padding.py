@@ -9,9 +9,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.supervised_tokens import Example
+from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 
 _MULTIPLE = 8  # tensor cores work on tiles of 8 tokens
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills short examples.
+
+    Raises:
+        DataError: the tokenizer has none, and no end-of-sequence token in its place.
+    """
+    token: int | None = tokenizer.pad_token_id
+    if token is None:
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path} has neither a padding token nor an "
+            "end-of-sequence token: name one as pad_token or eos_token in its "
+            "tokenizer_config.json"
+        )
+    return token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +65,11 @@ def pad_with(
     """Return a function that pads a tokenizer's encodings at the right into one batch.
 
     The padded length is a multiple of 8 tokens.
+
+    Raises:
+        DataError: the tokenizer has no token for it.
     """
+    padding_token(tokenizer)
 
     def pad(encodings: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = tokenizer.pad(

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.answer_places import Learned, check_dialogue, find_answers
 from peftkit.data.chat_templates import Span, chat_template_of, read_dialogue
 from peftkit.data.message_formats import Message
-from peftkit.data.rendering_counts import describe_counts
 from peftkit.data.row_formats import Format, LossOn
 from peftkit.data.rows import Row
 from peftkit.errors import DataError
@@ -42,59 +41,6 @@ class Example:
     def supervised(self) -> int:
         """The number of learned tokens. The first token never counts: nothing predicts it."""
         return len(self.labels) - 1 - self.labels[1:].count(IGNORED) if self.labels else 0
-
-
-@dataclasses.dataclass
-class Rendered:
-    """The examples made from some rows, and counts of what happened to the rows."""
-
-    examples: list[Example] = dataclasses.field(default_factory=list)
-    counts: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    def __iadd__(self, other: "Rendered") -> "Rendered":
-        self.examples += other.examples
-        self.counts += other.counts
-        return self
-
-    def __str__(self) -> str:
-        return describe_counts(self.counts)
-
-
-def render_rows(
-    rows: Sequence[Row],
-    kind: Format,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    loss_on: LossOn = "assistant",
-    system: str | None = None,
-    cut: Cut | None = None,
-) -> Rendered:
-    """Turn rows into examples, as `render_batch` does.
-
-    Raises:
-        DataError: more than half of the rows have no supervised token, or the tokenizer cannot
-            render them.
-    """
-    rendered = Rendered()
-    for examples in render_batch(
-        rows,
-        kind,
-        tokenizer,
-        max_length=max_length,
-        loss_on=loss_on,
-        system=system,
-        cut=cut,
-        counts=rendered.counts,
-    ):
-        rendered.examples += examples
-    dropped = rendered.counts["dropped"]
-    if dropped > len(rows) / 2:
-        raise DataError(
-            f"{dropped} of {len(rows)} rows have no supervised token within {max_length} "
-            "tokens: raise data.max_length, or see `peftkit preview` for what is supervised"
-        )
-    return rendered
 
 
 def render_batch(

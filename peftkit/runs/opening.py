@@ -78,7 +78,11 @@ def open_run(directory: str | Path) -> Opened:
             raise ConfigError(f"{path} holds no {what}: there is no {path / name}")
     entry = read_json(path / "task.json", ConfigError)
     recipe = load_recipe(recipe_named(entry["recipe"]))
-    config = build(recipe.Config, load_yaml(path / "config.yaml"), str(path / "config.yaml"))
+    settings = load_yaml(path / "config.yaml")
+    template = path / "adapter" / "chat_template.jinja"
+    if settings.get("data", {}).get("chat_template") and template.is_file():
+        settings["data"]["chat_template"] = str(template)  # as it was when the run began
+    config = build(recipe.Config, settings, str(path / "config.yaml"))
     task: Task = recipe.make_task(config)
     task.learned = entry["learned"]
     return Opened(path, config, task)

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.dialogue_formats import read_text_rows
 from peftkit.data.lint.dialogues import dialogue_item
 from peftkit.data.lint.items import LintItem
+from peftkit.data.named_chat_templates import set_chat_template
 from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
-from peftkit.data.padding import PadRight
+from peftkit.data.padding import PadRight, padding_token
 from peftkit.data.preview import preview
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
 from peftkit.data.rendering_counts import UNUSED, describe_counts
@@ -52,10 +53,11 @@ class CausalLMTask(Task):
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.config = config
+        set_chat_template(tokenizer, config.data.chat_template)
         self.processor = tokenizer
         self.packing = config.data.packing
         pads = {False: PadRight, True: PadPacks, "batch": PackBatch}
-        self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](tokenizer.pad_token_id)
+        self.pad: Callable[[Sequence[Any]], Batch] = pads[self.packing](padding_token(tokenizer))
         self._texts: Sequence[Example] = ()  # the last examples, before they are packed
         self._packs = 0
 

@@ -4,11 +4,12 @@ Every expected value is written by hand. A sentence in place of one says why the
 """
 
 import json
+from collections import Counter
 
 import pytest
 
 from peftkit.data.row_formats import convert_row
-from peftkit.data.supervised_tokens import render_rows
+from peftkit.data.supervised_tokens import render_batch
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 
@@ -360,7 +361,7 @@ def cells():
 
 def learned_texts(row, tokenizer):
     """The texts of a row that are learned: runs of labels, decoded."""
-    (example,) = render_rows([row], row["format"], tokenizer, max_length=512).examples
+    ((example,),) = render_batch([row], row["format"], tokenizer, max_length=512, counts=Counter())
     runs, run = [], []
     for label in [*example.labels, IGNORED]:
         if label != IGNORED:

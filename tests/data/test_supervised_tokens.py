@@ -1,8 +1,11 @@
+from collections import Counter
+
 import pytest
 
 from peftkit.data.padding import PadRight
 from peftkit.data.preview import preview
-from peftkit.data.supervised_tokens import render_prompt, render_rows
+from peftkit.data.rendering_counts import describe_counts
+from peftkit.data.supervised_tokens import render_batch, render_prompt
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 
@@ -31,9 +34,18 @@ NO_END = (
 )
 
 
+def render(rows, kind, tokenizer, **options):
+    """All examples of some rows, and the counts."""
+    counts = Counter()
+    examples = []
+    for own in render_batch(rows, kind, tokenizer, counts=counts, **options):
+        examples += own
+    return examples, counts
+
+
 def render_dialogue(messages, tokenizer, loss_on="assistant"):
     rows = [{"messages": messages}]
-    return render_rows(rows, "chat", tokenizer, max_length=9999, loss_on=loss_on).examples
+    return render(rows, "chat", tokenizer, max_length=9999, loss_on=loss_on)[0]
 
 
 def learned(example, tokenizer):
@@ -73,11 +85,11 @@ def test_a_template_that_rewrites_earlier_turns_makes_one_example_per_answer(tok
     assert learned(first, tokenizer) == ["1.<|im_end|>"]
     assert learned(second, tokenizer) == ["2.<|im_end|>"]
     assert "..." in tokenizer.decode(second.input_ids)
-    rendered = render_rows([{"messages": DIALOGUE}], "chat", tokenizer, max_length=512)
-    assert (rendered.counts["split"], "1 dialogue split into 2 examples" in str(rendered)) == (
-        1,
-        True,
-    )
+    examples, counts = render([{"messages": DIALOGUE}], "chat", tokenizer, max_length=512)
+    assert (counts["split"], counts["split_examples"]) == (1, 2)
+    assert counts["split_tokens"] == len(examples[0]) + len(examples[1])
+    assert counts["unsplit_tokens"] == len(examples[1])
+    assert "1 dialogue split into 2 examples" in describe_counts(counts)
 
 
 def test_a_template_without_end_of_turn_gets_the_end_of_sequence(tokenizer):
@@ -113,9 +125,9 @@ def test_a_system_message_is_added_only_where_there_is_none(tokenizer):
 
 def test_completions_and_texts_have_an_end_token_and_prompts_are_not_learned(tokenizer):
     rows = [{"prompt": "ask ", "completion": "say"}]
-    (example,) = render_rows(rows, "prompt-completion", tokenizer, max_length=99).examples
+    (example,), _ = render(rows, "prompt-completion", tokenizer, max_length=99)
     assert learned(example, tokenizer) == ["say<|im_end|>"]
-    (example,) = render_rows([{"text": "story"}], "text", tokenizer, max_length=99).examples
+    (example,), _ = render([{"text": "story"}], "text", tokenizer, max_length=99)
     assert learned(example, tokenizer) == ["story<|im_end|>"]
 
 
@@ -123,32 +135,23 @@ def test_truncated_and_dropped_rows_are_counted(tokenizer):
     long = {"messages": [{"role": "user", "content": "x" * 200}, DIALOGUE[2]]}
     short = {"messages": DIALOGUE[1:3]}
     answer = {"messages": [DIALOGUE[1], {"role": "assistant", "content": "y" * 200}]}
-    rendered = render_rows([long, short, short, answer], "chat", tokenizer, max_length=80)
-    counts = rendered.counts
-    assert (counts["rows"], len(rendered.examples), counts["truncated"], counts["dropped"]) == (
-        4,
-        3,
-        2,
-        1,
-    )
-    assert max(len(example.input_ids) for example in rendered.examples) == 80
-    with pytest.raises(DataError, match="2 of 3 rows have no supervised token within 80 tokens"):
-        render_rows([long, long, short], "chat", tokenizer, max_length=80)
+    examples, counts = render([long, short, short, answer], "chat", tokenizer, max_length=80)
+    assert (counts["rows"], counts["examples"], len(examples)) == (4, 3, 3)
+    assert (counts["truncated"], counts["answers_cut"], counts["dropped"]) == (2, 1, 1)
+    assert max(len(example.input_ids) for example in examples) == 80
 
 
 def test_a_row_is_dropped_only_when_none_of_its_split_answers_is_left(tokenizer):
     tokenizer.chat_template = FORGETFUL
     late = [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "late"}]
-    rendered = render_rows(
-        [{"messages": DIALOGUE[:3] + late}] * 3, "chat", tokenizer, max_length=100
-    )
-    assert (len(rendered.examples), rendered.counts["truncated"]) == (3, 3)
-    assert rendered.counts["dropped"] == 0
+    rows = [{"messages": DIALOGUE[:3] + late}] * 3
+    examples, counts = render(rows, "chat", tokenizer, max_length=100)
+    assert (len(examples), counts["truncated"], counts["dropped"]) == (3, 3, 0)
 
 
 def test_a_dialogue_without_an_answer_is_dropped(tokenizer):
     rows = [{"messages": DIALOGUE[:2]}, {"messages": DIALOGUE}]
-    assert render_rows(rows, "chat", tokenizer, max_length=512).counts["dropped"] == 1
+    assert render(rows, "chat", tokenizer, max_length=512)[1]["dropped"] == 1
 
 
 def test_padding_is_masked_and_a_learned_end_of_sequence_is_not(tokenizer):
@@ -173,12 +176,10 @@ def test_padding_is_masked_and_a_learned_end_of_sequence_is_not(tokenizer):
 
 
 def test_the_preview_marks_what_is_learned(tokenizer):
-    rendered = render_rows([{"messages": DIALOGUE}] * 3, "chat", tokenizer, max_length=512)
-    text = preview(rendered.examples, str(rendered), tokenizer, count=1)
+    rows = [{"messages": DIALOGUE}] * 3
+    examples, counts = render(rows, "chat", tokenizer, max_length=512)
+    text = preview(examples, describe_counts(counts), tokenizer, count=1)
     assert "⟦1.<|im_end|>⟧" in text
     assert text.count("---") == 2
-    supervised = rendered.examples[0].supervised
-    assert f"of which supervised: {3 * supervised}" in text
-    assert "\033[1;32m1." in preview(
-        rendered.examples, str(rendered), tokenizer, count=1, color=True
-    )
+    assert f"of which supervised: {3 * examples[0].supervised}" in text
+    assert "\033[1;32m1." in preview(examples, "", tokenizer, count=1, color=True)

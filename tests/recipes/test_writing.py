@@ -242,3 +242,16 @@ def test_a_finished_run_is_opened_without_a_report_of_missing_weights(pairs, cap
     caplog.clear()
     open_run(pairs).model()
     assert caplog.text == ""
+
+
+def test_a_finished_run_keeps_its_chat_template_when_the_file_is_gone(tmp_path, llama_dir):
+    file = tmp_path / "mine.jinja"
+    file.write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}[assistant]"
+    )
+    values = config_values("chat", tmp_path, llama_dir)
+    values["data"]["chat_template"] = str(file)
+    finished = run("chat", values)
+    file.unlink()
+    task = open_run(finished).task
+    assert task.prompt([], "hi") == "[user] hi</s>[assistant]"
