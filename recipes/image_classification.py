@@ -10,14 +10,21 @@ from dataclasses import field
 from functools import partial
 
 from peftkit.config.keys import section
+from peftkit.config.sections import OversamplingSettings, RowSettings
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
+
+
+@section
+class Data(RowSettings, OversamplingSettings):
+    """Which images to learn from."""
 
 
 @section
 class Config(RecipeSettings):
     """Sort images into classes."""
 
+    data: Data
     loss: LossSettings = field(default_factory=LossSettings)
     teacher: TeacherSettings | None = None
 

@@ -14,16 +14,21 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from peftkit.config.keys import section
-from peftkit.config.sections import TextSettings
+from peftkit.config.sections import OversamplingSettings, TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
+
+
+@section
+class Data(TextSettings, OversamplingSettings):
+    """Which texts to learn from."""
 
 
 @section
 class Config(RecipeSettings):
     """Sort texts into classes."""
 
-    data: TextSettings
+    data: Data
     loss: LossSettings = field(default_factory=LossSettings)
     augment: AugmentSettings | None = None
     teacher: TeacherSettings | None = None

@@ -12,13 +12,13 @@ from dataclasses import field
 from typing import Literal
 
 from peftkit.config.keys import section
-from peftkit.config.sections import TextSettings
+from peftkit.config.sections import OversamplingSettings, TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Data(TextSettings):
+class Data(TextSettings, OversamplingSettings):
     """Which pairs to learn from."""
 
     target: Literal["label", "score"] = "label"
@@ -38,6 +38,10 @@ class Config(RecipeSettings):
         super().__post_init__()
         if self.data.target == "label":
             return
+        if self.data.oversample is not None:
+            raise ValueError(
+                "data.oversample is for labels: leave it out, or leave out data.target: score"
+            )
         for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
             if getattr(self.loss, name):
                 raise ValueError(

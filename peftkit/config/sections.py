@@ -79,9 +79,18 @@ class RowSettings:
     package:NAME/FILE for a file in an installed package.
     """
     evaluation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out rows: a data file, or the share of the training rows to hold out."""
+    """Held-out rows: a data file, or the share of the training rows to hold out; of each class,
+    that share is held out, and rows with the same group stay together.
+    """
     columns: dict[str, str] = field(default_factory=dict)
     """What the file calls the columns, such as {messages: conversation}."""
+    skip_empty: bool = False
+    """Leave out rows that hold nothing to learn from, and say which; false stops at the first."""
+    shares: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """Shares of the files of data.train among the rows of an epoch, in their order. An epoch has as
+    many rows as the files together: a file with too many rows gives some of them, drawn once with
+    the run's seed, and one with too few gives all of them several times.
+    """
     replay: ReplaySettings | None = None
     """Rows of an earlier task to train on again."""
     retention: str | None = None
@@ -89,6 +98,32 @@ class RowSettings:
     lint: bool = True
     """Look for duplicates, overlap, odd labels and answers, and personal data in the rows when a
     run starts, and say what is found.
+    """
+
+    def __post_init__(self) -> None:
+        if self.shares is None:
+            return
+        files = 1 if isinstance(self.train, str) else len(self.train)
+        if files != len(self.shares) or files < 2:
+            raise ValueError(
+                f"shares has {len(self.shares)} numbers and train names {_count_files(files)}: "
+                "name several files, and give each its share"
+            )
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares adds up to {sum(self.shares):g}; it must add up to 1")
+
+
+def _count_files(count: int) -> str:
+    return "one file" if count == 1 else f"{count} files"
+
+
+@section
+class OversamplingSettings:
+    """How often rows of rare classes are learned."""
+
+    oversample: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Repeat training rows of rare classes until each class has at least this share of the rows of
+    the largest one; loss.class_weights: balanced counts the rows after that.
     """
 
 
@@ -123,6 +158,7 @@ class DataSettings(TextSettings):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss_on == "assistant" and self.format == "text":
             raise ValueError(
                 "loss_on: assistant needs rows with answers; text rows have none, leave it out"

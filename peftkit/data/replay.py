@@ -1,7 +1,6 @@
 """Replay: old rows mixed into the new ones, so that a model forgets less of what it knew."""
 
-import random
-
+from peftkit.data.draws import generator
 from peftkit.data.rows import Rows
 
 
@@ -15,9 +14,9 @@ def add_replay(rows: Rows, old: Rows, share: float, seed: int) -> Rows:
             too few old rows, all of them are taken.
         seed: The seed of the draw.
     """
-    draw = random.Random(seed)
+    drawn = generator(seed, "data.replay").permutation(len(old))
     if share == 1:
-        return old.select(draw.sample(range(len(old)), len(old)))
+        return old.select(drawn)
     # old / (new + old) = share, so old = new * share / (1 - share)
-    count = min(len(old), round(len(rows) * share / (1 - share)))
-    return Rows.joined([rows, old.select(draw.sample(range(len(old)), count))])
+    count = round(len(rows) * share / (1 - share))
+    return Rows.joined([rows, old.select(drawn[:count])])

@@ -113,7 +113,8 @@ class Rows(Sequence[Row]):
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> "Rows":
         """Return the rows of these numbers, in this order; a row may come more than once."""
-        chosen = np.asarray(numbers, dtype=np.int64)
+        is_large = len(self) > np.iinfo(np.int32).max
+        chosen = np.asarray(numbers, dtype=np.int64 if is_large else np.int32)
 
         def digest() -> str:
             return _digest_of(self.digest, hashlib.sha256(chosen.tobytes()).hexdigest())

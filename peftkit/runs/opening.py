@@ -6,6 +6,7 @@ from typing import Any
 
 import peftkit
 from peftkit.config.reading import build, load_yaml
+from peftkit.data.empty_rows import leave_out_empty
 from peftkit.data.row_files import read_rows
 from peftkit.data.rows import Rows
 from peftkit.errors import ConfigError
@@ -46,9 +47,10 @@ class Opened:
 
         A share that it split off itself is kept as the task had read it.
         """
-        if isinstance(self.config.data.evaluation, str):
-            return self.task.read(self.held_out())
-        return read_rows(self.held_out())
+        if not isinstance(self.config.data.evaluation, str):
+            return read_rows(self.held_out())
+        rows = self.task.read(self.held_out())
+        return leave_out_empty(rows)[0] if self.config.data.skip_empty else rows
 
     def backbone(self) -> Any:
         """Load the frozen backbone, with the head for the run's task.

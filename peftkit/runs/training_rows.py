@@ -1,11 +1,19 @@
 """Which rows a run learns from, which it holds out, and which it only measures."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from peftkit.data.empty_rows import leave_out_empty
 from peftkit.data.held_out_split import split_held_out
 from peftkit.data.replay import add_replay
+from peftkit.data.row_classes import class_numbers
+from peftkit.data.row_shares import draw_shares, oversample
 from peftkit.data.rows import Rows
+from peftkit.data.table_rows import list_paths
+from peftkit.errors import ConfigError
 from peftkit.tasks.base import Task
 
 
@@ -38,18 +46,82 @@ class TrainingRows:
 def read_training_rows(task: Task, config: Any) -> TrainingRows:
     """Return the rows of a run.
 
+    Empty rows are left out first. Then come the split into training and held-out rows, the shares
+    of files, the rows of rare classes again, and replayed rows.
+
     Args:
         task: Reads the files.
         config: The run's config; its ``data`` says which rows, and its ``seed`` how they are drawn.
+
+    Raises:
+        ConfigError: the config asks for what the task's rows do not have.
+        DataError: a row cannot be read, or there is nothing to train on or to hold out.
     """
-    data, seed = config.data, config.seed
-    rows = task.read(data.train)
-    held_out = Rows.of([])
-    if isinstance(data.evaluation, float):
-        rows, held_out = split_held_out(rows, data.evaluation, seed)
-    elif data.evaluation is not None:
-        held_out = task.read(data.evaluation)
-    if data.replay is not None:
-        rows = add_replay(rows, task.read(data.replay.train), data.replay.share, seed)
-    retained = task.read(data.retention) if data.retention else Rows.of([])
-    return TrainingRows(rows, held_out, retained)
+    return _Reading(task, config).read()
+
+
+class _Reading:
+    """The steps in which the rows of a run are read and drawn."""
+
+    def __init__(self, task: Task, config: Any) -> None:
+        self.task = task
+        self.data = config.data
+        self.seed: int = config.seed
+        self.decided: list[str] = []
+
+    def read(self) -> TrainingRows:
+        """Return the rows, and note what was decided."""
+        data = self.data
+        paths = list_paths(data.train) if data.shares else [data.train]
+        files = list(map(self._read_file, paths))
+        rows = Rows.joined(files)
+        training, held_out = self._split(rows)
+        if data.shares:
+            training = self._share(files, paths, training)
+        learned = self._oversample(rows if training is None else rows.select(training))
+        if data.replay is not None:
+            old = self._read_file(data.replay.train)
+            learned = add_replay(learned, old, data.replay.share, self.seed)
+        retained = self._read_file(data.retention) if data.retention else Rows.of([])
+        return TrainingRows(learned, held_out, retained, self.decided)
+
+    def _read_file(self, path: str | Sequence[str]) -> Rows:
+        """Return the rows of a file, or of several, without the empty ones if they may be left."""
+        rows = self.task.read(path)
+        if not self.data.skip_empty:
+            return rows
+        rows, lines = leave_out_empty(rows)
+        self.decided += lines
+        return rows
+
+    def _split(self, rows: Rows) -> tuple[Any, Rows]:
+        """Return the numbers of the training rows (None for all rows), and the held-out rows."""
+        data = self.data
+        if isinstance(data.evaluation, float):
+            split = split_held_out(rows, data.evaluation, self.seed, self.task.class_column)
+            self.decided += split.decided
+            return split.training, rows.select(split.held_out)
+        held_out = Rows.of([]) if data.evaluation is None else self._read_file(data.evaluation)
+        return None, held_out
+
+    def _share(self, files: Sequence[Rows], names: Sequence[str], training: Any) -> Any:
+        """Return the numbers of the rows of an epoch in which each file has its share."""
+        ends = np.cumsum(list(map(len, files)))
+        numbers = np.arange(ends[-1]) if training is None else training
+        of_file = np.searchsorted(ends, numbers, side="right")
+        drawn, line = draw_shares(of_file, names, self.data.shares, self.seed)
+        self.decided.append(line)
+        return numbers[drawn]
+
+    def _oversample(self, rows: Rows) -> Rows:
+        """Return the rows, those of rare classes several times."""
+        share = getattr(self.data, "oversample", None)
+        if share is None:
+            return rows
+        column = self.task.class_column
+        if column is None:
+            raise ConfigError("data.oversample is for rows with a class: leave it out")
+        classes, names = class_numbers(rows, column)
+        drawn, line = oversample(classes, names, share, self.seed)
+        self.decided.append(line)
+        return rows.select(drawn)

@@ -87,7 +87,15 @@ from peftkit.errors import ConfigError
 from peftkit.losses.base import Batch, Loss
 from peftkit.metrics.measurement import Measurement
 
-_WHICH_ROWS = ("train", "evaluation", "replay", "retention")
+_WHICH_ROWS = (
+    "train",
+    "evaluation",
+    "replay",
+    "retention",
+    "skip_empty",
+    "shares",
+    "oversample",
+)
 
 
 class Task(ABC):
@@ -102,6 +110,7 @@ class Task(ABC):
         example_class: The class of the examples, a dataclass: see
             `peftkit.data.stored_examples`.
         counts: What happened to the rows of the last `examples`, by name.
+        class_column: The column with a row's class; None if rows have none.
         averages: Whether the outputs of several models have a mean.
         is_quick_to_measure: Whether every evaluation during training measures outputs too, and not
             the loss alone.
@@ -110,6 +119,7 @@ class Task(ABC):
     head: Head
     example_class: type
     processor: Any
+    class_column: str | None = None
     averages: bool = True
     is_quick_to_measure: bool = True
 

@@ -62,6 +62,7 @@ class ClassificationTask(Task):
 
     example_class = Encoded
     target = "label"
+    class_column: str | None = "label"
     kinds: tuple[type, ...] = (str, int)
 
     def __init__(
@@ -303,6 +304,7 @@ class ScoringTask(ClassificationTask):
     """
 
     target = "score"
+    class_column = None
     kinds = (int, float)
 
     def fit(self, rows: Sequence[Row]) -> None:
