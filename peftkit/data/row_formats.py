@@ -46,7 +46,7 @@ def convert_row(
         kind: The file's format.
         labelled: Whether the row must have an answer. If not, a row of Alpaca without one ends with
             its question, one with a prompt has an empty completion, and every column stays.
-        loss_on: With "all", a dialogue need not have answers.
+        loss_on: With "all", a dialogue need not have answers, and a prompt's are learned too.
 
     Raises:
         EmptyRowError: there is nothing to learn from the row.
@@ -59,7 +59,7 @@ def convert_row(
         return converted | {"format": "text", "text": _read_learned(row, "text")}
     if kind == "prompt-completion" and not is_conversational(row):
         return converted | {"format": "prompt-completion"} | _read_pair(row, labelled=labelled)
-    messages = _read_dialogue(row, kind, labelled=labelled)
+    messages = _read_dialogue(row, kind, labelled=labelled, loss_on=loss_on)
     if labelled:
         check_answers(messages, must_have_one=loss_on == "assistant")
     became_messages = columns_read(row, kind) if labelled else ("tools", "chat_template_kwargs")
@@ -122,12 +122,12 @@ def _read_pair(row: Row, *, labelled: bool) -> dict[str, str]:
     return {"prompt": check_text(row.get("prompt"), "'prompt'"), "completion": completion}
 
 
-def _read_dialogue(row: Row, kind: FileFormat, *, labelled: bool) -> list[Message]:
+def _read_dialogue(row: Row, kind: FileFormat, *, labelled: bool, loss_on: LossOn) -> list[Message]:
     """Return the messages of a row, the system message in its own column among them."""
     if kind == "alpaca":
         messages = _read_alpaca(row, labelled=labelled)
     elif kind == "prompt-completion":
-        messages = _read_conversational_pair(row, labelled=labelled)
+        messages = _read_conversational_pair(row, labelled=labelled, loss_on=loss_on)
     else:
         messages = read_messages(row.get(FORMAT_COLUMNS[kind][0]), FORMAT_COLUMNS[kind][0])
     system = row.get("system")
@@ -175,7 +175,7 @@ def _read_history(value: object) -> list[tuple[str, str]]:
     return turns
 
 
-def _read_conversational_pair(row: Row, *, labelled: bool) -> list[Message]:
+def _read_conversational_pair(row: Row, *, labelled: bool, loss_on: LossOn) -> list[Message]:
     """Return TRL's prompt and completion as one dialogue; only the completion is learned."""
     prompt, completion = row.get("prompt"), row.get("completion")
     for column, value in (("prompt", prompt), ("completion", completion)):
@@ -186,7 +186,7 @@ def _read_conversational_pair(row: Row, *, labelled: bool) -> list[Message]:
             )
     messages = read_messages(prompt, "prompt") if prompt else []
     for message in messages:
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and loss_on == "assistant":
             message["train"] = False
     if completion or labelled:
         messages += read_messages(completion, "completion")

@@ -230,6 +230,9 @@ def test_a_dialogue_without_answers_can_be_learned_as_a_whole():
     assert convert_row(row, "chat", loss_on="all") == row | {"format": "chat"}
     with pytest.raises(EmptyRowError, match="no message of the assistant"):
         convert_row(row, "chat")
+    pair = {"prompt": said(None, "hi", "yo"), "completion": said(None, "so")}
+    read = convert_row(pair, "prompt-completion", loss_on="all")
+    assert read["messages"] == [*pair["prompt"], *pair["completion"]]
 
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
