@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from peftkit.errors import DataError
 from peftkit.files import cache_directory, recover, staged_directory
 
 _TABLE = "table.arrow"
@@ -22,15 +23,26 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     Args:
         name: Says what is in it: another content has another name.
         make: Fills the empty directory that it is given.
+
+    Raises:
+        DataError: the cache cannot be written to.
     """
     target = cache_directory().resolve() / "data" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        recover(target)
-        if not target.exists():
-            _sweep(target)
-            with staged_directory(target) as stage:
-                make(stage)
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            recover(target)
+            if not target.exists():
+                _sweep(target)
+                with staged_directory(target) as stage:
+                    make(stage)
+    except OSError as problem:
+        raise DataError(
+            f"cannot write to peftkit's cache, {target.parent}: {problem.strerror or problem}; set "
+            "the environment variable PEFTKIT_CACHE to a directory with room"
+        ) from problem
     return target
 
 

@@ -3,7 +3,8 @@
 from functools import partial
 
 from peftkit.config.sections import DataSettings
-from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.column_names import rename_columns
+from peftkit.data.row_files import read_rows
 from peftkit.data.row_formats import FORMAT_COLUMNS, FileFormat, LossOn, convert_row
 from peftkit.data.rows import Row, Rows
 from peftkit.data.unused_keys import unused_keys

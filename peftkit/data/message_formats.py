@@ -4,6 +4,7 @@ OpenAI's way is ``{"role", "content"}``, ShareGPT's is ``{"from", "value"}``. Na
 keys may be mixed.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ _MARK_KEYS = ("train", "weight")
 _KEPT = ("name", "tool_call_id")
 _READ = {*_ROLE_KEYS, *_CONTENT_KEYS, *_REASONING_KEYS, *_CALL_KEYS, *_MARK_KEYS, *_KEPT}
 _HARMLESS = {"id", "index", "annotations", "timestamp", "created", "created_at"}
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _TEXT_PARTS = ("text", "input_text", "output_text")  # of OpenAI's chat completions and responses
 
 
@@ -106,12 +108,10 @@ def _read_message(message: object) -> Message:
         raise DataError(f"{quote(message)} is not a message with a role and a content")
     written = _read_role(message)
     role = ROLES[written]
-    content = _only_one(message, _CONTENT_KEYS)
     if written == "function_call":
-        calls = read_tool_calls(content, "the function call")
-        content = ""
-    else:
-        calls = _read_calls(message)
+        message = _with_calls(message)
+    content = _only_one(message, _CONTENT_KEYS)
+    calls = _read_calls(message)
     read: Message = {"role": role, "content": _read_content(content, role, message, calls)}
     reasoning = _read_reasoning(message)
     if role != "assistant" and (calls or reasoning):
@@ -128,6 +128,21 @@ def _read_message(message: object) -> Message:
     if role == "assistant" and not is_learned:
         read["train"] = False
     return read
+
+
+def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose content is a function call as one with the call beside it.
+
+    LLaMA-Factory takes a thought before the call, ``<think>...</think>``.
+    """
+    content = _only_one(message, _CONTENT_KEYS)
+    changed = message | dict.fromkeys(_CONTENT_KEYS)
+    thought = _THOUGHT.match(content) if isinstance(content, str) else None
+    if thought is not None:
+        changed["thinking"] = thought[1].strip()
+        content = content[thought.end() :]
+    changed["function_call"] = read_tool_calls(content, "the function call")
+    return changed
 
 
 def _read_role(message: dict[str, Any]) -> str:

@@ -1,209 +1,248 @@
-"""Rows from JSONL, JSON, CSV and Parquet files.
+"""Rows from wherever people have them: files, directories, the Hub, and objects in Python.
 
 A large file is copied once into an Arrow file of the cache, which all processes map into their
 memory.
 """
 
-import codecs
-import hashlib
-import json
-from collections.abc import Collection, Iterator, Mapping
+import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.data.arrow_files import written_table
-from peftkit.data.rows import Row, Rows
+from peftkit.data.data_directories import choose_files
+from peftkit.data.data_file import PACKED, DataFile
+from peftkit.data.dataset_rows import (
+    HUB_PREFIX,
+    dataset_rows,
+    hub_rows,
+    is_dataset,
+    is_saved,
+    saved_rows,
+)
+from peftkit.data.json_files import json_rows, read_json, read_json_lines
+from peftkit.data.rows import Rows
+from peftkit.data.samples import PREFIX as SAMPLE_PREFIX
 from peftkit.data.samples import sample_file
-from peftkit.errors import DataError, nearest
+from peftkit.data.spreadsheet_files import read_xlsx
+from peftkit.data.table_files import read_arrow, read_csv, read_parquet, read_tsv, table_rows
+from peftkit.errors import DataError
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_BATCH_BYTES = 8 * 2**20  # of JSON text in one Arrow batch
-_SMALL_FILE_BYTES = 4 * 2**20  # is kept in memory
-_FORMAT = 1  # of the files in the cache
+RowSource = Any
+"""Where rows are, as `read_rows` takes it."""
+
+_READERS: dict[str, Callable[[DataFile], Iterator[Any]]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".xlsx": read_xlsx,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+_TEXT_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # may be compressed
+_JSON_KINDS = (".jsonl", ".ndjson", ".json", ".xlsx")
+_FORMAT = 2  # of the files in the cache
+_UNPACKERS = {".zst": "zstd -d", ".zip": "unzip", ".7z": "7z x", ".tar": "tar xf"}
 
 
-def read_rows(path: str | Path) -> Rows:
-    """Return the rows of a file, a sample (``sample:NAME/SPLIT``), or ``package:NAME/FILE``.
+def read_rows(source: RowSource, *, encoding: str | None = None) -> Rows:
+    """Return the rows of a source, or of several, one after the other.
 
-    JSON values stay as they are written, so a date stays a text. The `datasets` library reads CSV
-    and Parquet.
+    A source is one of these:
+
+    - a file of JSON (.jsonl, .ndjson, .json), CSV or TSV, each also .gz, .bz2 or .xz; .parquet,
+      .arrow; .xlsx, or ``FILE.xlsx:SHEET`` where several sheets have cells;
+    - a pattern of such files, such as ``data/*.jsonl``;
+    - a directory of such files, or one that `save_to_disk` of `datasets` wrote; ``DIR:SPLIT`` where
+      its files are of several splits;
+    - ``hub:OWNER/NAME``, a data set of the Hub, as `peftkit.data.dataset_rows.hub_rows` takes it;
+    - ``sample:NAME/SPLIT``, or ``package:NAME/FILE`` for what is in an installed package;
+    - in Python, a list of dicts, a `Dataset`, or a `DatasetDict` with one split.
+
+    JSON values stay as they are written, so a date stays a text. So do cells of CSV and TSV, which
+    are all texts; an empty one is None.
+
+    Args:
+        source: A source, or a list of several.
+        encoding: The encoding of text files that have no byte order mark; None is UTF-8.
 
     Raises:
-        DataError: the file does not exist, has an unknown ending, cannot be parsed, or has no rows.
-            Reading a row raises it too, where a line is not a JSON object.
+        DataError: there is no such source, it cannot be parsed, or it has no rows. Reading a row
+            raises it too, where a line is not a JSON object.
     """
-    file = _find(str(path))
-    if not file.is_file():
-        raise DataError(f"there is no data file at {file}")
-    if file.suffix not in _SUFFIXES:
-        raise DataError(f"{file} ends in {file.suffix!r}; data files end in {', '.join(_SUFFIXES)}")
-    is_json = file.suffix in (".jsonl", ".json")
-    digest = _digest(file)
-    table = written_table(
-        f"rows-{file.suffix[1:]}-{_FORMAT}-{digest[:32]}",
-        partial(_copy_json if is_json else _copy_table, file),
-        is_small=file.stat().st_size <= _SMALL_FILE_BYTES,
-    )
-    rows = _json_rows(file, table, digest) if is_json else _table_rows(file, table, digest)
+    found = []
+    for each in list_sources(source):
+        found.append(_read_one(each, encoding))
+    return Rows.joined(found)
+
+
+def list_sources(source: RowSource) -> list[RowSource]:
+    """Return the single sources: those of a list, and the files that a pattern stands for.
+
+    Raises:
+        DataError: no file fits a pattern.
+    """
+    if isinstance(source, str | Path):
+        return _expand(str(source))
+    if not isinstance(source, list | tuple) or (source and isinstance(source[0], Mapping)):
+        return [source]
+    found = []
+    for each in source:
+        found += list_sources(each)
+    return found
+
+
+def _expand(path: str) -> list[str]:
+    """Return the files that fit a pattern, sorted. A path that is no pattern stays as it is."""
+    is_path = not path.startswith((SAMPLE_PREFIX, PACKAGE_PREFIX, HUB_PREFIX))
+    if not is_path or not glob.has_magic(path) or Path(path).expanduser().exists():
+        return [path]
+    parts = Path(path).expanduser().parts
+    fixed = [glob.has_magic(part) for part in parts].index(True)
+    files = []
+    for found in sorted(Path(*parts[:fixed]).glob("/".join(parts[fixed:]))):
+        if found.is_file():
+            files.append(str(found))
+    if not files:
+        raise DataError(f"no data file fits the pattern {path}")
+    return files
+
+
+def source_directory(source: RowSource) -> Path:
+    """Return the directory that files which rows name are relative to.
+
+    It is the one that holds the data file, or the directory itself that was named. For what is not
+    a file, it is the current one.
+    """
+    if not isinstance(source, str | Path) or str(source).startswith(HUB_PREFIX):
+        return Path.cwd()
+    path, _ = _find(str(source))
+    return path.resolve() if path.is_dir() else path.parent.resolve()
+
+
+def _read_one(source: RowSource, encoding: str | None) -> Rows:
+    if isinstance(source, Rows):
+        rows = source
+    elif is_dataset(source):
+        rows = dataset_rows(source)
+    elif isinstance(source, str) and source.startswith(HUB_PREFIX):
+        rows = hub_rows(source)
+    elif isinstance(source, str | Path):
+        rows = _read_path(str(source), encoding)
+    elif isinstance(source, Sequence) and all(isinstance(row, Mapping) for row in source):
+        rows = Rows.of(source)
+    else:
+        raise DataError(
+            f"rows cannot be read from a {type(source).__name__}: give a path, a list of dicts, or "
+            "a Dataset of the datasets library"
+        )
     if not rows:
-        raise DataError(f"{file} holds no rows")
+        raise DataError(f"{_named(source)} holds no rows")
     return rows
 
 
-def _find(path: str) -> Path:
-    if path.startswith("sample:"):
-        return sample_file(path)
-    if path.startswith(PACKAGE_PREFIX):
-        return package_file(path, DataError)
-    return Path(path)
+def _named(source: RowSource) -> str:
+    return str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
 
 
-def _digest(file: Path) -> str:
+def _read_path(source: str, encoding: str | None) -> Rows:
+    _check_arrow(source)
+    path, part = _find(source)
+    if not path.is_dir():
+        return _read_file(path, encoding, part)
+    if is_saved(path):
+        return saved_rows(path, part)
+    files = []
+    for file in choose_files(path, part, _kind_of):
+        files.append(_read_file(file, encoding, None))
+    return Rows.joined(files)
+
+
+def _check_arrow(source: str) -> None:
     try:
-        with file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-    except OSError as problem:
-        raise DataError(f"cannot read {file}: {problem}") from problem
-
-
-def _copy_json(file: Path, sink: Any) -> None:
-    """Write the texts of a file's objects, and the line that each begins on, as Arrow."""
-    import pyarrow as pa
-
-    schema = pa.schema({"json": pa.binary(), "line": pa.int32()})
-    with pa.ipc.new_stream(sink, schema) as writer:
-        texts: list[bytes] = []
-        lines: list[int] = []
-        size = 0
-        for line, text in _json_texts(file):
-            texts.append(text)
-            lines.append(line)
-            size += len(text)
-            if size > _BATCH_BYTES:
-                writer.write_batch(pa.record_batch([texts, lines], schema=schema))
-                texts, lines, size = [], [], 0
-        if texts:
-            writer.write_batch(pa.record_batch([texts, lines], schema=schema))
-
-
-def _json_texts(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the objects of a file, one per line or all in one list, and the line of each.
-
-    Of a list, the line is the place in the list. Empty lines are left out.
-    """
-    with file.open("rb") as lines:
-        if lines.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-            for number, value in enumerate(_parse_json(file.read_bytes(), file, line=1), 1):
-                yield number, json.dumps(value).encode()
-            return
-        lines.seek(0)
-        # Not splitlines(): a JSON text may contain other line separators, such as U+2028.
-        for line, text in enumerate(lines, 1):
-            text = text.removeprefix(codecs.BOM_UTF8) if line == 1 else text
-            if text.strip():
-                yield line, text.rstrip(b"\r\n")
-
-
-def _json_rows(file: Path, table: Any, digest: str) -> Rows:
-    """Return the rows of a table that `_copy_json` wrote."""
-    texts, lines = table.column("json"), table.column("line")
-
-    def read(number: int) -> Row:
-        value = _parse_json(texts[number].as_py(), file, lines[number].as_py())
-        if not isinstance(value, dict):
-            raise DataError(f"cannot read {where(number)}: {value!r:.80} is not an object")
-        return value
-
-    def where(number: int) -> str:
-        return f"{file}, row {lines[number]}"
-
-    return Rows(read, len(table), where, lambda: digest)
-
-
-def _parse_json(text: bytes, file: Path, line: int) -> Any:
-    """Parse JSON that begins on line `line` of `file`; errors name the line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as problem:
-        line += problem.lineno - 1
-        raise DataError(f"cannot read {file}, line {line}: {problem.msg}") from problem
-    except (ValueError, RecursionError) as problem:  # not UTF-8, or nested too deeply
-        raise DataError(f"cannot read {file}, line {line}: {problem}") from problem
-
-
-def _copy_table(file: Path, sink: Any) -> None:
-    """Write the rows of a CSV or Parquet file as Arrow."""
-    import pyarrow as pa
-
-    try:
-        from datasets import Dataset, disable_progress_bars
-        from datasets.exceptions import DatasetGenerationError
+        import pyarrow as pa  # noqa: F401
     except ModuleNotFoundError as problem:
         raise DataError(
-            f"{file.suffix} files need the datasets library: pip install 'peftkit[recipes]'"
+            f"{source}: rows need the datasets library: pip install 'peftkit[recipes]'"
         ) from problem
 
-    disable_progress_bars()
-    read = Dataset.from_csv if file.suffix == ".csv" else Dataset.from_parquet
+
+def _find(source: str) -> tuple[Path, str | None]:
+    """Return the path that a source names, and the part of it: a split, or a sheet."""
+    if source.startswith(SAMPLE_PREFIX):
+        return sample_file(source), None
+    if source.startswith(PACKAGE_PREFIX):
+        return package_file(source, DataError), None
+    path = Path(source).expanduser()
+    before, colon, part = source.rpartition(":")
     try:
-        table = read(str(file), keep_in_memory=True).data.table
-    except (DatasetGenerationError, ValueError, OSError, StopIteration) as problem:
-        raise DataError(f"cannot read {file}: {problem.__cause__ or problem}") from problem
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
+        whole = Path(before).expanduser()
+        if colon and not path.exists() and (whole.is_dir() or whole.suffix.lower() == ".xlsx"):
+            return whole, part
+        if path.exists():
+            return path, None
+    except (OSError, ValueError) as problem:
+        raise DataError(f"cannot read {source}: {problem}") from problem
+    hint = ""
+    if len(path.parts) == 2 and not path.is_absolute() and not path.suffix:
+        hint = f"; for the data set of the Hub, write {HUB_PREFIX}{source}"
+    raise DataError(f"there is no data file at {source}{hint}")
 
 
-def _table_rows(file: Path, table: Any, digest: str) -> Rows:
-    """Return the rows of a table that `_copy_table` wrote."""
-
-    def read(number: int) -> Row:
-        row = {}
-        for column in table.column_names:
-            row[column] = _without_nulls(table.column(column)[number].as_py())
-        return row
-
-    return Rows(read, len(table), lambda number: f"{file}, row {number + 1}", lambda: digest)
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop null entries of nested objects: Arrow adds them where another row has the key."""
-    if isinstance(value, list):
-        return [_without_nulls(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return value
+def _read_file(path: Path, encoding: str | None, part: str | None) -> Rows:
+    kind = _kind_of(path)
+    if kind is None:
+        raise DataError(_unknown_ending(path))
+    packing = path.suffix.lower() if path.suffix.lower() in PACKED else ""
+    ending = kind.removesuffix(packing)
+    file = DataFile.at(path, ending, packing, encoding, part)
+    key = f"{file.digest[:32]}-{encoding}-{part}" if encoding or part else file.digest[:32]
+    table = written_table(
+        f"rows{kind}-{_FORMAT}-{key}".replace("/", "_"),
+        partial(_copy, file, _READERS[ending]),
+        is_small=file.is_small,
+    )
+    if ending in _JSON_KINDS:
+        return json_rows(file, table, "sheet row" if ending == ".xlsx" else "row")
+    return table_rows(file, table)
 
 
-def rename_columns(rows: Rows, columns: Mapping[str, str], optional: Collection[str] = ()) -> Rows:
-    """Rename columns. A renamed column replaces one that already has its new name.
+def _kind_of(path: Path) -> str | None:
+    """Return the ending of a data file, such as ".csv" or ".jsonl.gz"; None for another file."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in _READERS:
+        return suffixes[-1]
+    if len(suffixes) == 2 and suffixes[0] in _TEXT_KINDS and suffixes[1] in PACKED:
+        return "".join(suffixes)
+    return None
 
-    Args:
-        rows: Rows as `read_rows` returns them.
-        columns: The file's name for each of peftkit's names.
-        optional: The peftkit names whose columns the file may lack.
 
-    Raises:
-        DataError: the file lacks a column that is not optional.
-    """
-    if not columns:
-        return rows
-    present = rows.columns
-    renamed = {}
-    for ours, theirs in columns.items():
-        if theirs in present:
-            renamed[ours] = theirs
-        elif ours not in optional:
-            names = ", ".join(map(repr, present))
-            raise DataError(f"no column {theirs!r} among {names}{nearest(theirs, present)}")
-    replaced = {*renamed, *renamed.values()}
+def _unknown_ending(path: Path) -> str:
+    unpacker = _UNPACKERS.get(path.suffix.lower())
+    if unpacker is not None:
+        return f"{path} is packed in a way that is not read here: run {unpacker} {path.name}"
+    if path.suffix.lower() == ".xls":
+        return f"{path} is in Excel's old format: save it as .xlsx or .csv"
+    return (
+        f"{path} ends in {path.suffix!r}; data files end in {', '.join(_READERS)}, and those of "
+        f"text may end in {', '.join(PACKED)} after that"
+    )
 
-    def rename(row: Row) -> Row:
-        values = {ours: row.get(theirs) for ours, theirs in renamed.items()}
-        for column, value in row.items():
-            if column not in replaced:
-                values[column] = value
-        return values
 
-    return rows.map(rename)
+def _copy(file: DataFile, read: Callable[[DataFile], Iterator[Any]], sink: Any) -> None:
+    """Write the rows of a file as an Arrow stream."""
+    import pyarrow as pa
+
+    writer = None
+    for batch in read(file):
+        if writer is None:
+            writer = pa.ipc.new_stream(sink, batch.schema)
+        writer.write_batch(batch)
+    if writer is None:
+        raise DataError(f"{file.path} holds no rows")
+    writer.close()
+    file.check_unchanged()

@@ -52,9 +52,11 @@ def convert_row(
         EmptyRowError: there is nothing to learn from the row.
         DataError: the row does not fit. The message does not say which row it is.
     """
-    converted = dict(row)
-    _check_expect(row.get("expect"))
+    _check_kind(row, kind)
     _check_weight(row.get("weight"))
+    converted = dict(row)
+    if row.get("expect") is not None:
+        converted["expect"] = _read_expect(row["expect"])
     if kind == "text":
         return converted | {"format": "text", "text": _read_learned(row, "text")}
     if kind == "prompt-completion" and not is_conversational(row):
@@ -76,11 +78,30 @@ def columns_read(row: Row, kind: FileFormat) -> tuple[str, ...]:
     return (*own, *_DIALOGUE_COLUMNS)
 
 
-def _check_expect(expect: object) -> None:
-    if expect is None:
+def _check_kind(row: Row, kind: FileFormat) -> None:
+    """Check that a row without the columns of its format is empty, and not of another format."""
+    if not _lacks(row, FORMAT_COLUMNS[kind]):
         return
+    for other, columns in FORMAT_COLUMNS.items():
+        if all(row.get(column) for column in columns):
+            missing = " or ".join(map(repr, FORMAT_COLUMNS[kind]))
+            raise DataError(
+                f"the row has no {missing}, and its columns are those of {other}: set data.format, "
+                "or put the rows of each format into a file of their own"
+            )
+
+
+def _lacks(row: Row, columns: tuple[str, ...]) -> bool:
+    return all(row.get(column) is None for column in columns)
+
+
+def _read_expect(value: object) -> list[str]:
+    """Return the texts that an answer must contain; in CSV files they are a JSON text."""
+    is_json = isinstance(value, str) and value.lstrip().startswith("[")
+    expect = parse_json(value, "'expect'") if is_json else value
     if not isinstance(expect, list) or not all(isinstance(entry, str) for entry in expect):
-        raise DataError(f"'expect' is {quote(expect)}; it must be a list of texts")
+        raise DataError(f"'expect' is {quote(value)}; it must be a list of texts")
+    return expect
 
 
 def _check_weight(weight: Any) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.column_names import rename_columns
+from peftkit.data.row_files import read_rows
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError, nearest
 

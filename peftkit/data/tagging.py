@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.row_files import read_rows, rename_columns
+from peftkit.data.column_names import rename_columns
+from peftkit.data.row_files import read_rows
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
 

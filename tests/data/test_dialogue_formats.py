@@ -225,6 +225,33 @@ def test_a_row_with_nothing_to_learn_is_empty(row):
         convert_row(row, detect_format(Rows.of([row])))
 
 
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        (
+            {"text": "x"},
+            "chat",
+            "no 'messages', and its columns are those of text: set data.format",
+        ),
+        ({"conversations": TURNS}, "chat", "no 'messages', and its columns are those of sharegpt"),
+        ({"messages": TURNS}, "prompt-completion", "no 'prompt' or 'completion', .* those of chat"),
+    ],
+)
+def test_a_row_of_another_format_is_not_taken_for_an_empty_one(row, kind, message):
+    with pytest.raises(DataError, match=message) as refused:
+        convert_row(row, kind)
+    assert not isinstance(refused.value, EmptyRowError)
+
+
+def test_dialogues_in_a_csv_file_are_json_texts(tmp_path):
+    path = tmp_path / "rows.csv"
+    said_in_csv = json.dumps(CHAT[0]["messages"]).replace('"', '""')
+    path.write_text(f'messages,expect,tools\n"{said_in_csv}","[""yo""]","[{{""name"": ""f""}}]"\n')
+    (row,) = read_text_rows(DataSettings(train=""), str(path))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert row == CHAT[0] | {"format": "chat", "tools": tools}
+
+
 def test_a_dialogue_without_answers_can_be_learned_as_a_whole():
     row = {"messages": said(None, "hi")}
     assert convert_row(row, "chat", loss_on="all") == row | {"format": "chat"}

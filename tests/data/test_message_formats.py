@@ -84,6 +84,17 @@ def test_a_function_call_of_llama_factory_becomes_a_tool_call(value, write):
     ]
 
 
+def test_a_thought_before_a_function_call_is_its_reasoning():
+    value = f"<think>\nBrest is a port.\n</think>\n\n{json.dumps(CALL['function'])}"
+    (read,) = read_messages([{"from": "function_call", "value": value}], "conversations")
+    assert read == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Brest is a port.",
+        "tool_calls": [CALL],
+    }
+
+
 def test_messages_may_be_a_json_text():
     messages = [{"role": "user", "content": "hé\u2028"}]
     assert read_messages(json.dumps(messages), "messages") == messages

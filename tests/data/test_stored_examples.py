@@ -1,6 +1,9 @@
 """Examples in files are those in memory, whoever made them, and are made once."""
 
+import multiprocessing
 import os
+import random
+import time
 from collections import Counter
 
 import numpy as np
@@ -117,3 +120,36 @@ def test_a_process_that_is_killed_is_said_and_leaves_nothing(tmp_path, monkeypat
     with pytest.raises(DataError, match="was killed"):
         encode_rows(rows_of(MANY), die, Example, lambda: "a", "rows")
     assert not [path for path in (tmp_path / "cache" / "data").iterdir() if path.is_dir()]
+
+
+def encode_slowly(rows, counts):
+    time.sleep(0.02)
+    return encode(rows, counts)
+
+
+def make_many(cache, encode_rows_with):
+    """Make the examples of many rows in two processes."""
+    os.environ["PEFTKIT_CACHE"] = cache
+    encoding_processes._processes = lambda: 2
+    encode_rows(rows_of(10 * MANY), encode_rows_with, Example, lambda: "killed", "rows")
+
+
+def test_kills_in_the_middle_leave_nothing_half_written_and_no_process(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    chance, directory = random.Random(0), tmp_path / "cache" / "data"
+    for _ in range(5):
+        process = context.Process(target=make_many, args=(str(tmp_path / "cache"), encode_slowly))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not list(directory.glob(".*/*.arrow")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.3))
+        process.kill()
+        process.join()
+        assert not list(directory.glob("examples-*/"))  # what is there under its name is whole
+    make_many(str(tmp_path / "cache"), encode)  # waits until the last orphan has let go of the lock
+    assert [path.suffix for path in directory.iterdir() if path.name.startswith(".")] == []
+    [made] = directory.glob("examples-*/")
+    assert len(StoredExamples(made, Example)) == 9 * MANY
