@@ -1,6 +1,5 @@
 """One fine-tuning run, whatever the task, from its config to its report."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
 from peftkit.data.rows import Rows
+from peftkit.data.watched_rows import WatchedRows
 from peftkit.errors import ConfigError, DataError, nearest
 from peftkit.files import staged_directory, write_rows
 from peftkit.lean import Lean
@@ -93,7 +93,6 @@ class Finetuning:
     held_out: Rows
     retained: Rows  # of the task that the model could do before
     needed: Needed  # the examples to learn from
-    counts: Counter[str]  # what happened to their rows
     measured: MeasuredRows
     retained_examples: Sequence[Any] = ()
     model: PeftModel
@@ -124,13 +123,17 @@ class Finetuning:
         for line in found.decided:
             self.run.say(line)
         if isinstance(self.config.data.evaluation, float) and self.run.is_main:
-            write_rows(self.run.directory / "evaluation.jsonl", self.held_out)
+            held_out = self._watched(self.held_out, "keeping the held-out rows")
+            write_rows(self.run.directory / "evaluation.jsonl", held_out)
         self.run.remember("rows", found.record())
 
     def fit_task(self) -> None:
         """Let the task learn from the rows what the model needs, such as its labels."""
-        self.task.fit(self.rows)
+        self.task.fit(self._watched(self.rows, "reading labels"))
         self._remember_task()
+
+    def _watched(self, rows: Rows, what: str) -> Rows:
+        return WatchedRows(rows, what, is_shown=self.run.is_main)
 
     def _remember_task(self) -> None:
         self.run.remember("task", {"recipe": self._recipe_name(), "learned": self.task.learned})
@@ -152,7 +155,8 @@ class Finetuning:
             self.config.seed,
             lambda drawn: self._encode(drawn, self.config.data.train),
         )
-        self.counts = self.task.counts
+        if self.config.data.lint and self.run.is_main:
+            self._lint()
         if self.needed.share < 1:
             self._remark(
                 f"train.max_steps needs {len(self.needed.rows):,} of the {len(rows):,} rows: "
@@ -161,6 +165,16 @@ class Finetuning:
         self.measured = self._encode_measured()
         if self.retained:
             self.retained_examples = self._encode(self.retained, self.config.data.retention)
+
+    def _lint(self) -> None:
+        """Say what is likely not meant in the rows, and put it into the report.
+
+        Cut answers are those of the training rows, whose examples were the last to be made.
+        """
+        found = self.task.lint(self.rows, self.held_out, thorough=False)
+        self.run.say(str(found))
+        for finding in found.findings:
+            self.remarks.append(f"Lint: {finding.sentence}.")
 
     def _needed_examples(self) -> int | None:
         """Return how many examples all steps take, if the config says how many steps there are."""

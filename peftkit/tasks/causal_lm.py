@@ -1,6 +1,7 @@
 """A decoder that writes what follows: answers in dialogues, completions, texts."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -31,6 +32,7 @@ from peftkit.tasks.base import Task
 from peftkit.tasks.generation import answer
 from peftkit.tasks.inference import in_shares
 
+_ROWS_WITH_FORMATS = 1000
 _PROMPTS_AT_A_TIME = 64  # writing has no logits of whole texts, and is quicker in large batches
 
 
@@ -69,8 +71,12 @@ class CausalLMTask(Task):
         return Rows.joined(found)
 
     def fit(self, rows: Sequence[Row]) -> None:
-        """Remember the formats of the training rows: a trained model is asked in the same form."""
-        self.learned["formats"] = sorted({row["format"] for row in rows})
+        """Remember the formats of the training rows: a trained model is asked in the same form.
+
+        Of many rows, a thousand are looked at, evenly spread.
+        """
+        every = max(1, math.ceil(len(rows) / _ROWS_WITH_FORMATS))
+        self.learned["formats"] = sorted({row["format"] for row in rows[::every]})
 
     def lint_item(self, row: Row, where: str) -> LintItem:
         """Return what is read of a row, and the last answer, the completion or the text."""
