@@ -67,8 +67,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Dates, and whatever else JSON does not know, become strings.
     """
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    write_file(path, (line.encode("utf-8", "surrogatepass") for line in lines))
+    write_file(path, map(_to_line, rows))
+
+
+def _to_line(row: Mapping[str, Any]) -> bytes:
+    """Return a row as JSON in UTF-8, which has no half of a surrogate pair: it is escaped."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False, default=str)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(row, default=str)}\n".encode()
 
 
 def read_json(path: Path, error: type[PeftkitError] = AdapterFileError) -> dict[str, Any]:

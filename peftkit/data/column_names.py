@@ -1,10 +1,14 @@
 """What a file calls its columns, and what peftkit calls them."""
 
+import difflib
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError, nearest
+
+_YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 
 
 def missing_columns(rows: Rows, needed: Collection[str], name: str = "the file") -> str:
@@ -18,33 +22,26 @@ def missing_columns(rows: Rows, needed: Collection[str], name: str = "the file")
     present = rows.columns
     missing = [column for column in needed if column not in present]
     free = [column for column in present if column not in needed]
-    example = {}
+    alike = {}
     for column in missing:
-        theirs = _most_like(column, free)
-        if theirs in free:
+        for theirs in difflib.get_close_matches(column, free, n=1):
+            alike[column] = theirs
             free.remove(theirs)
-        example[column] = theirs
-    pairs = ", ".join(f"{ours}: {_as_yaml(theirs)}" for ours, theirs in example.items())
+    pairs = []
+    for column in missing:
+        theirs = alike.get(column) or (free.pop(0) if free else "ITS_NAME")
+        pairs.append(f"{column}: {_as_yaml(theirs)}")
     return (
         f"{name} has the columns {', '.join(map(repr, present))} and no "
         f"{' and no '.join(map(repr, missing))}; if they are called otherwise, set "
-        f"data.columns: {{{pairs}}}"
+        f"data.columns: {{{', '.join(pairs)}}}"
     )
 
 
-def _most_like(column: str, free: Sequence[str]) -> str:
-    """Return the name that is most like a column's, or else the first; or a place to fill in."""
-    if not free:
-        return "ITS_NAME"
-    hint = nearest(column, free)
-    for name in free:
-        if hint.endswith(f"{name!r}?"):
-            return name
-    return free[0]
-
-
 def _as_yaml(name: str) -> str:
-    return name if name.replace("_", "").isalnum() else json.dumps(name, ensure_ascii=False)
+    """Return a name as YAML has it, in quotation marks unless it is a plain word."""
+    is_plain = re.fullmatch(r"[A-Za-z_]\w*", name) and name.lower() not in _YAML_WORDS
+    return name if is_plain else json.dumps(name, ensure_ascii=False)
 
 
 def rename_columns(rows: Rows, columns: Mapping[str, str], optional: Collection[str] = ()) -> Rows:
@@ -67,7 +64,10 @@ def rename_columns(rows: Rows, columns: Mapping[str, str], optional: Collection[
             renamed[ours] = theirs
         elif ours not in optional:
             names = ", ".join(map(repr, present))
-            raise DataError(f"no column {theirs!r} among {names}{nearest(theirs, present)}")
+            raise DataError(
+                f"data.columns names a column {theirs!r}, and there are {names}"
+                f"{nearest(theirs, present)}"
+            )
     replaced = {*renamed, *renamed.values()}
 
     def rename(row: Row) -> Row:

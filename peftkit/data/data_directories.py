@@ -96,5 +96,5 @@ def _choose(
         )
     raise DataError(
         f"the directory {directory} has the splits {' and '.join(names)}: name one, such as "
-        f"{directory}:{names[0]}"
+        f"{directory}:{'train' if 'train' in names else names[0]}"
     )

@@ -150,12 +150,15 @@ class DataFile:
         name = self._text_encoding.removesuffix("-sig")
         seen = problem.object[max(0, problem.start - _SEEN_BYTES) :][: 2 * _SEEN_BYTES]
         wrong = f"byte 0x{problem.object[problem.start]:02x}"
-        place = "" if name.startswith(_WIDE) else self._find_undecodable(name)
-        remedy = (
-            f"it is perhaps {likely_encoding(seen)}: set data.encoding: {likely_encoding(seen)}"
-        )
-        if self.encoding is not None:
-            remedy = "set data.encoding to the encoding that the file was written in"
+        if name.startswith(_WIDE):
+            return (
+                f"cannot read {self.path}: {wrong} is not {name.upper()}; it is cut off or damaged"
+            )
+        remedy = "set data.encoding to the encoding that the file was written in"
+        if self.encoding is None:
+            likely = likely_encoding(seen)
+            remedy = f"it is perhaps {likely}: set data.encoding: {likely}"
+        place = self._find_undecodable(name)
         return f"cannot read {self.path}{place}: {wrong} is not {name.upper()}; {remedy}"
 
     def _find_undecodable(self, encoding: str) -> str:

@@ -15,6 +15,7 @@ HUB_PREFIX = "hub:"
 _HUB = re.compile(
     r"hub:(?P<path>[^/:@]+/[^/:@]+)(/(?P<name>[^:@]+))?(@(?P<revision>[^:]+))?(:(?P<split>.+))?"
 )
+_UNNAMED = "the data set"
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # of `save_to_disk`
 
 
@@ -23,7 +24,7 @@ def is_dataset(source: object) -> bool:
     return type(source).__module__.partition(".")[0] == "datasets"
 
 
-def dataset_rows(source: Any, name: str = "the data set", split: str | None = None) -> Rows:
+def dataset_rows(source: Any, name: str = _UNNAMED, split: str | None = None) -> Rows:
     """Return the rows of a `Dataset`, or of a `DatasetDict` with one split.
 
     Pictures and sounds are not decoded. The number of a class becomes its name.
@@ -38,9 +39,9 @@ def dataset_rows(source: Any, name: str = "the data set", split: str | None = No
     """
     if isinstance(source, Mapping):
         source = source[_choose_split(source, split, name)]
-    if not hasattr(source, "features") or not hasattr(source, "__getitem__"):
+    if not hasattr(source, "__len__"):
         raise DataError(
-            f"{name} is a {type(source).__name__}, whose rows have no numbers: give a Dataset"
+            f"{name} is a {type(source).__name__}, which can only be read forward: give a Dataset"
         )
     data = _undecoded(source.with_format(None))
     names = class_names(data.features.arrow_schema.metadata or {})
@@ -63,7 +64,8 @@ def _choose_split(splits: Mapping[str, Any], split: str | None, name: str) -> st
     if split is not None:
         raise DataError(f"{name} has the splits {there}, and none called {split!r}")
     if len(splits) != 1:
-        example = f"{name}:{next(iter(splits), 'train')}" if ":" in name else "data['train']"
+        first = "train" if "train" in splits else next(iter(splits), "train")
+        example = f"data[{first!r}]" if name == _UNNAMED else f"{name}:{first}"
         raise DataError(f"{name} has the splits {there}: name one, such as {example}")
     return next(iter(splits))
 

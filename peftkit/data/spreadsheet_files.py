@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,13 +43,11 @@ def _cells(file: DataFile) -> Iterator[tuple[int, list[Any]]]:
     """Yield the values in each row of the sheet, and the row's number."""
     try:
         from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
     except ModuleNotFoundError as problem:
         raise DataError(
             f"{file.path}: .xlsx files need the openpyxl library: pip install 'peftkit[recipes]'"
         ) from problem
 
-    damaged = (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError)
     try:
         with file.reading(), file.open() as source, file.open() as again:
             values = _sheet(file, load_workbook(source, read_only=True, data_only=True))
@@ -63,7 +60,7 @@ def _cells(file: DataFile) -> Iterator[tuple[int, list[Any]]]:
                 yield number, cells
     except DataError:
         raise
-    except damaged as problem:
+    except Exception as problem:  # openpyxl raises what it stumbles over
         raise DataError(f"cannot read {file.path}: {problem}; it is damaged") from problem
 
 
