@@ -37,8 +37,8 @@ def make_task(config: Config):
 
     processor = load_image_processor(config.model.source)
 
-    def encode(row):
-        return {"image": row["image"]}  # files are read batch by batch
+    def encode(rows, counts):
+        return [{"image": row["image"]} for row in rows]  # files are read batch by batch
 
     return ClassificationTask(
         config,

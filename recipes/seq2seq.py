@@ -7,6 +7,7 @@ translations, and ROUGE for summaries.
 """
 
 from dataclasses import field
+from functools import partial
 from typing import Literal
 
 from peftkit.config.keys import section
@@ -43,19 +44,17 @@ def make_task(config: Config):
     import peftkit
     from peftkit.backbones.processors import set_languages
     from peftkit.data.padding import pad_with
+    from peftkit.data.text_encoding import encode_targets, encode_texts
     from peftkit.metrics.texts import summary_metrics, translation_metrics
     from peftkit.tasks.seq2seq import Seq2SeqTask
 
     data = config.data
     tokenizer = peftkit.load_tokenizer(config.model.source)
     options = set_languages(tokenizer, data.source_language, data.target_language)
-    limits = {"truncation": True, "max_length": data.max_length}
 
-    def encode(row):
-        return tokenizer(data.prompt + row["source"], **limits)
-
-    def label(target):
-        return tokenizer(text_target=target, **limits)["input_ids"]
+    def encode(rows, counts):
+        sources = [data.prompt + row["source"] for row in rows]
+        return encode_texts(tokenizer, sources, counts, max_length=data.max_length)
 
     return Seq2SeqTask(
         config,
@@ -65,7 +64,7 @@ def make_task(config: Config):
         source="source",
         target="target",
         encode=encode,
-        label=label,
+        label=partial(encode_targets, tokenizer, max_length=data.max_length),
         pad=pad_with(tokenizer),
         metrics=translation_metrics if config.metrics == "translation" else summary_metrics,
         options=options,

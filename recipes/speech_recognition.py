@@ -40,13 +40,17 @@ def make_task(config: Config):
     """Return the task: sounds become spectrograms, and texts become tokens."""
     from peftkit.backbones.processors import SpeechProcessor
     from peftkit.data.audio import read_audio_rows, read_spectrograms
+    from peftkit.data.text_encoding import cut
     from peftkit.metrics.texts import transcription_metrics
     from peftkit.tasks.seq2seq import Seq2SeqTask
 
     processor = SpeechProcessor(config.model.source, config.data.language)
 
-    def encode(row):
-        return {"audio": row["audio"]}  # files are read batch by batch
+    def encode(rows, counts):
+        return [{"audio": row["audio"]} for row in rows]  # files are read batch by batch
+
+    def label(texts, counts):
+        return cut(processor.label(texts), counts, max_length=config.data.max_length)
 
     return Seq2SeqTask(
         config,
@@ -56,7 +60,7 @@ def make_task(config: Config):
         source="audio",
         target="text",
         encode=encode,
-        label=partial(processor.label, max_length=config.data.max_length),
+        label=label,
         pad=partial(read_spectrograms, processor.extractor),
         metrics=transcription_metrics,
         read=read_audio_rows,

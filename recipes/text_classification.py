@@ -2,10 +2,10 @@
 
     accelerate launch recipes/text_classification.py --config text_classification/quick
 
-Rows are {"text": ..., "label": ...}; a label is a text or a whole number. The report has precision,
-recall and F1 of each class, and the confusion matrix. For rare classes, try class weights or focal
-loss (`loss`). With two classes, `threshold` is the probability from which the `positive` class is
-predicted.
+Rows are {"text": ..., "label": ...}; a label is a text, a whole number, true or false. The report
+has precision, recall and F1 of each class, and the confusion matrix. For rare classes, try class
+weights or focal loss (`loss`). With two classes, `threshold` is the probability from which the
+`positive` class is predicted.
 """
 
 from dataclasses import field
@@ -51,12 +51,14 @@ def make_task(config: Config):
     """Return the task: a text becomes tokens, and the model predicts its class."""
     import peftkit
     from peftkit.data.padding import pad_with
+    from peftkit.data.text_encoding import encode_texts
     from peftkit.tasks.classification import ClassificationTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
 
-    def encode(row):
-        return tokenizer(row["text"], truncation=True, max_length=config.data.max_length)
+    def encode(rows, counts):
+        texts = [row["text"] for row in rows]
+        return encode_texts(tokenizer, texts, counts, max_length=config.data.max_length)
 
     return ClassificationTask(
         config,

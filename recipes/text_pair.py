@@ -58,13 +58,15 @@ def make_task(config: Config):
     """Return the task: a pair becomes tokens, and the model predicts its label or score."""
     import peftkit
     from peftkit.data.padding import pad_with
-    from peftkit.data.text_pairs import encode_pair
+    from peftkit.data.text_encoding import encode_pairs
     from peftkit.tasks.classification import ClassificationTask, ScoringTask
 
     tokenizer = peftkit.load_tokenizer(config.model.source)
 
-    def encode(row):
-        return encode_pair(tokenizer, row["text"], row["other"], max_length=config.data.max_length)
+    def encode(rows, counts):
+        texts = [row["text"] for row in rows]
+        others = [row["other"] for row in rows]
+        return encode_pairs(tokenizer, texts, others, counts, max_length=config.data.max_length)
 
     task_class = ClassificationTask if config.data.target == "label" else ScoringTask
     return task_class(

@@ -1,5 +1,6 @@
 """The processors of models of images and of speech, and the languages of translation models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,18 @@ class SpeechProcessor:
             raise BackboneError(f"data.language: {problem}") from problem
         self.options = {"language": language, "task": "transcribe"}
 
-    def label(self, text: str, max_length: int) -> list[int]:
-        """Return the tokens to write for a text, with the end token, and without the start token.
+    def label(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens to write for each text, with the end token, without the start token.
 
         Models put the start token there themselves.
         """
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        if ids[:1] == [self._start]:
-            ids = ids[1:]
         end = self.tokenizer.eos_token_id
-        if ids[-1:] != [end]:
-            ids = [*ids, end]
-        return ids[:max_length]
+        found = []
+        for ids in self.tokenizer(list(texts))["input_ids"]:
+            if ids[:1] == [self._start]:
+                ids = ids[1:]
+            found.append(ids if ids[-1:] == [end] else [*ids, end])
+        return found
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write both into a directory."""

@@ -7,22 +7,23 @@ from typing import Any
 from torch import Tensor
 
 from peftkit.data.rows import Rows
-from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
+from peftkit.data.table_rows import Columns, read_file_rows
 from peftkit.errors import DataError
 
 
-def read_audio_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
+def read_audio_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
     """Return rows with ``audio``, an absolute path, and the other columns.
 
     Args:
         path: The data file.
-        columns: The columns that every row must have, and their types.
+        columns: The columns that every row must have, and what reads their values.
         renamed: The file's name for each column that it calls otherwise.
 
     Raises:
-        DataError: a row names a file that does not exist.
+        DataError: a column is missing. Reading a row raises it too, where the row names a file that
+            does not exist.
     """
-    return resolve_files(read_table_rows(path, columns, renamed), "audio", path)
+    return read_file_rows(path, columns, renamed, file_column="audio")
 
 
 def read_waveform(path: str, rate: int) -> Any:

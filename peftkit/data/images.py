@@ -1,5 +1,6 @@
 """Image rows, of a data file or of a folder with a sub-folder per class, and their pixels."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,27 +8,27 @@ from typing import Any
 from torch import Tensor
 
 from peftkit.data.rows import Rows
-from peftkit.data.table_rows import ColumnTypes, read_table_rows, resolve_files
+from peftkit.data.table_rows import Columns, read_file_rows
 from peftkit.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_image_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
+def read_image_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
     """Return rows with ``image``, an absolute path, and ``label``, if `columns` has one.
 
     Args:
         path: A data file, or a folder. In a folder, an image's label is its sub-folder's name.
-        columns: The columns that every row must have, and their types.
+        columns: The columns that every row must have, and what reads their values.
         renamed: The data file's name for each column that it calls otherwise.
 
     Raises:
-        DataError: there is no image, an image of a folder has no class, or a row names a file that
-            does not exist.
+        DataError: there is no image, or an image of a folder has no class. Reading a row raises it
+            too, where the row names a file that does not exist.
     """
     if Path(path).is_dir():
         return _read_folder(Path(path).resolve(), labelled="label" in columns)
-    return resolve_files(read_table_rows(path, columns, renamed), "image", path)
+    return read_file_rows(path, columns, renamed, file_column="image")
 
 
 def _read_folder(folder: Path, *, labelled: bool) -> Rows:
@@ -67,8 +68,16 @@ def _read_picture(path: str) -> Any:
     """Return an upright RGB picture: EXIF may say that a file is to be turned."""
     from PIL import Image, ImageOps
 
+    broken = (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    )
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as problem:
+    except broken as problem:
         raise DataError(f"{path} cannot be read as an image: {problem}") from problem

@@ -1,20 +1,18 @@
-"""Rows with the columns that a task needs, their types checked."""
+"""Rows with the columns that a task needs, their values checked."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from peftkit.data.column_names import rename_columns
-from peftkit.data.row_files import read_rows
+from peftkit.data.column_names import missing_columns, rename_columns
+from peftkit.data.row_files import read_rows, source_directory
 from peftkit.data.rows import Row, Rows
-from peftkit.errors import DataError, nearest
+from peftkit.data.table_values import ReadValue, read_path
+from peftkit.errors import DataError
 
-ColumnTypes = Mapping[str, tuple[type, ...]]
-"""The types that each column may have."""
-RowReader = Callable[[str, ColumnTypes, Mapping[str, str]], Rows]
+Columns = Mapping[str, ReadValue]
+"""The columns that every row must have, and what reads their values."""
+RowReader = Callable[[str, Columns, Mapping[str, str]], Rows]
 """A function with the arguments of `read_table_rows`."""
-
-_DESCRIBED = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
 
 
 def list_paths(path: str | Sequence[str]) -> list[str]:
@@ -22,67 +20,55 @@ def list_paths(path: str | Sequence[str]) -> list[str]:
     return [path] if isinstance(path, str) else list(path)
 
 
-def read_table_rows(path: str, columns: ColumnTypes, renamed: Mapping[str, str]) -> Rows:
+def read_table_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
     """Return the rows of a file, each with the columns that a task needs.
 
     Args:
         path: The file, as `peftkit.data.row_files.read_rows` takes it.
-        columns: The columns that every row must have, and their types.
+        columns: The columns that every row must have, and what reads their values: one of
+            `peftkit.data.table_values`.
         renamed: The file's name for each column that it calls otherwise.
 
     Raises:
-        DataError: a column is missing or has another type. The message names the file, the row
-            (counted from 1) and the column.
+        DataError: a column is missing. Reading a row raises it too, where a value is not what its
+            column holds; an `EmptyRowError`, where it is missing or blank.
     """
-    rows = read_rows(path)
-    in_file = rows.columns
-    rows = rename_columns(rows, renamed, optional=renamed.keys() - columns.keys())
-    present = rows.columns
-    for column in columns:
-        if column not in present:
-            raise DataError(_missing(path, column, in_file))
+    optional = renamed.keys() - columns.keys()
+    rows = rename_columns(read_rows(path), renamed, optional=optional)
+    if not set(columns).issubset(rows.columns):
+        raise DataError(missing_columns(rows, columns, path))
 
     def check(row: Row) -> Row:
-        for column, types in columns.items():
-            value = row.get(column)
-            # To Python, True is a whole number.
-            if not isinstance(value, types) or isinstance(value, bool):
-                wanted = " or ".join(_DESCRIBED[kind] for kind in types)
-                raise DataError(f"{column!r} is {value!r}; it must be {wanted}")
+        for column, read in columns.items():
+            row[column] = read(row.get(column), column)
         return row
 
     return rows.map(check)
 
 
-def _missing(path: str, column: str, in_file: Sequence[str]) -> str:
-    """Return the message about a missing column."""
-    hint = nearest(column, in_file)
-    if not hint:
-        hint = f"; if another column holds it, set data.columns: {{{column}: ITS NAME}}"
-    return f"{path} has the columns {', '.join(map(repr, in_file))} and no {column!r}{hint}"
+def read_file_rows(
+    path: str, columns: Columns, renamed: Mapping[str, str], *, file_column: str
+) -> Rows:
+    """Return rows as `read_table_rows` does, with the file that a column names as absolute path.
 
-
-def resolve_files(rows: Rows, column: str, data_file: str) -> Rows:
-    """Return the rows with the file that `column` names as an absolute path.
-
-    A relative path is relative to the directory of the data file.
+    A relative path is relative to the directory of the data, and ~ is the home directory.
 
     Raises:
-        DataError: a file does not exist. It is raised when the row is read.
+        DataError: as `read_table_rows`; and where a row is read whose file does not exist.
     """
-    directory = Path(data_file).parent.resolve()
+    directory = source_directory(path)
+    rows = read_table_rows(path, {**columns, file_column: read_path}, renamed)
 
     def resolve(row: Row) -> Row:
-        file = directory / row[column]
-        if not file.is_file():
+        try:
+            file = directory / Path(row[file_column]).expanduser()
+            is_directory, is_file = file.is_dir(), file.is_file()
+        except (OSError, RuntimeError) as problem:  # too long a name, or a home of nobody
+            raise DataError(f"{file_column!r} names no file: {problem}") from None
+        if is_directory:
+            raise DataError(f"{file} is a directory; {file_column!r} must name a file")
+        if not is_file:
             raise DataError(f"there is no file {file}")
-        return row | {column: str(file)}
+        return row | {file_column: str(file)}
 
     return rows.map(resolve)
-
-
-def list_labels(values: Sequence[Any]) -> list[str]:
-    """Return the distinct labels as texts: numbers by value, texts in alphabetical order."""
-    if all(isinstance(value, int | float) for value in values):
-        return [str(value) for value in sorted(set(values))]
-    return sorted({str(value) for value in values})

@@ -130,6 +130,8 @@ class Finetuning:
     def fit_task(self) -> None:
         """Let the task learn from the rows what the model needs, such as its labels."""
         self.task.fit(self._watched(self.rows, "reading labels"))
+        for note in self.task.notes:
+            self.run.say(f"note: {note}")
         self._remember_task()
 
     def _watched(self, rows: Rows, what: str) -> Rows:

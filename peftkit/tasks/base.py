@@ -109,6 +109,7 @@ class Task(ABC):
             data, and kept in the run's ``task.json``.
         example_class: The class of the examples, a dataclass: see
             `peftkit.data.stored_examples`.
+        notes: What `fit` saw in the training rows that is likely not meant, in sentences.
         counts: What happened to the rows of the last `examples`, by name.
         class_column: The column with a row's class; None if rows have none.
         averages: Whether the outputs of several models have a mean.
@@ -125,6 +126,7 @@ class Task(ABC):
 
     def __init__(self) -> None:
         self.learned: dict[str, Any] = {}
+        self.notes: list[str] = []
         self.counts: Counter[str] = Counter()
 
     # Rows
@@ -231,9 +233,9 @@ class Task(ABC):
 
     # Evaluation and prediction
 
-    def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
+    def measured_rows(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Return the rows to measure and to show: all of them, unless outputs take long."""
-        return list(rows)
+        return rows
 
     @abstractmethod
     def outputs(

@@ -1,6 +1,7 @@
 """One class or one score for each row: a text, a pair of texts, an image."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
+from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.rows import Row, Rows
-from peftkit.data.table_rows import RowReader, list_labels, list_paths, read_table_rows
-from peftkit.errors import ConfigError, DataError, nearest
+from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
+from peftkit.data.table_values import ReadValue, read_any_text, read_label, read_score, read_text
+from peftkit.data.text_encoding import CUT
+from peftkit.errors import ConfigError, DataError
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss, regression_loss
@@ -24,9 +28,18 @@ from peftkit.metrics.ranking import ranking_metrics, score_metrics
 from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import in_shares
-from peftkit.tasks.labels import label_overrides, likeliest
+from peftkit.tasks.labels import (
+    describe_variants,
+    find_number,
+    label_numbers,
+    label_overrides,
+    likeliest,
+    listed,
+)
 
 Features = Mapping[str, Any]
+Encoder = Callable[[Sequence[Row], Counter[str]], Sequence[Features]]
+"""Makes the model's inputs of some rows, and counts the texts that it cuts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +60,16 @@ class Encoded:
 class ClassificationTask(Task):
     """Chooses one of several classes for each row, by cross-entropy; its outputs are probabilities.
 
-    Rows have ``label``, a text or a whole number. With a ``group`` (a user, a query) in every row
-    and two classes, the probability of the second class ranks the rows of each group too.
+    Rows have ``label``: a text, a whole number, true or false. With a ``group`` (a user, a query)
+    in every row and two classes, the probability of the second class ranks the rows of each group
+    too.
 
     Args:
         config: A recipe's config; has `data`, and may have `loss`, `augment` and `threshold`.
         head: The head to load.
         processor: Saved beside the adapter.
         columns: The texts or paths that a row has, beside its label.
-        encode: Makes the model's inputs of a row.
+        encode: Makes the model's inputs of some rows, and counts those that it cuts.
         pad: Makes a batch of several rows' inputs.
         read: Reads the rows of one file, where that takes more than looking for the columns.
     """
@@ -63,7 +77,7 @@ class ClassificationTask(Task):
     example_class = Encoded
     target = "label"
     class_column: str | None = "label"
-    kinds: tuple[type, ...] = (str, int)
+    read_target: ReadValue = staticmethod(read_label)
 
     def __init__(
         self,
@@ -72,7 +86,7 @@ class ClassificationTask(Task):
         head: Head,
         processor: Any,
         columns: Sequence[str],
-        encode: Callable[[Row], Features],
+        encode: Encoder,
         pad: Callable[[Sequence[Features]], Batch],
         read: RowReader = read_table_rows,
     ) -> None:
@@ -81,15 +95,16 @@ class ClassificationTask(Task):
         self.head = head
         self.processor = processor
         self.columns = columns
-        self.encode_row = encode
+        self.encode_inputs = encode
         self.pad = pad
         self.read_file = read
 
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows with this task's columns."""
-        columns: dict[str, tuple[type, ...]] = dict.fromkeys(self.columns, (str,))
+        read: ReadValue = read_text if labelled else read_any_text
+        columns = dict.fromkeys(self.columns, read)
         if labelled:
-            columns[self.target] = self.kinds
+            columns[self.target] = self.read_target
         found = []
         for file in list_paths(path):
             found.append(self.read_file(file, columns, self.config.data.columns))
@@ -113,7 +128,11 @@ class ClassificationTask(Task):
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn which labels there are, and how often."""
-        found = list_labels([row["label"] for row in rows if "label" in row])
+        counts: Counter[str] = Counter()
+        for row in rows:
+            if row.get("label") is not None:
+                counts[row["label"]] += 1
+        found = sorted_names(counts)
         positive = getattr(self.config, "positive", None)
         if positive is not None and str(positive) in found:  # the positive one is the last
             found.remove(str(positive))
@@ -123,24 +142,24 @@ class ClassificationTask(Task):
         if new:
             raise DataError(
                 f"label {new[0]!r} is none of those that the adapter was trained on "
-                f"({', '.join(labels)}); a trained head cannot take more classes, so leave out "
+                f"({listed(labels)}); a trained head cannot take more classes, so leave out "
                 "`start`"
             )
         if len(labels) < 2:
             raise DataError(
-                f"every row has the label {labels[0]!r}: there is nothing to tell apart"
+                f"every row has the label {listed(labels)!r}: there is nothing to tell apart"
             )
         self._check_two_classes(labels)
         self.learned["threshold"] = None  # that of an earlier run is not this one's
-        counts = Counter(str(row.get("label")) for row in rows)
         self.learned["counts"] = [counts[label] for label in labels]
+        self.notes = describe_variants(counts, "label")
 
     def _check_two_classes(self, labels: Sequence[str]) -> None:
         """Check that settings for two classes are given only where there are two."""
         for name in ("threshold", "positive"):
             if getattr(self.config, name, None) is not None and len(labels) != 2:
                 raise ConfigError(
-                    f"{name} is for two classes; these rows have {len(labels)}: {', '.join(labels)}"
+                    f"{name} is for two classes; these rows have {len(labels)}: {listed(labels)}"
                 )
         positive = getattr(self.config, "positive", None)
         if positive is not None and str(positive) not in labels:
@@ -164,38 +183,27 @@ class ClassificationTask(Task):
 
     def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Encoded]]:
         """Return one example for each row."""
-        limit = getattr(self.config.data, "max_length", None)
+        has_teacher = getattr(self.config, "teacher", None) is not None
+        inputs = self.encode_inputs(rows, counts)
         found = []
-        for row, label in zip(rows, self._numbers(rows), strict=True):
-            example = Encoded(self.encode_row(row), label, row.get("teacher"))
-            counts["full"] += len(example) == limit
-            found.append([example])
+        for row, features, number in zip(rows, inputs, self._numbers(rows), strict=True):
+            found.append([Encoded(features, number, row.get("teacher") if has_teacher else None)])
         return found
 
     def remarks(self) -> str:
-        """Return how many rows there are, and how many fill the longest example."""
+        """Return how many rows there are, and how many were cut."""
         remark = f"{self.counts['rows']} rows"
-        full = self.counts["full"]
-        if full:
-            remark += f", {full} of them as long as data.max_length, so perhaps cut"
-        return remark
+        cut = self.counts[CUT]
+        return f"{remark}, {cut} of them cut at data.max_length" if cut else remark
 
     def _numbers(self, rows: Sequence[Row]) -> list[Any]:
         """Return the number of each row's class; -100 for a row without a label."""
-        labels: list[str] = self.learned["labels"]
-        numbers = []
+        numbers = label_numbers(self.learned["labels"])
+        found = []
         for row in rows:
-            label = str(row.get("label"))
-            if "label" not in row:
-                numbers.append(IGNORED)
-            elif label in labels:
-                numbers.append(labels.index(label))
-            else:
-                raise DataError(
-                    f"the label {row['label']!r} is none of {', '.join(labels)}"
-                    f"{nearest(label, labels)}"
-                )
-        return numbers
+            label = row.get("label")
+            found.append(IGNORED if label is None else find_number(label, numbers, "label"))
+        return found
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Return the padded inputs and ``labels``, (rows,).
@@ -216,15 +224,22 @@ class ClassificationTask(Task):
     ) -> list[Any]:
         """Return, for each row, a list with the probability of each class."""
 
-        def predict(examples: Sequence[Encoded]) -> list[Any]:
-            inputs = self.pad([example.features for example in examples])
+        def predict(batch: Sequence[Row]) -> list[Any]:
+            inputs = self.pad(self.encode_inputs(batch, Counter()))
             with accelerator.autocast():
                 logits = model(**on_device(accelerator.device, inputs)).logits  # [rows, classes]
             return self._decode(logits.float())
 
-        examples = [Encoded(self.encode_row(row)) for row in rows]
         with torch.no_grad(), evaluation_mode(model):
-            return in_shares(predict, examples, accelerator, batch_size=batch_size)
+            return in_shares(
+                predict, rows, accelerator, batch_size=batch_size, length=self._characters
+            )
+
+    def _characters(self, row: Row) -> int:
+        """Return how long the texts of a row are; images have 0."""
+        if self.head != "sequence-classification":
+            return 0
+        return sum(len(row[column]) for column in self.columns)
 
     def _decode(self, logits: Tensor) -> list[Any]:
         """Return the outputs for the logits of some rows."""
@@ -271,8 +286,8 @@ class ClassificationTask(Task):
         details = class_report(labels, true, predicted)
         if len(labels) == 2:
             details += f"\n\nf1, auc, rankings and thresholds are those of the class {labels[1]!r}."
-            if _have_groups(rows):
-                groups = [row["group"] for row in rows]
+            groups = _groups(rows)
+            if groups is not None:
                 metrics |= ranking_metrics(groups, true, _second(outputs))
         shown = []
         for number, probabilities in zip(predicted, outputs, strict=True):
@@ -293,8 +308,14 @@ def _second(outputs: Sequence[Any]) -> list[float]:
     return [probabilities[1] for probabilities in outputs]
 
 
-def _have_groups(rows: Sequence[Row]) -> bool:
-    return all("group" in row for row in rows)
+def _groups(rows: Sequence[Row]) -> list[Any] | None:
+    """Return the group of each row; None if a row has none."""
+    groups = []
+    for row in rows:
+        if row.get("group") is None:
+            return None
+        groups.append(row["group"])
+    return groups
 
 
 class ScoringTask(ClassificationTask):
@@ -305,16 +326,22 @@ class ScoringTask(ClassificationTask):
 
     target = "score"
     class_column = None
-    kinds = (int, float)
+    read_target = staticmethod(read_score)
 
     def fit(self, rows: Sequence[Row]) -> None:
         """Learn the mean and the spread of the scores: the model predicts them standardised."""
-        scores = torch.tensor([float(row["score"]) for row in rows], dtype=torch.float64)
-        deviation = float(scores.std(correction=0))
+        count, mean, squares = 0, 0.0, 0.0  # of the scores so far (Welford 1962)
+        for row in rows:
+            score = float(row["score"])
+            count += 1
+            distance = score - mean
+            mean += distance / count
+            squares += distance * (score - mean)
+        deviation = math.sqrt(squares / max(count, 1))
         if not deviation > 0:
             raise DataError("every row has the same score: there is nothing to learn")
         self.learned.setdefault("labels", ["score"])
-        self.learned.setdefault("mean", float(scores.mean()))
+        self.learned.setdefault("mean", mean)
         self.learned.setdefault("deviation", deviation)
 
     @property
@@ -327,8 +354,8 @@ class ScoringTask(ClassificationTask):
         mean, deviation = self.learned["mean"], self.learned["deviation"]
         numbers = []
         for row in rows:
-            is_scored = "score" in row
-            numbers.append((float(row["score"]) - mean) / deviation if is_scored else IGNORED)
+            score = row.get("score")
+            numbers.append(IGNORED if score is None else (float(score) - mean) / deviation)
         return numbers
 
     def _decode(self, logits: Tensor) -> list[Any]:
@@ -347,8 +374,8 @@ class ScoringTask(ClassificationTask):
         """Return correlations, the mean absolute error and, with groups, rankings."""
         true = [float(row["score"]) for row in rows]
         metrics = score_metrics(true, outputs)
-        if _have_groups(rows):
-            groups = [row["group"] for row in rows]
+        groups = _groups(rows)
+        if groups is not None:
             gains = [max(0.0, score) for score in true]  # a gain is not negative
             metrics |= ranking_metrics(groups, gains, outputs)
         return Measurement(metrics, [f"{score:.3g}" for score in outputs])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -30,14 +31,16 @@ def in_shares(
         batch_size: Items in a batch.
         length: An item's size.
     """
-    order = sorted(range(len(items)), key=lambda number: length(items[number]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    lengths = np.fromiter(map(length, items), np.int64, len(items))
+    order = lengths.argsort(kind="stable")
+    batches = range(0, len(order), batch_size)  # each one's first place in the order
     processes, rank = accelerator.num_processes, accelerator.process_index
     found: dict[int, Any] = {}
     for first in range(0, len(batches), processes):  # each process takes one of the next batches
         mine = first + rank
         has_batch = mine < len(batches)
-        numbers = batches[mine] if has_batch else batches[0]
+        start = batches[mine] if has_batch else 0
+        numbers = order[start : start + batch_size].tolist()
         outputs = function([items[number] for number in numbers])
         if has_batch:
             found |= zip(numbers, outputs, strict=True)

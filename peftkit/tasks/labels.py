@@ -1,7 +1,57 @@
 """What tasks with a fixed set of labels share: how a head names them, and which are unknown."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from peftkit.data.class_names import find_variants
+from peftkit.errors import DataError, nearest
+
+_LISTED = 10  # labels that a message names
+
+
+def label_numbers(labels: Sequence[str]) -> dict[str, int]:
+    """Return the number of each label."""
+    return {label: number for number, label in enumerate(labels)}
+
+
+def find_number(label: str, numbers: Mapping[str, int], kind: str) -> int:
+    """Return the number of a label.
+
+    Args:
+        label: The label of a row, or a tag.
+        numbers: The number of each label that was learned.
+        kind: What messages call it: "label" or "tag".
+
+    Raises:
+        DataError: it is none of those that were learned.
+    """
+    number = numbers.get(label)
+    if number is None:
+        raise DataError(
+            f"the {kind} {label!r} is none of {listed(list(numbers))}, which the training rows "
+            f"have{nearest(label, numbers)}"
+        )
+    return number
+
+
+def listed(labels: Sequence[str]) -> str:
+    """Return labels in a row, the first of many."""
+    if len(labels) <= _LISTED:
+        return ", ".join(labels)
+    return f"{', '.join(labels[:_LISTED])} and {len(labels) - _LISTED} more"
+
+
+def describe_variants(counts: Counter[str], kind: str) -> list[str]:
+    """Return a sentence about each label that is a class of its own, and likely not meant to be."""
+    sentences = []
+    for name, other in find_variants(counts):
+        sentences.append(
+            f"the {kind} {name!r} ({counts[name]} times) differs from {other!r} ({counts[other]} "
+            "times) only in case or white space, and is a class of its own: write them alike if "
+            "they mean the same"
+        )
+    return sentences
 
 
 def label_overrides(labels: Sequence[str], processor: Any) -> dict[str, Any]:
@@ -12,7 +62,7 @@ def label_overrides(labels: Sequence[str], processor: Any) -> dict[str, Any]:
     overrides: dict[str, Any] = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
+        "label2id": label_numbers(labels),
     }
     padding = getattr(processor, "pad_token_id", None)
     if padding is not None:

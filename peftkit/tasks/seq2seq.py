@@ -14,6 +14,8 @@ from peftkit.backbones.loading import Head
 from peftkit.data.lint.items import LintItem
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
+from peftkit.data.table_values import read_any_text, read_text
+from peftkit.data.text_encoding import CUT
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
 from peftkit.metrics.measurement import Measurement
@@ -22,6 +24,9 @@ from peftkit.tasks.base import Task
 from peftkit.tasks.inference import in_shares
 
 Features = Mapping[str, Any]
+
+_SOURCES_CUT = "sources cut"
+_TARGETS_CUT = "targets cut"
 
 
 class Seq2SeqLoss(ModelLoss):
@@ -52,9 +57,9 @@ class Seq2SeqTask(Task):
         tokenizer: Decodes what is written.
         source: The column that is read; a text, or a file's path.
         target: The column that is written.
-        encode: Makes the model's inputs of a row.
-        label: Makes the tokens to write of a text. They have an end token and no start token,
-            which models add themselves.
+        encode: Makes the model's inputs of some rows, and counts those that it cuts.
+        label: Makes the tokens to write of some texts, and counts those that it cuts. They have an
+            end token and no start token, which models add themselves.
         pad: Makes a batch of several rows' inputs.
         metrics: Compares references with written texts.
         read: Reads the rows of one file.
@@ -74,8 +79,8 @@ class Seq2SeqTask(Task):
         tokenizer: Any,
         source: str,
         target: str,
-        encode: Callable[[Row], Features],
-        label: Callable[[str], list[int]],
+        encode: Callable[[Sequence[Row], Counter[str]], Sequence[Features]],
+        label: Callable[[Sequence[str], Counter[str]], Sequence[list[int]]],
         pad: Callable[[Sequence[Features]], Batch],
         metrics: Callable[[Sequence[str], Sequence[str]], dict[str, float]],
         read: RowReader = read_table_rows,
@@ -88,7 +93,7 @@ class Seq2SeqTask(Task):
         self.tokenizer = tokenizer
         self.source = source
         self.target = target
-        self.encode_row = encode
+        self.encode_inputs = encode
         self.label = label
         self.pad = pad
         self.metrics = metrics
@@ -98,7 +103,7 @@ class Seq2SeqTask(Task):
     def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
         """Return rows with a source and, if they are labelled, a target."""
         names = [self.source, self.target] if labelled else [self.source]
-        columns = dict.fromkeys(names, (str,))
+        columns = dict.fromkeys(names, read_text if labelled else read_any_text)
         found = []
         for file in list_paths(path):
             found.append(self.read_file(file, columns, self.config.data.columns))
@@ -118,21 +123,19 @@ class Seq2SeqTask(Task):
 
     def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Written]]:
         """Return one example for each row."""
-        limit = self.config.data.max_length
-        found = []
-        for row in rows:
-            example = Written(self.encode_row(row), self.label(row[self.target]))
-            is_full = limit in (len(example.labels), _source_length(example.features))
-            counts["full"] += is_full
-            found.append([example])
-        return found
+        of_source, of_target = Counter[str](), Counter[str]()
+        inputs = self.encode_inputs(rows, of_source)
+        targets = self.label([row[self.target] for row in rows], of_target)
+        counts[_SOURCES_CUT] += of_source[CUT]
+        counts[_TARGETS_CUT] += of_target[CUT]
+        return [[Written(*parts)] for parts in zip(inputs, targets, strict=True)]
 
     def remarks(self) -> str:
-        """Return how many rows there are, and how many fill the longest example."""
+        """Return how many rows there are, and how many texts were cut."""
         remark = f"{self.counts['rows']} rows"
-        full = self.counts["full"]
-        if full:
-            remark += f", {full} of them as long as data.max_length, so perhaps cut"
+        for name in (_SOURCES_CUT, _TARGETS_CUT):
+            if self.counts[name]:
+                remark += f", {self.counts[name]} {name} at data.max_length"
         return remark
 
     def collate(self, examples: Sequence[Written]) -> Batch:
@@ -153,19 +156,23 @@ class Seq2SeqTask(Task):
         settings.max_length = None  # transformers' default, which warns beside max_new_tokens
         settings.update(**self.options)
 
-        def write(features: Sequence[Features]) -> list[str]:
-            batch = on_device(accelerator.device, self.pad(features))
+        def write(read: Sequence[Row]) -> list[str]:
+            inputs = self.pad(self.encode_inputs(read, Counter()))
+            batch = on_device(accelerator.device, inputs)
             with accelerator.autocast():
                 ids = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
             texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             return [text.strip() for text in texts]
 
-        features = [self.encode_row(row) for row in rows]
         with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             return in_shares(
-                write, features, accelerator, batch_size=batch_size, length=_source_length
+                write, rows, accelerator, batch_size=batch_size, length=self._characters
             )
+
+    def _characters(self, row: Row) -> int:
+        """Return how long the source is; sounds have 0."""
+        return len(row[self.source]) if self.head == "seq2seq-lm" else 0
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
         """Return ``prediction``, a text."""

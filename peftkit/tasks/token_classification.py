@@ -10,12 +10,20 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import list_paths
-from peftkit.data.tagging import find_spans, place_words, read_tagged_rows, read_tags
-from peftkit.errors import DataError, nearest
+from peftkit.data.tagging import (
+    Placed,
+    find_spans,
+    place_words,
+    read_tagged_rows,
+    read_tags,
+    split_words,
+)
+from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
 from peftkit.losses.classification import classification_loss
@@ -24,12 +32,16 @@ from peftkit.metrics.measurement import Measurement
 from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import in_shares
-from peftkit.tasks.labels import label_overrides, likeliest
+from peftkit.tasks.labels import (
+    describe_variants,
+    find_number,
+    label_numbers,
+    label_overrides,
+    likeliest,
+    listed,
+)
 
 _OUTSIDE = "O"  # the tag of a word that is in no entity
-
-Placed = tuple[dict[str, Any], list[int | None]]
-"""A tokenised sentence, and for each word the place of the token that carries its tag."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +84,7 @@ class TokenClassificationTask(Task):
 
     def lint_item(self, row: Row, where: str) -> LintItem:
         """Return a row's text, and each type of its entities or each of its tags once."""
-        text = row["text"] if "text" in row else " ".join(row["tokens"])
+        text, _ = split_words(row)
         tags = dict.fromkeys(read_tags(row))
         tags.pop(_OUTSIDE, None)
         types = dict.fromkeys(tag.removeprefix("B-").removeprefix("I-") for tag in tags)
@@ -83,16 +95,18 @@ class TokenClassificationTask(Task):
         counts: Counter[str] = Counter()
         for row in rows:
             counts.update(read_tags(row))
-        labels: list[str] = self.learned.setdefault("labels", sorted(counts, key=_place_of_tag))
+        found = sorted_names(counts, key=_place_of_tag)
+        labels: list[str] = self.learned.setdefault("labels", found)
         new = sorted(counts.keys() - set(labels))
         if new:
             raise DataError(
                 f"the tag {new[0]!r} is none of those that the adapter was trained on "
-                f"({', '.join(labels)})"
+                f"({listed(labels)})"
             )
         if len(labels) < 2:
             raise DataError(f"every word has the tag {labels[0]!r}: there is nothing to tell apart")
         self.learned["counts"] = [counts[label] for label in labels]
+        self.notes = describe_variants(counts, "tag")
 
     def overrides(self) -> dict[str, Any]:
         """Return the head's tags."""
@@ -104,29 +118,25 @@ class TokenClassificationTask(Task):
         labels, counts = self.learned["labels"], self.learned["counts"]
         return classification_loss(self.config.loss, labels, counts, None)
 
-    def _place(self, row: Row) -> Placed:
+    def _place(self, rows: Sequence[Row]) -> list[Placed]:
         data = self.config.data
-        return place_words(row, self.processor, max_length=data.max_length, label_on=data.label_on)
+        return place_words(rows, self.processor, max_length=data.max_length, label_on=data.label_on)
 
     def encode(self, rows: Sequence[Row], counts: Counter[str]) -> list[list[Tagged]]:
         """Return one example for each row."""
-        return [[self._example(row, counts)] for row in rows]
-
-    def _example(self, row: Row, counts: Counter[str]) -> Tagged:
-        features, places = self._place(row)
-        labels = [IGNORED] * len(features["input_ids"])
-        known: list[str] = self.learned["labels"]
-        for place, tag in zip(places, read_tags(row), strict=True):
-            if tag not in known:
-                raise DataError(
-                    f"the tag {tag!r} is none of {', '.join(known)}{nearest(tag, known)}"
-                )
-            # Of words that share a token, the first is learned.
-            if place is not None and labels[place] == IGNORED:
-                labels[place] = known.index(tag)
-        counts["words"] += len(places)
-        counts["words without a token"] += places.count(None)
-        return Tagged(features, labels)
+        numbers = label_numbers(self.learned["labels"])
+        found = []
+        for row, (features, places) in zip(rows, self._place(rows), strict=True):
+            labels = [IGNORED] * len(features["input_ids"])
+            for place, tag in zip(places, read_tags(row), strict=True):
+                number = find_number(tag, numbers, "tag")
+                # Of words that share a token, the first is learned.
+                if place is not None and labels[place] == IGNORED:
+                    labels[place] = number
+            counts["words"] += len(places)
+            counts["words without a token"] += places.count(None)
+            found.append([Tagged(features, labels)])
+        return found
 
     def remarks(self) -> str:
         """Return how many words there are, and how many have no token."""
@@ -154,22 +164,19 @@ class TokenClassificationTask(Task):
         """
         pairs = self._begin_and_inside()
 
-        def predict(batch: Sequence[Placed]) -> list[Any]:
-            inputs = self.pad([features for features, _ in batch])
+        def predict(batch: Sequence[Row]) -> list[Any]:
+            placed = self._place(batch)
+            inputs = self.pad([features for features, _ in placed])
             with accelerator.autocast():
                 logits = model(**on_device(accelerator.device, inputs)).logits
             probabilities = logits.float().softmax(-1).tolist()  # [rows, tokens, tags]
             found = []
-            for tokens, (_, places) in zip(probabilities, batch, strict=True):
+            for tokens, (_, places) in zip(probabilities, placed, strict=True):
                 found.append(_read_words(tokens, places, pairs))
             return found
 
-        def length(placed: Placed) -> int:
-            return len(placed[0]["input_ids"])
-
-        placed = [self._place(row) for row in rows]
         with torch.no_grad(), evaluation_mode(model):
-            return in_shares(predict, placed, accelerator, batch_size=batch_size, length=length)
+            return in_shares(predict, rows, accelerator, batch_size=batch_size, length=_characters)
 
     def _begin_and_inside(self) -> list[tuple[int, int]]:
         """Return the numbers of B- and I- of each type of entity that has both."""
@@ -234,7 +241,7 @@ class TokenClassificationTask(Task):
         """Return each row's text, and its entities or tags."""
         found = []
         for row in rows:
-            text = row.get("text") or " ".join(row["tokens"])
+            text, _ = split_words(row)
             found.append((text, self._spell(row, read_tags(row))))
         return found
 
@@ -244,6 +251,10 @@ class TokenClassificationTask(Task):
             return " ".join(tags)
         entities = find_spans(row, tags)
         return ", ".join(f"{entity['text']} ({entity['label']})" for entity in entities)
+
+
+def _characters(row: Row) -> int:
+    return sum(map(len, row["tokens"])) if "tokens" in row else len(row["text"])
 
 
 def _place_of_tag(tag: str) -> tuple[bool, str, str]:

@@ -6,6 +6,7 @@ import soundfile
 
 from peftkit.backbones.processors import SpeechProcessor
 from peftkit.data.audio import read_audio_rows, read_spectrograms, read_waveform
+from peftkit.data.table_values import read_path, read_text
 from peftkit.errors import BackboneError, DataError
 from tests.recipes.jobs import MODELS, write_jsonl
 
@@ -30,12 +31,13 @@ def test_a_file_that_is_not_sound_is_named(tmp_path):
         read_waveform(str(tmp_path / "b.wav"), 16000)
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"audio": "c.wav", "text": "x"}])
     with pytest.raises(DataError, match="row 1: there is no file"):
-        list(read_audio_rows(rows, {"audio": (str,), "text": (str,)}, {}))
+        list(read_audio_rows(rows, {"audio": read_path, "text": read_text}, {}))
 
 
 def test_speech_labels_have_an_end_token_and_no_start_token(tmp_path):
     processor = SpeechProcessor(MODELS / "whisper-tones" / "config.json")
-    ids = processor.label("low high", 32)
+    [ids, other] = processor.label(["low high", "low"])
+    assert [other] == processor.label(["low"])
     assert ids[-1] == processor.tokenizer.eos_token_id
     assert processor._start not in ids
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == "low high"

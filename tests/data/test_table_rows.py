@@ -2,40 +2,41 @@
 
 import pytest
 
-from peftkit.data.table_rows import list_labels, read_table_rows
-from peftkit.errors import DataError
+from peftkit.data.table_rows import read_table_rows
+from peftkit.data.table_values import read_label, read_text
+from peftkit.errors import DataError, EmptyRowError
 from tests.recipes.jobs import write_jsonl
 
-KINDS = {"text": (str,), "label": (str, int)}
+COLUMNS = {"text": read_text, "label": read_label}
 
 
 def test_columns_of_a_table_are_renamed_and_checked(tmp_path):
     path = write_jsonl(
         tmp_path / "rows.jsonl", [{"review": "a", "stars": 4}, {"review": "b", "stars": 5}]
     )
-    rows = read_table_rows(path, KINDS, {"text": "review", "label": "stars"})
-    assert rows == [{"text": "a", "label": 4}, {"text": "b", "label": 5}]
+    rows = read_table_rows(path, COLUMNS, {"text": "review", "label": "stars"})
+    assert rows == [{"text": "a", "label": "4"}, {"text": "b", "label": "5"}]
     with pytest.raises(
         DataError, match=r"has the columns 'review', 'stars' and no 'text'.*data\.columns"
     ):
-        read_table_rows(path, KINDS, {})
+        read_table_rows(path, COLUMNS, {})
     with pytest.raises(DataError, match=r"no column 'revew'.*did you mean 'review'"):
-        read_table_rows(path, KINDS, {"text": "revew"})
+        read_table_rows(path, COLUMNS, {"text": "revew"})
 
 
-@pytest.mark.parametrize(
-    ("label", "what"), [(True, "True"), (1.5, "1.5"), (None, "None"), (["x"], r"\['x'\]")]
-)
-def test_a_label_of_another_type_is_named_with_its_row(tmp_path, label, what):
-    rows = [{"text": "a", "label": label}, {"text": "b", "label": label}]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+def test_a_column_called_otherwise_is_told_how_to_name_it(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"ticket": "a", "lable": "x"}])
+    message = r"no 'text' and no 'label'.*set data\.columns: {text: ticket, label: lable}"
+    with pytest.raises(DataError, match=message):
+        read_table_rows(path, COLUMNS, {})
+
+
+def test_a_bad_value_is_named_with_its_file_and_row(tmp_path):
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 1.5}, {"text": " ", "label": "x"}]
+    rows = read_table_rows(write_jsonl(tmp_path / "rows.jsonl", rows), COLUMNS, {})
     with pytest.raises(
-        DataError, match=f"row 1: 'label' is {what}; it must be a text or a whole number"
+        DataError, match=r"rows\.jsonl, row 2: 'label' is 1.5; it must be a text or"
     ):
-        list(read_table_rows(path, KINDS, {}))
-
-
-def test_labels_are_sorted_by_value_or_alphabet():
-    assert list_labels([10, 9, 2]) == ["2", "9", "10"]
-    assert list_labels(["b", "a", "b"]) == ["a", "b"]
-    assert list_labels([1, "x"]) == ["1", "x"]
+        rows[1]
+    with pytest.raises(EmptyRowError, match=r"rows\.jsonl, row 3: 'text' is blank: leave the row"):
+        rows[2]

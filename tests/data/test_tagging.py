@@ -55,7 +55,7 @@ def test_chinese_characters_are_words_and_neighbouring_entities_stay_apart():
 @pytest.mark.parametrize("label_on", ["first", "last"])
 def test_each_word_has_the_token_that_holds_its_first_or_last_letter(tokenizer, label_on):
     text, offsets = split_words(ROW)
-    encoding, places = place_words(ROW, tokenizer, max_length=200, label_on=label_on)
+    [(encoding, places)] = place_words([ROW], tokenizer, max_length=200, label_on=label_on)
     assert len(places) == len(offsets)
     whole = tokenizer(text, return_offsets_mapping=True)
     for place, (start, end) in zip(places, offsets, strict=True):
@@ -65,7 +65,7 @@ def test_each_word_has_the_token_that_holds_its_first_or_last_letter(tokenizer, 
 
 
 def test_words_behind_the_longest_example_have_no_token(tokenizer):
-    _, places = place_words(ROW, tokenizer, max_length=6, label_on="first")
+    [(_, places)] = place_words([ROW], tokenizer, max_length=6, label_on="first")
     assert places[0] == 0
     assert places[2:] == [None] * 6
 
@@ -79,9 +79,8 @@ def test_words_are_placed_by_a_tokenizer_of_whole_words():
         pre_tokenizers.BertPreTokenizer(),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-    encoding, places = place_words(
-        {"tokens": ["Anna", "flew", "to", "Rome"]}, tokenizer, max_length=9, label_on="first"
-    )
+    row = {"tokens": ["Anna", "flew", "to", "Rome"]}
+    [(encoding, places)] = place_words([row], tokenizer, max_length=9, label_on="first")
     assert [encoding["input_ids"][place] for place in places] == [2, 3, 4, 0]
 
 
@@ -89,15 +88,22 @@ def test_tagging_refuses_a_slow_tokenizer():
     from transformers import ByT5Tokenizer
 
     with pytest.raises(DataError, match="returns no character offsets"):
-        place_words(ROW, ByT5Tokenizer(), max_length=9, label_on="first")
+        place_words([ROW], ByT5Tokenizer(), max_length=9, label_on="first")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"tokens": ["a", "b"], "tags": ["O"]}, "there are 2 tokens and 1 tags"),
-        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "texts that are not empty"),
-        ({"text": "abc"}, "'spans' is None"),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "word 2 is empty; leave it out, and its tag"),
+        ({"tokens": ["a", None], "tags": ["O", "O"]}, "word 2 is None; it must be a text"),
+        ({"tokens": "a b", "tags": ["O", "O"]}, "'a b' is not JSON, as 'tokens' must be"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "'tokens' is {'a': 1}; it must be a list of texts"),
+        ({"tokens": [], "tags": []}, "'tokens' holds no words: leave the row out"),
+        ({"tokens": ["a"], "tags": None}, "there are 1 tokens and no tags"),
+        ({"text": " ", "spans": []}, "'text' is blank: leave the row out"),
+        ({"text": None, "spans": []}, "neither 'tokens' .*: leave the row out"),
+        ({"text": "abc", "spans": None}, "'spans' is None"),
         (
             {"text": "abc", "spans": [{"start": 1, "end": 9, "label": "X"}]},
             "within the 3 characters",
@@ -112,7 +118,6 @@ def test_tagging_refuses_a_slow_tokenizer():
             },
             "overlaps another",
         ),
-        ({"words": ["a"]}, "neither 'tokens'"),
         (
             {"text": "abc", "spans": [{"start": "0", "end": 2, "label": "X"}]},
             "within the 3 characters",
@@ -123,7 +128,7 @@ def test_tagging_refuses_a_slow_tokenizer():
         ),
         ({"text": "abc", "spans": [[0, 2]]}, "within the 3 characters"),
         ({"text": "abc", "spans": [["PER", 0, 2]]}, "within the 3 characters"),
-        ({"text": "abc", "spans": "X"}, "'spans' is 'X'"),
+        ({"text": "abc", "spans": "X"}, "'X' is not JSON, as 'spans' must be"),
     ],
 )
 def test_a_bad_row_of_tagged_words_is_named(tmp_path, row, message):
@@ -139,6 +144,35 @@ def test_spans_may_be_triples_and_answers_are_not_needed_where_they_are_predicte
     assert read_tagged_rows(path, {"spans": "entities"}, labelled=False) == [{"text": "a"}]
     with pytest.raises(DataError, match="no column 'entities'"):
         read_tagged_rows(path, {"spans": "entities"})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"words": ["a"], "pos": ["X"]}, "no 'tokens' and no 'tags'.*{tokens: words, tags: pos}"),
+        ({"tokens": ["a"], "pos_tags": ["X"]}, "no 'tags'.*{tags: pos_tags}"),
+        ({"text": "a", "spam": [], "span": []}, "no 'spans'.*{spans: span}"),
+    ],
+)
+def test_a_file_without_words_or_tags_is_told_how_to_name_its_columns(tmp_path, row, message):
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=message):
+        read_tagged_rows(path, {})
+
+
+def test_lists_may_be_written_as_json_as_in_csv(tmp_path):
+    (tmp_path / "rows.csv").write_text('tokens,tags\n"[""Ada"", ""ran""]","[""B-PER"", ""O""]"\n')
+    rows = read_tagged_rows(str(tmp_path / "rows.csv"), {})
+    assert rows == [{"tokens": ["Ada", "ran"], "tags": ["B-PER", "O"]}]
+
+
+def test_rows_with_words_and_rows_with_text_may_be_in_one_file(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"tokens": ["Ada"], "tags": ["B-PER"], "text": null, "spans": null}\n'
+        '{"tokens": null, "tags": null, "text": "Ada", "spans": [[0, 3, "PER"]]}\n'
+    )
+    rows = read_tagged_rows(str(tmp_path / "rows.jsonl"), {})
+    assert [read_tags(row) for row in rows] == [["B-PER"], ["B-PER"]]
 
 
 def tagger_of_whole_words():
@@ -185,7 +219,7 @@ def test_the_models_of_the_repository_keep_each_character_apart():
 
     tokenizer = load_tokenizer(MODELS / "char-bert-zh" / "config.json")
     row = {"text": "1998年江泽民在北京", "spans": []}
-    encoding, places = place_words(row, tokenizer, max_length=64, label_on="first")
+    [(encoding, places)] = place_words([row], tokenizer, max_length=64, label_on="first")
     characters = [token for token in encoding["input_ids"][1:-1]]
     assert len(characters) == len(row["text"])
     assert places == [1, *range(5, 12)]

@@ -13,7 +13,6 @@ from peftkit.backbones.processors import SpeechProcessor, set_languages
 from peftkit.cli import main
 from peftkit.config.reading import build
 from peftkit.config.sections import GenerationSettings
-from peftkit.data.text_pairs import encode_pair
 from peftkit.errors import BackboneError, ConfigError
 from peftkit.runs import prediction
 from peftkit.runs.opening import open_run
@@ -83,16 +82,6 @@ def test_generation_settings_of_a_checkpoint_are_replaced_by_the_configs(
 def test_generation_settings_without_effect_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         build(GenerationSettings, values, "a test")
-
-
-def test_a_pair_without_a_separator_gets_a_line_break(tokenizer):
-    assert tokenizer.num_special_tokens_to_add(pair=True) == 0
-    assert (
-        encode_pair(tokenizer, "a", "b", max_length=9)["input_ids"]
-        == tokenizer("a\nb")["input_ids"]
-    )
-    bert = peftkit.load_tokenizer(MODELS / "char-bert-zh" / "config.json")
-    assert encode_pair(bert, "a", "b", max_length=9)["input_ids"] == bert("a", "b")["input_ids"]
 
 
 @pytest.mark.parametrize(

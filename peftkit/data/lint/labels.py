@@ -1,8 +1,8 @@
 """Labels that are rare, uneven, or spelled in two ways."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
+from peftkit.data.class_names import find_variants
 from peftkit.data.lint.fingerprints import Fingerprints
 from peftkit.data.lint.items import Finding, LintItem, either, shown
 
@@ -57,14 +57,10 @@ def find_uneven_classes(items: Sequence[LintItem], prints: Fingerprints) -> list
 
 def find_label_variants(items: Sequence[LintItem], prints: Fingerprints) -> list[Finding]:
     """Find labels that differ from another only in case or in surrounding white space."""
-    variants: defaultdict[str, list[str]] = defaultdict(list)
-    for label, _ in prints.counts.most_common():
-        variants[" ".join(label.casefold().split())].append(label)
     others, spelled = [], []
-    for labels in variants.values():
-        others += labels[1:]
-        for label in labels[1:]:
-            spelled.append(f"{label!r} beside {labels[0]!r}")
+    for label, other in find_variants(prints.counts):
+        others.append(label)
+        spelled.append(f"{label!r} beside {other!r}")
     if not others:
         return []
     differs = either(len(others), "label differs from another", "labels differ from others")
