@@ -95,6 +95,7 @@ _WHICH_ROWS = (
     "skip_empty",
     "shares",
     "oversample",
+    "lint",
 )
 
 
@@ -213,7 +214,7 @@ class Task(ABC):
         """Return all that examples depend on beside their rows: code, processor and settings."""
         data = getattr(getattr(self, "config", None), "data", None)
         settings = dict(vars(data)) if data is not None else {}
-        for name in _WHICH_ROWS:  # their content counts, not their names
+        for name in _WHICH_ROWS:  # the content of rows counts, not their names
             settings.pop(name, None)
         return encoding_digest(self, self.processor, [settings, self.learned])
 

@@ -6,14 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peftkit.data.lint.fingerprints import Fingerprints
-from peftkit.data.lint.items import SHOWN, Finding, LintItem, either, likened
+from peftkit.data.lint.items import SHOWN, Finding, LintItem, either, is_other_row, likened
 
 
 def find_duplicates(items: Sequence[LintItem], prints: Fingerprints) -> list[Finding]:
-    """Find rows that are equal to an earlier one, in what is read and what is learned."""
+    """Find rows that are equal to an earlier one, in what is read and what is learned.
+
+    A row that is drawn several times, to oversample it, is no copy.
+    """
     order = np.argsort(prints.rows, kind="stable")  # equal rows side by side, the first one first
-    is_copy = prints.rows[order[1:]] == prints.rows[order[:-1]]
-    copies, originals = order[1:][is_copy], order[:-1][is_copy]
+    copied = np.flatnonzero(prints.rows[order[1:]] == prints.rows[order[:-1]])
+    is_other = [is_other_row(items, order[place], order[place + 1]) for place in copied]
+    copied = copied[np.array(is_other, bool)]
+    copies, originals = order[copied + 1], order[copied]
     count = len(copies)
     if not count:
         return []

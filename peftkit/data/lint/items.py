@@ -43,11 +43,15 @@ class LintItems(Sequence[LintItem]):
         self._rows = rows
         self._item = item
 
+    def where(self, number: int) -> str:
+        """Return the place of a row, without reading it."""
+        return self._rows.where(number)
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number: Any) -> Any:
-        where = self._rows.where(number)
+        where = self.where(number)
         try:
             return self._item(self._rows[number], where)
         except EmptyRowError:
@@ -98,6 +102,13 @@ def spread(count: int, limit: int) -> list[int]:
 def shown(items: Sequence[LintItem], numbers: Sequence[int]) -> tuple[str, ...]:
     """Return the places of the first of some items."""
     return tuple(items[int(number)].where for number in numbers[:SHOWN])
+
+
+def is_other_row(items: Sequence[LintItem], number: int, other: int) -> bool:
+    """Whether two items are of different rows, and not of one that was drawn twice."""
+    if isinstance(items, LintItems):
+        return items.where(int(number)) != items.where(int(other))
+    return items[number].where != items[other].where
 
 
 def likened(item: LintItem, other: LintItem) -> str:

@@ -1,6 +1,7 @@
 from peftkit.data.lint.duplicates import find_duplicates, find_label_conflicts, find_overlap
 from peftkit.data.lint.fingerprints import take_fingerprints
-from peftkit.data.lint.items import LintItem
+from peftkit.data.lint.items import LintItem, LintItems
+from peftkit.data.rows import Rows
 
 
 def items(*rows, file="train.jsonl"):
@@ -45,6 +46,18 @@ def test_another_answer_or_label_makes_another_row():
 
 def test_no_text_runs_into_the_next_part_of_a_row():
     assert duplicates(("a", ""), ("a", None), ("", "a"), ("a\0", None), ("a\1", None)) == []
+
+
+def test_a_row_that_is_drawn_twice_is_no_copy():
+    def item(row, where):
+        return LintItem(where, row["text"])
+
+    rows = Rows.of([{"text": "one"}, {"text": "two"}, {"text": "one"}], "a.jsonl")
+    drawn = LintItems(rows.select([1, 0, 1, 2, 1]), item)
+    found = find_duplicates(drawn, take_fingerprints(drawn))
+    assert [finding.rows for finding in found] == [("a.jsonl, row 3 = row 1",)]
+    twice = list(drawn)[:3]
+    assert find_duplicates(twice, take_fingerprints(twice)) == []
 
 
 def test_empty_rows_are_no_copies_of_each_other():

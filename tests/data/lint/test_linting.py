@@ -1,5 +1,6 @@
 import itertools
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -34,20 +35,22 @@ def test_clean_rows_have_no_warnings():
 
 
 def test_each_finding_is_a_line_with_its_count_first():
-    rows = [*texts(30), *texts(30)[:12], LintItem("more.jsonl, row 1", "question", " ")]
+    copies = [replace(item, where=f"more.jsonl, {item.where[13:]}") for item in texts(12)]
+    rows = [*texts(30), *copies, LintItem("more.jsonl, row 13", "question", " ")]
     report = str(lint(rows, counts={"answers_cut": 1_234}))
     assert report.splitlines() == [
         "lint of 43 training rows: 3 warnings",
         "     12 rows are copies of earlier rows: leave them out, or they count more than once",
-        "        train.jsonl, row 1 = row 1; row 2 = row 2; row 3 = row 3; ...",
+        "        more.jsonl, row 1 = train.jsonl, row 1; row 2 = train.jsonl, row 2; row 3 = "
+        "train.jsonl, row 3; ...",
         "  1,234 answers are cut at data.max_length: raise it, or the model learns to stop short",
         "      1 answer is empty: fill it in, or leave the row out with data.skip_empty: true",
-        "        more.jsonl, row 1",
+        "        more.jsonl, row 13",
     ]
 
 
 def test_copies_are_found_in_all_rows_and_not_only_in_the_sample():
-    rows = [*texts(50), texts(50)[7]]
+    rows = [*texts(50), replace(texts(50)[7], where="train.jsonl, row 51")]
     report = lint(rows, limit=5)
     assert [finding.kind for finding in report.findings] == ["exact duplicates"]
     assert report.looked_at == "51 training rows (5 of them closely)"
