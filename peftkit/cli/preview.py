@@ -2,43 +2,66 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
-from peftkit.cli.arguments import positive
+from peftkit.cli.arguments import check_output, positive
 
 _DESCRIPTION = """\
-Show rows as a recipe will train on them, with the tokens that are learned marked.
+Show rows as a recipe will train on them: which tokens are learned, which are only read, and which
+are cut; how long examples are; and what became of the rows.
 
 The rows are chosen as in `peftkit train`: by --config and by any --KEY VALUE of the recipe, which
 `peftkit train RECIPE --help` lists. They come after RECIPE.
 """
+_COUNT, _COUNT_IN_PAGE = 3, 20
 
 
 def add_to(commands: Any) -> None:
     """Add the verb to the parser's commands."""
     preview = commands.add_parser(
         "preview",
-        help="show what a model will learn from, supervised tokens marked",
-        usage="peftkit preview RECIPE [--count N] [--config FILE] [--KEY VALUE ...]",
+        help="show what a model will learn from, token by token",
+        usage="peftkit preview RECIPE [--count N] [--html FILE] [--all] [--config FILE] "
+        "[--KEY VALUE ...]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     preview.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or its file")
     preview.add_argument(
-        "--count", type=positive, default=3, metavar="N", help="examples to show (default: 3)"
+        "--count",
+        type=positive,
+        metavar="N",
+        help=f"examples to show (default: {_COUNT}; {_COUNT_IN_PAGE} with --html)",
+    )
+    preview.add_argument("--html", metavar="FILE", help="write a page that a browser shows")
+    preview.add_argument(
+        "--all", action="store_true", help="take all rows; without it, 1,000 that are evenly spread"
     )
     preview.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.config.reading import read
+    from peftkit.data.preview.page import page
+    from peftkit.data.preview.terminal import in_terminal
+    from peftkit.files import write_file
+    from peftkit.runs.data_preview import preview_rows
     from peftkit.runs.recipe import WITHOUT_CONFIG
     from peftkit.runs.recipes import load_recipe, recipe_named
+    from peftkit.runs.training_rows import read_training_rows
 
+    check_output(options.html)
     recipe = load_recipe(recipe_named(options.recipe))
     config = read(recipe.Config, options.passed_on, WITHOUT_CONFIG)
     task = recipe.make_task(config)
-    rows = task.read(config.data.train)
-    task.fit(rows)
-    print(task.preview(rows, count=options.count, color=sys.stdout.isatty()))
+    rows = read_training_rows(task, config).training
+    count = options.count or (_COUNT_IN_PAGE if options.html else _COUNT)
+    title = f"{Path(options.recipe).stem}: {config.model.source} on {config.data.train}"
+    preview = preview_rows(task, config, rows, title, count=count, takes_all=options.all)
+    if options.html:
+        write_file(Path(options.html), page(preview).encode())
+        print(f"the page is in {options.html}")
+    else:
+        print(in_terminal(preview, color=sys.stdout.isatty()))
     return 0

@@ -55,10 +55,13 @@ class Packs(Sequence[Pack]):
         examples: The examples.
         members: The numbers of the examples of each pack, one pack after the other.
         ends: Where each pack ends in `members`.
+
+    Attributes:
+        texts: The examples.
     """
 
     def __init__(self, examples: Sequence[Example], members: Any, ends: Any) -> None:
-        self._examples = examples
+        self.texts = examples
         self._members = members
         self._ends = ends
         starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
@@ -69,7 +72,7 @@ class Packs(Sequence[Pack]):
     @property
     def digest(self) -> str:
         """A digest of all that is learned from the packs."""
-        parts = [data_digest(self._examples).encode(), self._members.tobytes()]
+        parts = [data_digest(self.texts).encode(), self._members.tobytes()]
         return hashlib.sha256(b" ".join([*parts, self._ends.tobytes()])).hexdigest()
 
     def __len__(self) -> int:
@@ -79,9 +82,13 @@ class Packs(Sequence[Pack]):
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
         number = range(len(self))[number]
+        return _join([self.texts[member] for member in self.members(number)])
+
+    def members(self, number: int) -> list[int]:
+        """Return the numbers of the examples of a pack."""
         start = self._ends[number - 1] if number else 0
-        members = self._members[start : self._ends[number]].tolist()
-        return _join([self._examples[member] for member in members])
+        found: list[int] = self._members[start : self._ends[number]].tolist()
+        return found
 
 
 def pack_examples(examples: Sequence[Example], max_length: int) -> Packs:

@@ -14,7 +14,13 @@ UNUSED = "unused "  # stands before the names of columns and keys that nobody re
 
 def describe_counts(counts: Counter[str]) -> str:
     """Return what became of the rows, in one line."""
-    parts = [f"{counts['rows']:,} rows -> {counts['examples']:,} examples"]
+    made = f"{counts['rows']:,} rows -> {counts['examples']:,} examples"
+    return ", ".join([made, *problems(counts)])
+
+
+def problems(counts: Counter[str]) -> list[str]:
+    """Return what was cut, left out or not read, each in words."""
+    parts = []
     if counts["split"]:
         parts.append(
             f"{_number(counts['split'], 'dialogue')} split into {counts['split_examples']:,} "
@@ -43,7 +49,7 @@ def describe_counts(counts: Counter[str]) -> str:
         parts.append(f"not learned from: {unused}")
     if counts["dropped"]:
         parts.append(f"{counts['dropped']:,} dropped, with no supervised token left")
-    return ", ".join(parts)
+    return parts
 
 
 def _unused(counts: Counter[str]) -> str:

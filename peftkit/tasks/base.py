@@ -69,9 +69,11 @@ The shortest complete task predicts how many stars a review gives, from rows suc
             return [(row["text"], str(row["stars"])) for row in rows]
 """
 
+import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -81,9 +83,10 @@ from peftkit.backbones.loading import Head
 from peftkit.data.encoding_digest import encoding_digest
 from peftkit.data.lint.items import LintItem, LintItems
 from peftkit.data.lint.linting import AT_START, THOROUGH, LintReport, lint
+from peftkit.data.preview.shown import Shown, said
 from peftkit.data.rows import Row, Rows
 from peftkit.data.stored_examples import encode_rows
-from peftkit.errors import ConfigError
+from peftkit.errors import ConfigError, DataError
 from peftkit.losses.base import Batch, Loss
 from peftkit.metrics.measurement import Measurement
 
@@ -203,12 +206,32 @@ class Task(ABC):
         """
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Any]:
-        """Return the examples of all rows; of many, from files that are made once."""
+        """Return the examples of all rows, as training takes them."""
+        return self.encode_all(rows)
+
+    def encode_all(self, rows: Sequence[Row]) -> Sequence[Any]:
+        """Return the examples of all rows; of many, from files that are made once.
+
+        Of examples that say how many of their tokens are ``supervised``, these are counted.
+        """
         found, self.counts = encode_rows(
-            Rows.of(rows), self.encode, self.example_class, self._encoding, type(self).__name__
+            Rows.of(rows),
+            self._encode_and_count,
+            self.example_class,
+            self._encoding,
+            type(self).__name__,
         )
         self.counts["rows"] = len(rows)
         return found
+
+    def _encode_and_count(
+        self, rows: Sequence[Row], counts: Counter[str]
+    ) -> Sequence[Sequence[Any]]:
+        encoded = self.encode(rows, counts)
+        for examples in encoded:
+            for example in examples:
+                counts["supervised"] += getattr(example, "supervised", 0)
+        return encoded
 
     def _encoding(self) -> str:
         """Return all that examples depend on beside their rows: code, processor and settings."""
@@ -222,11 +245,28 @@ class Task(ABC):
         """Return what the last call of `examples` cut or left out; an empty text if nothing."""
         return ""
 
-    def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
-        """Return the first rows as a model will learn them, and what became of all rows."""
-        self.examples(rows)
-        lines = [f"{given}\n  -> {expected}" for given, expected in self.shown(rows[:count])]
-        return "\n".join([*lines, self.remarks()])
+    def show(self, row: Row) -> Iterable[Shown]:
+        """Return what a person should see of the examples of a row: what is read, and learned."""
+        ((given, expected),) = self.shown([row])
+        return [Shown((said("input", given, "read"), said("to predict", expected)))]
+
+    def show_rows(self, rows: Rows, count: int) -> list[Shown]:
+        """Return what a person should see of the first examples of rows, `count` at most.
+
+        Raises:
+            DataError: a row cannot be shown. The message names it.
+        """
+        found: list[Shown] = []
+        for number in range(len(rows)):
+            if len(found) == count:
+                break
+            row, where = rows[number], rows.where(number)
+            try:
+                for example in itertools.islice(self.show(row), count - len(found)):
+                    found.append(dataclasses.replace(example, where=where))
+            except DataError as problem:
+                raise type(problem)(f"{where}: {problem}") from None
+        return found
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:

@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import torch
@@ -17,7 +18,8 @@ from peftkit.data.lint.items import LintItem
 from peftkit.data.named_chat_templates import set_chat_template
 from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_blocks, pack_examples
 from peftkit.data.padding import PadRight, padding_token
-from peftkit.data.preview import preview
+from peftkit.data.preview.shown import Shown
+from peftkit.data.preview.texts import show_example, show_packs
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
 from peftkit.data.rendering_counts import UNUSED, describe_counts
 from peftkit.data.row_formats import Format
@@ -96,6 +98,13 @@ class CausalLMTask(Task):
         data = self.config.data
         for row in rows:
             counts.update(UNUSED + name for name in row.get("unused", ()))
+        return self._render(rows, counts, data.max_length)
+
+    def _render(
+        self, rows: Sequence[Row], counts: Counter[str], max_length: int
+    ) -> list[list[Example]]:
+        """Return the rendered rows; all but texts are cut at the length."""
+        data = self.config.data
         found = []
         for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
             counts[kind] += 1
@@ -103,7 +112,7 @@ class CausalLMTask(Task):
                 list(group),
                 kind,
                 self.processor,
-                max_length=data.max_length,
+                max_length=data.max_length if kind == "text" else max_length,
                 loss_on=data.loss_on or "assistant",
                 system=data.system,
                 cut=cut_into_blocks if kind == "text" else None,
@@ -113,7 +122,7 @@ class CausalLMTask(Task):
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
         """Return the rendered rows, packed if the config asks for it."""
-        self._texts = super().examples(rows)
+        self._texts = self.encode_all(rows)
         dropped, limit = self.counts["dropped"], self.config.data.max_length
         if dropped > len(rows) / 2:
             raise DataError(
@@ -132,10 +141,23 @@ class CausalLMTask(Task):
         remark = f"{' and '.join(formats)}, {describe_counts(self.counts)}"
         return f"{remark}, in {self._packs} packs" if self._packs else remark
 
-    def preview(self, rows: Sequence[Row], *, count: int, color: bool) -> str:
-        """Return the first examples with the supervised tokens marked, and the lengths of all."""
-        self.examples(rows)
-        return preview(self._texts, self.remarks(), self.processor, count=count, color=color)
+    def show(self, row: Row) -> Iterator[Shown]:
+        """Yield the examples of a row: blocks of a text, the whole of all else."""
+        counts: Counter[str] = Counter()
+        (examples,) = self._render([row], counts, sys.maxsize)
+        for example in examples:
+            yield show_example(example, self.processor, self.config.data.max_length, counts)
+
+    def show_rows(self, rows: Rows, count: int) -> list[Shown]:
+        """Return the first examples of rows; packs of them, if the config asks for packing."""
+        if self.packing is not True:
+            return super().show_rows(rows, count)
+        texts: list[Example] = []
+        places: list[str] = []
+        for number, examples in enumerate(self.encode(list(rows), Counter())):
+            texts += examples
+            places += [rows.where(number)] * len(examples)
+        return show_packs(texts, places, self.processor, self.config.data.max_length, count)
 
     def check(self, model: nn.Module) -> None:
         """Check that packed texts compute what unpacked ones do, if the config asks for packs."""

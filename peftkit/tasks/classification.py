@@ -14,6 +14,8 @@ from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
 from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
+from peftkit.data.preview.inputs import input_section
+from peftkit.data.preview.shown import Shown, said
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import ReadValue, read_any_text, read_label, read_score, read_text
@@ -204,6 +206,15 @@ class ClassificationTask(Task):
             label = row.get("label")
             found.append(IGNORED if label is None else find_number(label, numbers, "label"))
         return found
+
+    def show(self, row: Row) -> list[Shown]:
+        """Return a row's texts or picture, and its label or score."""
+        ((example,),) = self.encode([row], Counter())
+        texts = [row[column] for column in self.columns]
+        limit = getattr(self.config.data, "max_length", None)
+        name = " / ".join(self.columns)
+        read = input_section(name, example.features, texts, self.processor, self.pad, limit)
+        return [Shown((read, said(self.target, row[self.target])), len(example))]
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Return the padded inputs and ``labels``, (rows,).

@@ -12,6 +12,9 @@ from torch import nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.lint.items import LintItem
+from peftkit.data.preview.inputs import input_section
+from peftkit.data.preview.shown import Shown
+from peftkit.data.preview.texts import read_section
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import read_any_text, read_text
@@ -45,6 +48,11 @@ class Written:
 
     def __len__(self) -> int:
         return _source_length(self.features) + len(self.labels)
+
+    @property
+    def supervised(self) -> int:
+        """The number of learned tokens."""
+        return len(self.labels)
 
 
 class Seq2SeqTask(Task):
@@ -137,6 +145,19 @@ class Seq2SeqTask(Task):
             if self.counts[name]:
                 remark += f", {self.counts[name]} {name} at data.max_length"
         return remark
+
+    def show(self, row: Row) -> list[Shown]:
+        """Return what is read, a text or a sound, and the text that is written."""
+        ((example,),) = self.encode([row], Counter())
+        limit = self.config.data.max_length
+        sources = [getattr(self.config.data, "prompt", "") + row[self.source]]
+        source = input_section(
+            self.source, example.features, sources, self.processor, self.pad, limit
+        )
+        target = read_section(
+            self.target, example.labels, [row[self.target]], self.tokenizer, limit, "learned"
+        )
+        return [Shown((source, target), len(example), example.supervised)]
 
     def collate(self, examples: Sequence[Written]) -> Batch:
         """Return the padded inputs and ``labels`` (rows, longest target), -100 in the padding."""

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
+from peftkit.data.preview.shown import Shown
+from peftkit.data.preview.tagged import show_tagged
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import list_paths
 from peftkit.data.tagging import (
@@ -53,6 +55,11 @@ class Tagged:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def supervised(self) -> int:
+        """The number of tokens that carry a tag."""
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 class TokenClassificationTask(Task):
@@ -145,6 +152,16 @@ class TokenClassificationTask(Task):
         if missing:
             remark += f", {missing} of them behind data.max_length or without a token"
         return remark
+
+    def show(self, row: Row) -> list[Shown]:
+        """Return a sentence with the tag of each word at the token that carries it."""
+        ((example,),) = self.encode([row], Counter())
+        text, offsets = split_words(row)
+        words = [text[start:end] for start, end in offsets]
+        ((_, places),) = self._place([row])
+        tagged = list(zip(words, read_tags(row), places, strict=True))
+        ids, labels = example.features["input_ids"], self.learned["labels"]
+        return [show_tagged(ids, example.labels, labels, tagged, self.processor)]
 
     def collate(self, examples: Sequence[Tagged]) -> Batch:
         """Return the padded inputs and ``labels``, both (rows, longest example)."""

@@ -152,10 +152,22 @@ def config(llama_dir, tmp_path):
 def test_the_preview_shows_examples_and_lengths(config, capsys):
     assert main(["preview", "chat", "--config", str(config), "--count", "2"]) == 0
     text = capsys.readouterr().out
-    assert "chat" in text
-    assert text.count("--- example") == 2
+    assert text.count("train.jsonl, row") == 2
     assert "⟦answer 0.<|im_end|>⟧" in text
     assert "length in tokens" in text
+    assert re.search(r"steps in an epoch +3 \(of 4 examples each\)", text)
+    assert "1,000" not in text  # all 12 rows were taken
+
+
+def test_the_preview_of_many_rows_takes_a_thousand_unless_all_are_asked_for(
+    config, tmp_path, capsys
+):
+    train = dialogues(tmp_path / "many.jsonl", 2500)
+    words = ["preview", "chat", "--config", str(config), "--data.train", str(train)]
+    assert main([*words, "--count", "1"]) == 0
+    assert re.search(r"rows +1,000 \(of 2,500, evenly spread", capsys.readouterr().out)
+    assert main([*words, "--count", "1", "--all"]) == 0
+    assert re.search(r"\nrows +2,500\n", capsys.readouterr().out)
 
 
 def test_merging_keeps_the_dtype_of_the_backbone_unless_another_is_asked_for(

@@ -3,7 +3,6 @@ from collections import Counter
 import pytest
 
 from peftkit.data.padding import PadRight
-from peftkit.data.preview import preview
 from peftkit.data.rendering_counts import describe_counts
 from peftkit.data.supervised_tokens import render_batch, render_prompt
 from peftkit.errors import DataError
@@ -173,13 +172,3 @@ def test_padding_is_masked_and_a_learned_end_of_sequence_is_not(tokenizer):
         )
         assert (batch["labels"][row, length:] == IGNORED).all()
         assert (batch["labels"][row] == tokenizer.eos_token_id).any()
-
-
-def test_the_preview_marks_what_is_learned(tokenizer):
-    rows = [{"messages": DIALOGUE}] * 3
-    examples, counts = render(rows, "chat", tokenizer, max_length=512)
-    text = preview(examples, describe_counts(counts), tokenizer, count=1)
-    assert "⟦1.<|im_end|>⟧" in text
-    assert text.count("---") == 2
-    assert f"of which supervised: {3 * examples[0].supervised}" in text
-    assert "\033[1;32m1." in preview(examples, "", tokenizer, count=1, color=True)
