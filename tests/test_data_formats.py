@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from peftkit.data.table_values import read_label, read_text
 
 from peftkit.config.sections import DataSettings
 from peftkit.data.audio import read_audio_rows
@@ -14,6 +13,7 @@ from peftkit.data.dialogue_formats import read_text_rows
 from peftkit.data.images import read_image_rows
 from peftkit.data.message_formats import ROLES, unread_keys
 from peftkit.data.table_rows import read_table_rows
+from peftkit.data.table_values import read_label, read_text
 from peftkit.data.tagging import read_tagged_rows
 from peftkit.runs.recipes import recipes
 
