@@ -148,7 +148,7 @@ class Task(ABC):
     def lint_item(self, row: Row, where: str) -> LintItem:
         """Return the parts of a row, which stands at `where`, that the lint looks at."""
         [(given, expected)] = self.shown([row])
-        return LintItem(where, given, expected)
+        return LintItem(where, given, answer=expected)
 
     def lint(self, rows: Rows, held_out: Rows, *, thorough: bool = True) -> LintReport:
         """Look for what is likely not meant in the rows: see `peftkit.data.lint.linting.lint`.

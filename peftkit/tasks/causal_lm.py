@@ -86,7 +86,7 @@ class CausalLMTask(Task):
             return dialogue_item(row["messages"], where)
         if row["format"] == "text":
             return LintItem(where, answer=row["text"])
-        return LintItem(where, row["prompt"], row["completion"])
+        return LintItem(where, row["prompt"], answer=row["completion"])
 
     @property
     def loss(self) -> Loss:

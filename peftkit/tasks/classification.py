@@ -116,10 +116,10 @@ class ClassificationTask(Task):
         """Return the texts of a row, or its file, and its label."""
         label = row.get("label")
         labels = () if label is None else (str(label),)
-        read = [row[column] for column in self.columns]
+        first, *others = [row[column] for column in self.columns]
         if self.head == "sequence-classification":
-            return LintItem(where, "\n".join(read), labels=labels)
-        return LintItem(where, labels=labels, file="\n".join(read))
+            return LintItem(where, first, "\n".join(others), labels=labels)
+        return LintItem(where, labels=labels, file=first)
 
     def augment(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows and the noisy copies of them that the config asks for."""

@@ -121,7 +121,7 @@ class Seq2SeqTask(Task):
         """Return the source, a text or a file, and the target."""
         target = row.get(self.target)
         if self.head == "seq2seq-lm":
-            return LintItem(where, row[self.source], target)
+            return LintItem(where, row[self.source], answer=target)
         return LintItem(where, answer=target, file=row[self.source])
 
     @property

@@ -1,18 +1,22 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from peftkit.config.reading import build
+from peftkit.data.lint.items import LintItem
 from peftkit.runs.recipes import load_recipe, recipe_named
 from tests.recipes.jobs import NAMES, config_values, rows_of, write_jsonl
 
-ITEMS = {  # of the first row: what is read, the answer, the labels, the end of the file's name
-    "text_classification": ("good film 0", None, ("up",), ""),
-    "text_pair": ("likes sea\nsea 0", None, ("1",), ""),
-    "token_classification": ("0 Anna saw Rome", None, ("PER", "LOC"), ""),
-    "causal_lm": ("", "the price of kite number 0 is 0 pounds ", (), ""),
-    "chat": ("price 0?", "It is 5.", (), ""),
-    "seq2seq": ("say 0", "sage 0", (), ""),
-    "image_classification": ("", None, ("red",), "0-red.png"),
-    "speech_recognition": ("", "low", (), "0-low.wav"),
+ITEMS = {  # of the first row
+    "text_classification": LintItem("", "good film 0", labels=("up",)),
+    "text_pair": LintItem("", "likes sea", "sea 0", labels=("1",)),
+    "token_classification": LintItem("", "0 Anna saw Rome", labels=("PER", "LOC")),
+    "causal_lm": LintItem("", answer="the price of kite number 0 is 0 pounds "),
+    "chat": LintItem("", "price 0?", answer="It is 5."),
+    "seq2seq": LintItem("", "say 0", answer="sage 0"),
+    "image_classification": LintItem("", labels=("red",), file="0-red.png"),
+    "speech_recognition": LintItem("", answer="low", file="0-low.wav"),
 }
 
 
@@ -31,16 +35,8 @@ def task(name, tmp_path, llama_dir):
 
 def test_the_lint_reads_of_each_row_what_its_task_learns(name, task):
     row = task.read(task.config.data.train)[0]
-    item = task.lint_item(row, "rows, row 1")
-    text, answer, labels, file = ITEMS[name]
-    assert (item.where, item.text, item.answer, item.labels) == (
-        "rows, row 1",
-        text,
-        answer,
-        labels,
-    )
-    assert item.file.endswith(file)
-    assert bool(item.file) == bool(file)
+    item = task.lint_item(row, "")
+    assert replace(item, file=Path(item.file).name) == ITEMS[name]
 
 
 def test_the_lint_of_each_task_finds_copies_and_overlap(name, task, tmp_path):

@@ -15,6 +15,26 @@ _REPEATED_ROWS = 5
 _REPEATED_SHARE = 0.01
 
 
+def find_unreadable(items: Sequence[LintItem]) -> list[Finding]:
+    """Find rows at which a run would stop if it needed them."""
+    numbers = []
+    for number, item in enumerate(items):
+        if item.problem:
+            numbers.append(number)
+    if not numbers:
+        return []
+    first = items[numbers[0]].problem
+    return [
+        Finding(
+            "rows that cannot be read",
+            len(numbers),
+            either(len(numbers), "row cannot be read", "rows cannot be read"),
+            first if len(numbers) == 1 else f"of the first, {first}",
+            shown(items, numbers),
+        )
+    ]
+
+
 def find_empty_answers(items: Sequence[LintItem]) -> list[Finding]:
     """Find rows whose answer is empty, or nothing but white space."""
     empty = []
@@ -23,11 +43,12 @@ def find_empty_answers(items: Sequence[LintItem]) -> list[Finding]:
             empty.append(number)
     if not empty:
         return []
+    name = _name(items)
     return [
         Finding(
             "empty answers",
             len(empty),
-            either(len(empty), "answer is empty", "answers are empty"),
+            either(len(empty), f"{name} is empty", f"{name}s are empty"),
             either(len(empty), "fill it in, or leave the row", "fill them in, or leave the rows")
             + " out with data.skip_empty: true",
             shown(items, empty),
@@ -66,7 +87,8 @@ def find_short_answers(items: Sequence[LintItem]) -> list[Finding]:
     usual = statistics.median(lengths) if lengths else 0
     if not short or usual < _USUAL or len(short) > _RARE * len(lengths):
         return []
-    has = either(len(short), "answer has", "answers have")
+    name = _name(items)
+    has = either(len(short), f"{name} has", f"{name}s have")
     return [
         Finding(
             "short answers",
@@ -101,6 +123,11 @@ def find_repeated_answers(items: Sequence[LintItem]) -> list[Finding]:
                 )
             )
     return sorted(found, key=lambda finding: -finding.count)[:3]
+
+
+def _name(items: Sequence[LintItem]) -> str:
+    """Return what the learned texts are called: rows of nothing else are texts."""
+    return "answer" if any(item.text or item.file for item in items) else "text"
 
 
 def _quoted(text: str) -> str:

@@ -26,9 +26,9 @@ def dialogue_item(messages: Sequence[dict[str, Any]], where: str) -> LintItem:
     if not answers:
         return LintItem(where, "\n".join(read))
     if not all(answers):
-        return LintItem(where, "\n".join([*read, *answers]), "")
+        return LintItem(where, "\n".join([*read, *answers]), answer="")
     *earlier, last = answers
-    return LintItem(where, "\n".join([*read, *earlier]), last)
+    return LintItem(where, "\n".join([*read, *earlier]), answer=last)
 
 
 def _said(message: dict[str, Any]) -> str:

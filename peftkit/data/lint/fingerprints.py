@@ -42,7 +42,9 @@ def take_fingerprints(items: Iterable[LintItem]) -> Fingerprints:
     first: dict[str, int] = {}
     for place, item in enumerate(items):
         is_empty = not item.content and not item.file  # such a row is no copy of another one
-        content = _hash(item.where) if is_empty else _hash(item.file, item.text, item.answer)
+        content = (
+            _hash(item.where) if is_empty else _hash(item.file, item.text, item.other, item.answer)
+        )
         contents.append(content)
         rows.append(_hash(content, *item.labels) if item.labels else content)
         label_sets.append(numbers.setdefault(item.labels, len(numbers)))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from peftkit.data.rows import Row, Rows
-from peftkit.errors import EmptyRowError
+from peftkit.errors import DataError, EmptyRowError
 
 SHOWN = 3  # rows that a finding names
 
@@ -18,21 +18,32 @@ class LintItem:
     """The row's place, as ``FILE, row N``."""
     text: str = ""
     """What is read, such as a prompt or the text to classify."""
+    other: str = ""
+    """The second text of a pair."""
     answer: str | None = None
     """The text that is learned; None if a label or a number is learned."""
     labels: tuple[str, ...] = ()
     """The row's label; or, of a row with a label for each word, each of these labels once."""
     file: str = ""
     """A file that is read, such as an image."""
+    problem: str = ""
+    """Why the row cannot be read; empty if it can."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The texts of the row: what is read, and what is learned."""
+        return self.text, self.other, self.answer or ""
 
     @property
     def content(self) -> str:
         """All text of the row."""
-        return "\n".join(filter(None, (self.text, self.answer)))
+        return "\n".join(filter(None, self.parts))
 
 
 class LintItems(Sequence[LintItem]):
-    """The items of rows, each made when it is asked for; that of an empty row is empty.
+    """The items of rows, each made when it is asked for.
+
+    That of an empty row has an empty answer, and that of a row that cannot be read has a problem.
 
     Args:
         rows: Rows of one or several files.
@@ -56,6 +67,8 @@ class LintItems(Sequence[LintItem]):
             return self._item(self._rows[number], where)
         except EmptyRowError:
             return LintItem(where, answer="")
+        except DataError as problem:
+            return LintItem(where, problem=str(problem).removeprefix(f"{where}: "))
 
     def __iter__(self) -> Iterator[LintItem]:
         for number in range(len(self)):

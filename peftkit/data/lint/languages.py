@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftkit.data.lint.items import Finding, LintItem, either, not_done, shown, spread
+from peftkit.data.lint.scripts import ADDRESS
 from peftkit.data.lint.sketches import split_words
 
 _LOOKED_AT = 1_000  # rows
@@ -57,7 +58,7 @@ def _load_model() -> Any:
 
 def _language_of(text: str, model: Any) -> str:
     """Return the code of a text's language; an empty one if it is too short or not clear."""
-    start = text[:_READ]
+    start = ADDRESS.sub(" ", text[:_READ]) if "://" in text else text[:_READ]
     if len(split_words(start)) < _FEWEST:
         return ""
     language, probability = model.classify(start)

@@ -11,6 +11,7 @@ from peftkit.data.lint.answers import (
     find_empty_answers,
     find_repeated_answers,
     find_short_answers,
+    find_unreadable,
 )
 from peftkit.data.lint.duplicates import find_duplicates, find_label_conflicts, find_overlap
 from peftkit.data.lint.fingerprints import take_fingerprints
@@ -88,6 +89,7 @@ def lint(
         every_held_out = held_out
     prints, held_out_prints = take_fingerprints(every), take_fingerprints(every_held_out)
     checks: list[Callable[[], list[Finding]]] = [
+        partial(find_unreadable, sample),
         partial(find_overlap, every, prints, every_held_out, held_out_prints),
         partial(find_duplicates, every, prints),
         partial(find_near_duplicates, sample, held_out_sample),

@@ -2,8 +2,9 @@
 
 Two texts are alike if they differ in nothing but case, punctuation and white space, or if they
 share at least 80% of their sequences of five words (the Jaccard index). MinHash signatures in 16
-bands of 8 hashes give the candidates, and each is then compared without estimates. What more than
-1% of the rows share is a template, and does not count.
+bands of 8 hashes give the candidates, and each is then compared without estimates: as a whole, in
+its parts (the question, the answer), and without the template, which is what more than 1% of the
+rows share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -91,10 +92,24 @@ def _find_alike(items: Sequence[LintItem], learned: int) -> dict[int, int]:
             first[text.plain] = number
         numbers.append(number)
         texts.append(text.shingles)
-    for place, other in _find_similar(texts):
-        if numbers[other] < learned:
-            alike.setdefault(numbers[place], numbers[other])
+    for later, earlier in _find_similar(texts):
+        number, other = numbers[later], numbers[earlier]
+        if (
+            other < learned
+            and number not in alike
+            and _have_like_parts(items[number], items[other])
+        ):
+            alike[number] = other
     return alike
+
+
+def _have_like_parts(item: LintItem, other: LintItem) -> bool:
+    """Whether the question is like the other question, and the answer like the other answer."""
+    for part, other_part in zip(map(sketch, item.parts), map(sketch, other.parts), strict=True):
+        is_like = resemblance(part.shingles, other_part.shingles) >= _ALIKE
+        if part.plain != other_part.plain and not is_like:
+            return False
+    return True
 
 
 def _find_similar(texts: Sequence[Shingles]) -> Iterator[tuple[int, int]]:
@@ -107,8 +122,10 @@ def _find_similar(texts: Sequence[Shingles]) -> Iterator[tuple[int, int]]:
             places.append(place)
             own.append(kept)
     for later, earlier in sorted(_candidates(_signatures(own))):
-        if resemblance(own[later], own[earlier]) >= _ALIKE:
-            yield places[later], places[earlier]
+        one, other = places[later], places[earlier]
+        without_template = resemblance(own[later], own[earlier])
+        if min(without_template, resemblance(texts[one], texts[other])) >= _ALIKE:
+            yield one, other
 
 
 def _without(shingles: Shingles, template: Shingles) -> Shingles:

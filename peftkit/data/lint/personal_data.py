@@ -48,6 +48,8 @@ def find_email_addresses(items: Sequence[LintItem]) -> list[Finding]:
 def find_phone_numbers(items: Sequence[LintItem]) -> list[Finding]:
     """Find rows with phone numbers that begin with +, or are written as in North America.
 
+    Numbers that companies are called by without charge, or for a charge, are none of a person.
+
     Raises:
         NotDoneError: the phonenumbers library is not installed.
     """
@@ -56,9 +58,13 @@ def find_phone_numbers(items: Sequence[LintItem]) -> list[Finding]:
     except ModuleNotFoundError as problem:
         raise not_done("phone numbers") from problem
 
+    kinds = phonenumbers.PhoneNumberType
+    personal = {kinds.FIXED_LINE, kinds.MOBILE, kinds.FIXED_LINE_OR_MOBILE, kinds.PERSONAL_NUMBER}
+
     def is_number(text: str, region: str | None) -> bool:
         try:
-            return phonenumbers.is_valid_number(phonenumbers.parse(text, region))
+            number = phonenumbers.parse(text, region)
+            return phonenumbers.number_type(number) in personal  # which is of valid numbers only
         except phonenumbers.NumberParseException:
             return False
 

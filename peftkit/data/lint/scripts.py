@@ -21,6 +21,8 @@ _SCRIPTS = {
     *("MALAYALAM", "SINHALA", "THAI", "LAO", "TIBETAN", "MYANMAR", "KHMER", "MONGOLIAN"),
 }
 
+_KANA = 0.25  # kana for each Chinese character in Japanese; Chinese has a few as ornaments
+ADDRESS = re.compile(r"\w+://\S+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _LIKE_LATIN = frozenset(  # Cyrillic
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455"  # aeopcyxijs
@@ -77,12 +79,15 @@ def find_lookalikes(items: Sequence[LintItem]) -> list[Finding]:
 def script_of(text: str) -> str | None:
     """Return the script of four fifths of a text's letters, or None if there is none."""
     counts: Counter[str] = Counter()
+    if "://" in text:
+        text = ADDRESS.sub(" ", text)
     for character, count in Counter(text).items():
         script = _script_of_letter(character)
         if script is not None:
             counts[script] += count
     total = counts.total()
-    if counts["Japanese"]:  # is written with Chinese characters, too
+    kana = counts["Japanese"]
+    if kana > _KANA * counts["Chinese"]:  # Japanese is written with Chinese characters, too
         counts["Japanese"] += counts.pop("Chinese", 0)
     script, count = max(counts.items(), key=lambda entry: entry[1], default=("", 0))
     return script if total >= _FEWEST and count >= _CLEAR * total else None

@@ -37,12 +37,15 @@ def find_unknown_tokens(items: Sequence[LintItem], tokenizer: Any) -> list[Findi
                 found.append(number)
     if not found:
         return []
+    share = (
+        f"{unknown_tokens / tokens:.1%}" if unknown_tokens >= tokens / 1000 else "less than 0.1%"
+    )
     return [
         Finding(
             "unknown tokens",
             len(found),
             f"of {len(numbers):,} rows {either(len(found), 'has', 'have')} tokens that the "
-            f"tokenizer does not know ({unknown_tokens / tokens:.1%} of all)",
+            f"tokenizer does not know ({share} of all)",
             "the model cannot read them; replace the characters, or take another model",
             shown(items, found),
         )

@@ -14,7 +14,7 @@ LONG = "The library opens at nine and closes at six, and on Sundays it is closed
 def items(*answers):
     found = []
     for number, answer in enumerate(answers, 1):
-        found.append(LintItem(f"a.jsonl, row {number}", f"question {number}", answer))
+        found.append(LintItem(f"a.jsonl, row {number}", f"question {number}", answer=answer))
     return found
 
 
@@ -24,13 +24,14 @@ def test_an_answer_of_white_space_is_empty():
 
 
 def test_a_label_a_score_and_an_image_are_no_empty_answers():
-    labelled = LintItem("a, row 1", "a text", None, ("label",))
-    image = LintItem("a, row 2", "", None, (), "cat.png")
+    labelled = LintItem("a, row 1", "a text", labels=("label",))
+    image = LintItem("a, row 2", file="cat.png")
     assert find_empty_answers([labelled, image]) == []
 
 
 def test_an_empty_text_that_is_learned_is_an_empty_answer():
-    assert find_empty_answers([LintItem("a, row 1", answer=" ")])[0].count == 1
+    (finding,) = find_empty_answers([LintItem("a, row 1", answer=" ")])
+    assert finding.sentence.startswith("1 text is empty")
 
 
 def test_few_short_answers_among_long_ones_are_found():

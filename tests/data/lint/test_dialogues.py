@@ -9,7 +9,7 @@ ANSWERED = {"role": "assistant", "content": "Friday."}
 def test_the_last_answer_is_learned_and_the_rest_is_read():
     messages = [SYSTEM, ASKED, ANSWERED, ASKED, {"role": "assistant", "content": "Still Friday."}]
     assert dialogue_item(messages, "a, row 1") == LintItem(
-        "a, row 1", "Be kind.\nWhich day is it?\nWhich day is it?\nFriday.", "Still Friday."
+        "a, row 1", "Be kind.\nWhich day is it?\nWhich day is it?\nFriday.", answer="Still Friday."
     )
 
 

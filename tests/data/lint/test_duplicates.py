@@ -6,7 +6,10 @@ from peftkit.data.rows import Rows
 
 def items(*rows, file="train.jsonl"):
     """Return an item for each tuple of a text, an answer and labels."""
-    return [LintItem(f"{file}, row {number}", *row) for number, row in enumerate(rows, 1)]
+    found = []
+    for number, (text, *rest) in enumerate(rows, 1):
+        found.append(LintItem(f"{file}, row {number}", text, "", *rest))
+    return found
 
 
 def duplicates(*rows):

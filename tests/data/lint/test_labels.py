@@ -6,7 +6,7 @@ from peftkit.data.lint.labels import find_label_variants, find_single_labels, fi
 def found(find, *labels):
     rows = []
     for number, label in enumerate(labels, 1):
-        rows.append(LintItem(f"a.csv, row {number}", f"text {number}", None, (label,)))
+        rows.append(LintItem(f"a.csv, row {number}", f"text {number}", labels=(label,)))
     return find(rows, take_fingerprints(rows))
 
 
@@ -42,8 +42,8 @@ def test_a_class_with_a_tenth_of_the_rows_is_not():
 
 def test_a_row_with_several_labels_counts_for_each():
     rows = [
-        LintItem("a, row 1", "Ada lives in Rome", None, ("PER", "LOC")),
-        LintItem("a, row 2", "Rome", None, ("LOC",)),
+        LintItem("a, row 1", "Ada lives in Rome", labels=("PER", "LOC")),
+        LintItem("a, row 2", "Rome", labels=("LOC",)),
     ]
     (finding,) = find_single_labels(rows, take_fingerprints(rows))
     assert finding.rows == ("a, row 1",)

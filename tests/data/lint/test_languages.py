@@ -34,8 +34,10 @@ def test_a_row_in_another_language_of_the_same_script_is_found(language):
 
 
 def test_an_answer_in_another_language_is_found():
-    rows = [LintItem(f"a, row {number}", "?", text) for number, text in enumerate(ENGLISH * 5, 1)]
-    rows.append(LintItem("a, row 21", ENGLISH[0], OTHERS["de"]))
+    rows = [
+        LintItem(f"a, row {number}", "?", answer=text) for number, text in enumerate(ENGLISH * 5, 1)
+    ]
+    rows.append(LintItem("a, row 21", ENGLISH[0], answer=OTHERS["de"]))
     (finding,) = find_odd_languages(rows)
     assert finding.sentence.startswith("1 of 21 answers is in another language (de)")
 

@@ -8,13 +8,15 @@ from peftkit.data.lint import linting
 from peftkit.data.lint.items import LintItem, LintItems, spread
 from peftkit.data.lint.linting import lint
 from peftkit.data.rows import Rows
-from peftkit.errors import EmptyRowError
+from peftkit.errors import DataError, EmptyRowError
 
 
 def texts(count, file="train.jsonl"):
     items = []
     for number in range(1, count + 1):
-        items.append(LintItem(f"{file}, row {number}", f"question {number} of {file}", "Yes."))
+        items.append(
+            LintItem(f"{file}, row {number}", f"question {number} of {file}", answer="Yes.")
+        )
     return items
 
 
@@ -36,7 +38,7 @@ def test_clean_rows_have_no_warnings():
 
 def test_each_finding_is_a_line_with_its_count_first():
     copies = [replace(item, where=f"more.jsonl, {item.where[13:]}") for item in texts(12)]
-    rows = [*texts(30), *copies, LintItem("more.jsonl, row 13", "question", " ")]
+    rows = [*texts(30), *copies, LintItem("more.jsonl, row 13", "question", answer=" ")]
     report = str(lint(rows, counts={"answers_cut": 1_234}))
     assert report.splitlines() == [
         "lint of 43 training rows: 3 warnings",
@@ -104,6 +106,21 @@ def test_a_row_that_holds_nothing_is_an_empty_answer():
     (finding,) = lint(items).findings
     assert finding.kind == "empty answers"
     assert finding.rows == ("rows.jsonl, row 2", "rows.jsonl, row 3")
+
+
+def test_rows_that_cannot_be_read_are_counted_and_do_not_stop_the_lint():
+    def read(row):
+        if row["label"] is None:
+            raise DataError("'label' is None; it must be a text")
+        return row
+
+    rows = [{"label": "a"}, {"label": None}, {"label": "a"}, {"label": None}, {"label": None}]
+    items = LintItems(Rows.of(rows, "a.jsonl").map(read), lambda row, where: LintItem(where))
+    (finding,) = lint(items).findings
+    assert finding.sentence == (
+        "3 rows cannot be read: of the first, 'label' is None; it must be a text"
+    )
+    assert finding.rows == ("a.jsonl, row 2", "a.jsonl, row 4", "a.jsonl, row 5")
 
 
 def test_no_rows_have_no_warnings():

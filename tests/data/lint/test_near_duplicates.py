@@ -92,8 +92,29 @@ def test_rows_with_a_template_and_the_same_own_part_are_found():
 
 
 def test_the_answer_counts_as_much_as_the_question():
-    rows = [LintItem("a.jsonl, row 1", STORY, OTHER), LintItem("a.jsonl, row 2", STORY, CHINESE)]
+    rows = [
+        LintItem("a.jsonl, row 1", f"{STORY} When does it leave?", answer="At nine and at four."),
+        LintItem("a.jsonl, row 2", f"{STORY} May dogs come?", answer="Yes, if they are on a lead."),
+        LintItem("a.jsonl, row 3", f"{STORY} May a dog come?", answer="yes if they are on a lead"),
+    ]
+    (finding,) = find_near_duplicates(rows)
+    assert finding.rows == ("a.jsonl, row 3 = row 2",)
+
+
+def test_a_long_passage_with_another_question_is_another_pair():
+    rows = [
+        LintItem("a.jsonl, row 1", "When does the ferry leave?", f"{STORY} {OTHER}"),
+        LintItem("a.jsonl, row 2", "What does a good soup begin with?", f"{STORY} {OTHER}"),
+    ]
     assert find_near_duplicates(rows) == []
+
+
+def test_rows_with_different_templates_are_not_alike_without_them():
+    rows = [f"{STORY} {word}." for word in WORDS] + [f"{OTHER} {word}." for word in WORDS]
+    own = (
+        "every lamp in this street burns until a quarter past two in the night, and then it is dark"
+    )
+    assert pairs(*rows, f"{STORY} {own}", f"{OTHER} {own}") == {}
 
 
 def test_as_many_pairs_are_found_as_by_comparing_all():

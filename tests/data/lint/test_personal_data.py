@@ -77,6 +77,7 @@ def test_a_phone_number_is_found(text):
         "id 3f2a-415-867-5309-b1",
         "+0 123 456 789 and +999 12 345 678",
         "$415-867-5309 and 415-867-53091",
+        "our hotline 800-820-6666 or +49 800 3301000",
     ],
 )
 def test_prices_dates_and_ids_are_no_phone_numbers(text):

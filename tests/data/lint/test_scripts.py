@@ -20,6 +20,11 @@ def items(*texts):
         ("Το τρένο φεύγει στις εννέα", "Greek"),
         ("火车早上九点从北京开往上海", "Chinese"),
         ("電車は朝九時に東京を出発します", "Japanese"),
+        ("这家酒店の早餐很好吃、下次还会来", "Chinese"),
+        (
+            "原文见 https://example.org/a-long-address/that-has-many-letters 里面很详细的内容",
+            "Chinese",
+        ),
         ("기차는 아침 아홉 시에 출발합니다", "Korean"),
         ("القطار يغادر في التاسعة صباحا", "Arabic"),
         ("नमस्ते दुनिया, रेलगाड़ी सुबह नौ बजे चलती है", "Devanagari"),

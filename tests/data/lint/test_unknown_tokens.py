@@ -17,7 +17,7 @@ def tokenizer():
 def test_rows_with_unknown_tokens_are_found_with_their_share(tokenizer):
     rows = [
         LintItem("a, row 1", "the train leaves"),
-        LintItem("a, row 2", "the train", "leaves ☃"),
+        LintItem("a, row 2", "the train", answer="leaves ☃"),
     ]
     (finding,) = find_unknown_tokens(rows, tokenizer)
     assert (finding.count, finding.rows) == (1, ("a, row 2",))
