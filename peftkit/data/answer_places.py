@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import textwrap
 from collections.abc import Sequence
 
 from peftkit.data.chat_templates import ChatTemplate, Dialogue, Span
@@ -18,6 +19,7 @@ from peftkit.data.template_probe import (
 from peftkit.errors import DataError
 
 _SHAPES = 4096  # of dialogues, whose skeletons are kept
+_QUOTED = 60  # characters of a text in a message
 _FREE = 10**6  # the number of a word that no part has
 
 
@@ -87,9 +89,11 @@ def check_dialogue(template: ChatTemplate, dialogue: Dialogue) -> Dialogue:
 def _as_taken(template: ChatTemplate, dialogue: Dialogue) -> Dialogue:
     if not any(message.get("tool_calls") for message in dialogue.messages):
         return dialogue
-    if "arguments are texts" not in template.found:
-        template.found["arguments are texts"] = needs_text_arguments(template, dialogue)
-    return with_text_arguments(dialogue) if template.found["arguments are texts"] else dialogue
+    needs_text = template.found.get("arguments are texts")
+    if needs_text is None:
+        needs_text = needs_text_arguments(template, dialogue)
+        _remember(template, "arguments are texts", needs_text)
+    return with_text_arguments(dialogue) if needs_text else dialogue
 
 
 def _remember(template: ChatTemplate, key: object, found: object) -> None:
@@ -124,10 +128,12 @@ def find_answers(template: ChatTemplate, dialogue: Dialogue, turns: Sequence[int
     if not turns:
         return []
     skeleton = _skeleton_of(template, dialogue, tuple(turns))
-    has_texts_alone = dialogue.tools is None
+    can_be_filled = dialogue.tools is None
     for message in dialogue.messages:
-        has_texts_alone = has_texts_alone and not message.get("tool_calls")
-    if has_texts_alone:
+        can_be_filled = can_be_filled and not message.get("tool_calls")
+    for text in skeleton.texts:  # an answer may begin with what the prompt ends with
+        can_be_filled = can_be_filled and not text.learned.differs
+    if can_be_filled:
         filled = _fill(template, dialogue, skeleton)
         if filled is not None:
             return filled
@@ -154,13 +160,17 @@ def _find_in_probe(template: ChatTemplate, probe: Probe, turn: int) -> _Answer:
     dialogue = probe.dialogue.until(turn)
     text, marks = template.render_marked(dialogue)
     own = probe.words_of(turn, text)
-    first, last = own[0].start, own[-1].end
-    if any(found.start > first for found in find_words(text) if found not in own):
+    is_last = bool(own)
+    for found in find_words(text):
+        if is_last and found.start > own[0].start:
+            is_last = found in own
+    if not is_last:
         raise DataError(
             f"the chat template of {template.name} does not put an answer after its prompt, so the "
             "two cannot be told apart: choose another template with data.chat_template, or set "
             "data.loss_on=all"
         )
+    first, last = own[0].start, own[-1].end
     end = last + _end_of_turn(template, probe, turn, text[last:], own[-1].number)
     return _answer(template, dialogue, text, marks, first, end)
 
@@ -169,7 +179,23 @@ def _find_real(template: ChatTemplate, dialogue: Dialogue, turn: int, tail: str)
     dialogue = dialogue.until(turn)
     text, marks = template.render_marked(dialogue)
     end = len(text) - len(tail) if text.endswith(tail) else len(text.rstrip())
+    _check_whole(template, dialogue.messages[turn]["content"], text)
     return _answer(template, dialogue, text, marks, None, end)
+
+
+def _check_whole(template: ChatTemplate, content: str, text: str) -> None:
+    """Check that all of an answer is in a text, but for what marks its thinking, and white space.
+
+    Some templates cut the reasoning out of an answer.
+    """
+    written = "".join(text.split())
+    for part in re.split("</?think>", content):
+        if "".join(part.split()) not in written:
+            raise DataError(
+                f"the chat template of {template.name} leaves out a part of an answer, "
+                f"{textwrap.shorten(part, _QUOTED)!r}: choose another template with "
+                "data.chat_template, or take that part out of the rows"
+            )
 
 
 def _answer(
@@ -234,16 +260,15 @@ def _prompt_before(template: ChatTemplate, dialogue: Dialogue) -> str | None:
 
 
 def _first_character(template: ChatTemplate, dialogue: Dialogue, text: str) -> int:
-    """Return where the text of a dialogue's last message begins."""
+    """Return where the text of a dialogue's last message begins.
+
+    That is where another dialogue has a word, or something else already, that differs from it in
+    that message alone.
+    """
     turn = len(dialogue.messages) - 1
     probed = template.render(probe_of(dialogue, turn).dialogue)
-    own = find_words(probed)
-    if not own or not text.startswith(probed[: own[0].start]):
-        raise DataError(
-            f"the chat template of {template.name} does not show where the answer of message "
-            f"{turn + 1} begins: choose another template with data.chat_template"
-        )
-    return own[0].start
+    shared = _shared_length(probed, text)
+    return min([shared, *(found.start for found in find_words(probed)[:1])])
 
 
 def _before_calls(template: ChatTemplate, dialogue: Dialogue, text: str, first: int) -> int:
@@ -302,9 +327,7 @@ def _end_of_turn(template: ChatTemplate, probe: Probe, turn: int, rest: str, las
 
 def _shared_beginning(one: str, other: str, tokens: Sequence[str]) -> str:
     """Return what two texts begin with, without a part of a special token or of a word."""
-    length = 0
-    while length < min(len(one), len(other)) and one[length] == other[length]:
-        length += 1
+    length = _shared_length(one, other)
     if length == len(one):
         return one
     boundaries = [0]
@@ -313,6 +336,14 @@ def _shared_beginning(one: str, other: str, tokens: Sequence[str]) -> str:
     for found in re.finditer(r"\s", one):
         boundaries += found.span()
     return one[: max(place for place in boundaries if place <= length)]
+
+
+def _shared_length(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    for place, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return place
+    return min(len(one), len(other))
 
 
 def _any_of(tokens: Sequence[str]) -> str:

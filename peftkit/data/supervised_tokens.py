@@ -285,11 +285,21 @@ def _tokenize(
             verbose=False,
             **options,
         )
-    except (TypeError, UnicodeError) as problem:
-        raise DataError(
-            "a text has half of a surrogate pair, which is no character: repair the row"
-        ) from problem
+    except (TypeError, UnicodeError):  # what is raised depends on the tokenizer
+        for text in texts:
+            _check_characters(text)
+        raise
     return encoded
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise DataError(
+            f"a text has half of a surrogate pair ({text[problem.start]!r}), which is no "
+            "character: repair the row"
+        ) from problem
 
 
 def render_prompt(

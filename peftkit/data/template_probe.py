@@ -14,7 +14,7 @@ from peftkit.data.chat_templates import ChatTemplate, Dialogue
 from peftkit.data.message_formats import Message
 from peftkit.errors import DataError
 
-_WORD = re.compile(r"Kv(\d+)wQ")
+_WORD = re.compile(r"Kv7xQ(\d+)Zw9j")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def find_words(text: str) -> list[Word]:
 
 def word(number: int) -> str:
     """Return a word of the probe. No template changes it, and no data have it."""
-    return f"Kv{number}wQ"
+    return f"Kv7xQ{number}Zw9j"
 
 
 def probe_of(dialogue: Dialogue, turn: int | None = None) -> Probe:
@@ -171,15 +171,15 @@ def _check_seen(probe: Probe, turn: int, seen: set[int], template: ChatTemplate)
     raise DataError(f"the chat template of {template.name} does not render {name}: {_REMEDY}")
 
 
-def needs_text_arguments(template: ChatTemplate, dialogue: Dialogue) -> bool:
+def needs_text_arguments(template: ChatTemplate, dialogue: Dialogue) -> bool | None:
     """Return whether a template takes the arguments of a tool call as JSON, and not as a dict.
 
     Some templates add them to a text. That fails for a dict, or writes it with Python's quotes.
+    None means that the dialogue does not show it: the template takes it with neither.
     """
-    with_dict = probe_of(dialogue)
-    if _writes_arguments(template, with_dict):
+    if _writes_arguments(template, probe_of(dialogue)):
         return False
-    return _writes_arguments(template, probe_of(with_text_arguments(dialogue)))
+    return True if _writes_arguments(template, probe_of(with_text_arguments(dialogue))) else None
 
 
 def _writes_arguments(template: ChatTemplate, probe: Probe) -> bool:
