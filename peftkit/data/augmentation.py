@@ -7,10 +7,13 @@ import importlib
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from peftkit.config.task_sections import AugmentSettings
-from peftkit.data.rows import Row
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import ConfigError, DataError
 
 # Kana, Chinese characters and their punctuation. These scripts have no spaces between words, so
@@ -26,12 +29,12 @@ Word = tuple[str, str]  # a word, and the white space after it
 
 def augment_rows(
     rows: Sequence[Row], columns: Sequence[str], settings: AugmentSettings, seed: int
-) -> list[Row]:
+) -> Rows:
     """Return the rows, followed by `copies` noisy copies of each. Only the texts change.
 
-    A copy depends on its text, its number and the seed, but not on the other rows or their order.
-    No text becomes empty, and a text without words stays as it is. In Chinese and Japanese, each
-    character is a word.
+    A copy is made when it is asked for. It depends on its text, its number and the seed, but not on
+    the other rows or their order. No text becomes empty, and a text without words stays as it is.
+    In Chinese and Japanese, each character is a word.
 
     Args:
         rows: Rows with texts.
@@ -42,35 +45,39 @@ def augment_rows(
 
     Raises:
         ConfigError: the function cannot be imported or called.
-        DataError: a row has positions or tokens that noise would move, or lacks a text; or the
-            function does not return a text.
+        DataError: when a copy is asked for: the row has positions or tokens that noise would move,
+            or lacks a text; or the function does not return a text.
     """
+    plain = Rows.of(rows)
     if not settings.copies:
-        return list(rows)
+        return plain
     function = None if settings.function is None else _import_function(settings.function)
-    copies = []
-    for number, row in enumerate(rows, 1):
-        _check_row(row, columns, number)
-        for copy in range(settings.copies):
-            noisy = dict(row)
-            for column in columns:
-                text = row[column]
-                draw = random.Random(f"{seed} {copy} {column} {text}")
-                noisy[column] = _add_noise(text, draw, settings, function)
-            copies.append(noisy)
-    return [*rows, *copies]
+
+    def add_noise(row: Row, copy: int) -> Row:
+        _check_row(row, columns)
+        noisy = dict(row)
+        for column in columns:
+            text = row[column]
+            draw = random.Random(f"{seed} {copy} {column} {text}")
+            noisy[column] = _add_noise(text, draw, settings, function)
+        return noisy
+
+    copies = [plain.map(partial(add_noise, copy=copy)) for copy in range(settings.copies)]
+    numbers = np.arange(settings.copies * len(plain)).reshape(settings.copies, len(plain))
+    of_each_row = Rows.joined(copies).select(numbers.T.ravel())  # the copies of a row in succession
+    return Rows.joined([plain, of_each_row])
 
 
-def _check_row(row: Row, columns: Sequence[str], number: int) -> None:
+def _check_row(row: Row, columns: Sequence[str]) -> None:
     for name in _POSITIONS:
         if name in row:
             raise DataError(
-                f"row {number} has {name!r}, and noise in the text would move them: "
-                "set augment.copies 0"
+                f"there is {name!r}, and noise in the text would move the positions: set "
+                "augment.copies 0"
             )
     for name in columns:
         if not isinstance(row.get(name), str):
-            raise DataError(f"row {number}: {name!r} is {row.get(name)!r}; it must be a text")
+            raise DataError(f"{name!r} is {row.get(name)!r}; it must be a text")
 
 
 def _add_noise(

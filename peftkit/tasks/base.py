@@ -169,9 +169,9 @@ class Task(ABC):
             counts=self.counts,
         )
 
-    def augment(self, rows: Sequence[Row]) -> list[Row]:
+    def augment(self, rows: Rows) -> Rows:
         """Return the rows, and the noisy copies of them that the config asks for."""
-        return list(rows)
+        return rows
 
     # Model
 

@@ -121,11 +121,11 @@ class ClassificationTask(Task):
             return LintItem(where, first, "\n".join(others), labels=labels)
         return LintItem(where, labels=labels, file=first)
 
-    def augment(self, rows: Sequence[Row]) -> list[Row]:
+    def augment(self, rows: Rows) -> Rows:
         """Return rows and the noisy copies of them that the config asks for."""
         settings = getattr(self.config, "augment", None)
         if settings is None:
-            return list(rows)
+            return rows
         return augment_rows(rows, self.columns, settings, self.config.seed)
 
     def fit(self, rows: Sequence[Row]) -> None:

@@ -31,7 +31,7 @@ def functions(monkeypatch):
 
 
 def copies(rows, settings, seed=0, columns=("text",)):
-    return augment_rows(rows, columns, settings, seed)[len(rows) :]
+    return list(augment_rows(rows, columns, settings, seed))[len(rows) :]
 
 
 def test_the_rows_come_first_as_they_were_and_copies_keep_all_but_the_text():
@@ -163,14 +163,14 @@ def test_a_function_that_cannot_be_used_is_refused_in_one_clear_sentence(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a b", "spans": []}, "row 2 has 'spans'"),
-        ({"text": "a b", "tokens": ["a", "b"]}, "row 2 has 'tokens'"),
+        ({"text": "a b", "spans": []}, "row 2: there is 'spans'"),
+        ({"text": "a b", "tokens": ["a", "b"]}, "row 2: there is 'tokens'"),
         ({"text": None}, "row 2: 'text' is None"),
     ],
 )
 def test_rows_whose_positions_noise_would_move_are_refused(row, message):
     with pytest.raises(DataError, match=message):
-        augment_rows([*ROWS[:1], row], ["text"], DROPOUT, 0)
+        list(augment_rows([*ROWS[:1], row], ["text"], DROPOUT, 0))
 
 
 @pytest.mark.parametrize(
