@@ -14,7 +14,7 @@ from peftkit.errors import DataError
 CONTAINERS = ("data", "rows", "examples", "instances", "records", "items")
 """The names of the list of rows in a file that is one object."""
 
-_BATCH_CHARACTERS = 8 * 2**20  # of JSON in one Arrow batch
+_BATCH_CHARACTERS = 2**20  # of JSON in one Arrow batch
 
 
 def read_json_lines(file: DataFile) -> Iterator[Any]:

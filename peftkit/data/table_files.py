@@ -12,7 +12,7 @@ from peftkit.data.data_file import DataFile
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
 
-_BATCH_CHARACTERS = 8 * 2**20  # of cells in one Arrow batch
+_BATCH_CHARACTERS = 2**20  # of cells in one Arrow batch
 _BATCH_BYTES = 8 * 2**20
 _DELIMITERS = (",", ";", "\t", "|")
 _RECORDS_TO_COMPARE = 20
