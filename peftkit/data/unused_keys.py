@@ -1,5 +1,6 @@
 """What of a row nobody reads: said once a file, so that nothing is dropped without a word."""
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from peftkit.data.message_formats import ROLES, unread_keys
@@ -8,7 +9,8 @@ from peftkit.data.row_values import parse_json
 from peftkit.data.rows import Row
 from peftkit.errors import DataError
 
-_OF_ALL = ("expect", "weight", "group", "format", "unused")
+_OF_DIALOGUES = ("expect", "weight", "group", "format", "unused")
+_OF_TABLES = ("weight", "group", "teacher")
 _HARMLESS = ("id", "index", "parallel_tool_calls")  # the last is a setting of OpenAI's API
 
 
@@ -24,7 +26,7 @@ def unused_keys(row: Row, kind: FileFormat) -> list[str]:
     Returns:
         Columns as ``"'topic'"``, and keys of messages as ``"'mood' in 'messages'"``, each once.
     """
-    read = {*columns_read(row, kind), *_OF_ALL, *_HARMLESS}
+    read = {*columns_read(row, kind), *_OF_DIALOGUES, *_HARMLESS}
     dialogues = _columns_of_messages(row, kind)
     if _has_two_systems(row, dialogues):
         read.remove("system")
@@ -36,6 +38,18 @@ def unused_keys(row: Row, kind: FileFormat) -> list[str]:
         elif column not in read and value is not None and value not in ("", [], {}):
             unused.append(repr(column))
     return list(dict.fromkeys(unused))
+
+
+def describe_unused(columns: Iterable[str], read: Collection[str]) -> list[str]:
+    """Return a sentence about the columns of a table that nobody reads, if there are any.
+
+    Args:
+        columns: The columns that the rows have.
+        read: Those that the task reads.
+    """
+    known = {*read, *_OF_TABLES, *_HARMLESS}
+    unused = [repr(column) for column in columns if column not in known]
+    return [f"not learned from: {', '.join(unused)}"] if unused else []
 
 
 def _columns_of_messages(row: Row, kind: FileFormat) -> tuple[str, ...]:

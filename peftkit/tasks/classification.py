@@ -20,6 +20,7 @@ from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import ReadValue, read_any_text, read_label, read_score, read_text
 from peftkit.data.text_encoding import CUT
+from peftkit.data.unused_keys import describe_unused
 from peftkit.errors import ConfigError, DataError
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
@@ -154,7 +155,10 @@ class ClassificationTask(Task):
         self._check_two_classes(labels)
         self.learned["threshold"] = None  # that of an earlier run is not this one's
         self.learned["counts"] = [counts[label] for label in labels]
-        self.notes = describe_variants(counts, "label")
+        self.notes = describe_variants(counts, "label") + self._describe_unused(rows)
+
+    def _describe_unused(self, rows: Sequence[Row]) -> list[str]:
+        return describe_unused(Rows.of(rows).columns, (*self.columns, self.target))
 
     def _check_two_classes(self, labels: Sequence[str]) -> None:
         """Check that settings for two classes are given only where there are two."""
@@ -354,6 +358,7 @@ class ScoringTask(ClassificationTask):
         self.learned.setdefault("labels", ["score"])
         self.learned.setdefault("mean", mean)
         self.learned.setdefault("deviation", deviation)
+        self.notes = self._describe_unused(rows)
 
     @property
     def loss(self) -> Loss:

@@ -19,6 +19,7 @@ from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import read_any_text, read_text
 from peftkit.data.text_encoding import CUT
+from peftkit.data.unused_keys import describe_unused
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, ModelLoss, on_device
 from peftkit.metrics.measurement import Measurement
@@ -116,6 +117,10 @@ class Seq2SeqTask(Task):
         for file in list_paths(path):
             found.append(self.read_file(file, columns, self.config.data.columns))
         return Rows.joined(found)
+
+    def fit(self, rows: Sequence[Row]) -> None:
+        """Note which columns are not read."""
+        self.notes = describe_unused(Rows.of(rows).columns, (self.source, self.target))
 
     def lint_item(self, row: Row, where: str) -> LintItem:
         """Return the source, a text or a file, and the target."""

@@ -25,6 +25,7 @@ from peftkit.data.tagging import (
     read_tags,
     split_words,
 )
+from peftkit.data.unused_keys import describe_unused
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
 from peftkit.losses.base import Batch, Loss, on_device
@@ -43,6 +44,7 @@ from peftkit.tasks.labels import (
     listed,
 )
 
+_COLUMNS = ("tokens", "tags", "text", "spans")
 _OUTSIDE = "O"  # the tag of a word that is in no entity
 
 
@@ -114,6 +116,7 @@ class TokenClassificationTask(Task):
             raise DataError(f"every word has the tag {labels[0]!r}: there is nothing to tell apart")
         self.learned["counts"] = [counts[label] for label in labels]
         self.notes = describe_variants(counts, "tag")
+        self.notes += describe_unused(Rows.of(rows).columns, _COLUMNS)
 
     def overrides(self) -> dict[str, Any]:
         """Return the head's tags."""

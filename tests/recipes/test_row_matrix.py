@@ -142,3 +142,17 @@ def test_a_recipe_refuses_a_row_with_its_place_and_a_sentence(recipe, change, se
     with pytest.raises(DataError) as refused:
         rows[1]
     assert str(refused.value).endswith(f"rows.jsonl, row 2: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["text_classification", "text_pair", "token_classification", "seq2seq"]
+)
+def test_a_recipe_says_which_columns_it_does_not_learn_from(recipe, read):
+    good = GOOD[recipe] | {"id": 7, "group": "a"}
+    another = good | {"label": "another"} if "label" in good else good
+    task, rows = read(recipe, [good, another])
+    task.fit(rows)
+    assert task.notes == []
+    task, rows = read(recipe, [good | {"title": "x"}, another | {"date": "y"}])
+    task.fit(rows)
+    assert task.notes == ["not learned from: 'title', 'date'"]
