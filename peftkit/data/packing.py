@@ -43,9 +43,13 @@ def cut_into_blocks(example: Example, max_length: int) -> list[Example]:
 
 @dataclasses.dataclass(frozen=True)
 class Pack(Example):
-    """Texts one after the other; `lengths` has the length of each, in tokens."""
+    """Texts one after the other.
+
+    `lengths` has the length of each, in tokens, and `weights` the weight of each in the loss.
+    """
 
     lengths: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 class Packs(Sequence[Pack]):
@@ -122,7 +126,8 @@ def _join(examples: Sequence[Example]) -> Pack:
         ids += example.input_ids
         # Nothing before the first token predicts it: what precedes it is another text.
         labels += [IGNORED, *example.labels[1:]]
-    return Pack(ids, labels, tuple(map(len, examples)))
+    weights = tuple(example.weight for example in examples)
+    return Pack(ids, labels, lengths=tuple(map(len, examples)), weights=weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,8 @@ class PadPacks:
     ``position_ids`` start again at 0 with each text, and with the padding. There is no attention
     mask: transformers builds one from the positions, in which each text sees only itself.
 
-    Shapes: ``input_ids``, ``position_ids``, ``labels``: (batch, longest pack).
+    Shapes: ``input_ids``, ``position_ids``, ``labels``, and ``weights`` where one is not 1:
+    (batch, longest pack).
     """
 
     pad_token_id: int
@@ -143,14 +149,18 @@ class PadPacks:
         input_ids = torch.full(shape, self.pad_token_id)
         position_ids = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORED)
+        weights = torch.ones(shape)
         for row, pack in enumerate(packs):
             input_ids[row, : len(pack)] = torch.tensor(pack.input_ids)
             labels[row, : len(pack)] = torch.tensor(pack.labels)
             start = 0
-            for length in (*pack.lengths, width - len(pack)):
+            padding = width - len(pack)
+            for length, weight in zip((*pack.lengths, padding), (*pack.weights, 1.0), strict=True):
                 position_ids[row, start : start + length] = torch.arange(length)
+                weights[row, start : start + length] = weight
                 start += length
-        return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+        batch = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+        return batch | {"weights": weights} if (weights != 1).any() else batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from peftkit.data.row_weights import add_weights
 from peftkit.data.supervised_tokens import Example
 from peftkit.errors import DataError
 from peftkit.labels import IGNORED
@@ -38,7 +39,8 @@ class PadRight:
     The attention mask says what is padding. The padding token does not: it may be the
     end-of-sequence token, which is learned elsewhere in the batch.
 
-    Shapes: ``input_ids``, ``attention_mask``, ``labels``: (batch, longest example).
+    Shapes: ``input_ids``, ``attention_mask``, ``labels``, and ``weights`` where one is not 1:
+    (batch, longest example).
     """
 
     pad_token_id: int
@@ -56,7 +58,8 @@ class PadRight:
             input_ids[row, :length] = torch.tensor(example.input_ids)
             attention_mask[row, :length] = 1
             labels[row, :length] = torch.tensor(example.labels)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return add_weights(batch, examples)
 
 
 def pad_with(

@@ -1,10 +1,10 @@
 """One row of any format of language models, in one of peftkit's own."""
 
-import math
 from typing import Any, Literal
 
 from peftkit.data.message_formats import Message, check_answers, read_messages
 from peftkit.data.row_values import check_json, check_text, parse_json, quote
+from peftkit.data.row_weights import row_weight
 from peftkit.data.rows import Row
 from peftkit.data.tool_calls import read_tools
 from peftkit.errors import DataError, EmptyRowError
@@ -53,7 +53,7 @@ def convert_row(
         DataError: the row does not fit. The message does not say which row it is.
     """
     _check_kind(row, kind)
-    _check_weight(row.get("weight"))
+    row_weight(row)  # is checked
     converted = dict(row)
     if row.get("expect") is not None:
         converted["expect"] = _read_expect(row["expect"])
@@ -102,18 +102,6 @@ def _read_expect(value: object) -> list[str]:
     if not isinstance(expect, list) or not all(isinstance(entry, str) for entry in expect):
         raise DataError(f"'expect' is {quote(value)}; it must be a list of texts")
     return expect
-
-
-def _check_weight(weight: Any) -> None:
-    """Check the weight of a row in the loss."""
-    if weight is None:
-        return
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (is_number and 0 < weight < math.inf):
-        raise DataError(
-            f"'weight', the row's weight in the loss, is {quote(weight)}; it must be a number "
-            "above 0"
-        )
 
 
 def _read_learned(row: Row, column: str) -> str:

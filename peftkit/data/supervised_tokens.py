@@ -28,11 +28,12 @@ class Example:
     """One training example.
 
     A token that is learned has its own id as its label; every other label is -100. `input_ids` and
-    `labels` are of the same length.
+    `labels` are of the same length. `weight` is that of each of its tokens in the loss.
     """
 
     input_ids: list[int]
     labels: list[int]
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -40,8 +40,17 @@ _TOLERANCE_16_BIT = 1e-2
 # From the very same logits. What routers of experts add to a loss is a few ten thousandths.
 _TOLERANCE_SAME_LOGITS = 1e-5
 
-_asked_for_sum: ContextVar[tuple[int | None] | None] = ContextVar("asked_for_sum", default=None)
-"""Holds the shift that `summed` was called with, while it lasts."""
+
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """What `summed` was asked for."""
+
+    shift: int | None
+    weights: Tensor | None
+
+
+_asked_for_sum: ContextVar[_Sum | None] = ContextVar("asked_for_sum", default=None)
+"""Holds what `summed` was called with, while it lasts."""
 
 
 def chunk_loss(model: nn.Module) -> None:
@@ -74,15 +83,17 @@ def has_chunked_loss(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def summed(*, shift: int | None = None) -> Iterator[None]:
+def summed(*, shift: int | None = None, weights: Tensor | None = None) -> Iterator[None]:
     """Let models with a chunked loss return it as a sum over tokens while this lasts.
 
     They then do so in evaluation mode, too.
 
     Args:
         shift: How many tokens after a token its label stands; None leaves that to the model.
+        weights: Of the loss of each label, [batch, tokens] as the labels; None is 1 for each. A
+            model that returns ``logits`` has not used them.
     """
-    token = _asked_for_sum.set((shift,))
+    token = _asked_for_sum.set(_Sum(shift, weights))
     try:
         yield
     finally:
@@ -182,10 +193,13 @@ class ChunkedLoss:
     def _output_with_loss(self, head: "_Head", kwargs: dict[str, Any]) -> Any:
         asked = _asked_for_sum.get()
         shift = self.shift or 0
-        if asked is not None and asked[0] is not None:
-            shift = asked[0]
+        if asked is not None and asked.shift is not None:
+            shift = asked.shift
         targets = _targets(kwargs["labels"], shift, kwargs.get("shift_labels"))
-        loss = self._sum_loss(head, head.hidden, targets)
+        weights = None
+        if asked is not None and asked.weights is not None:
+            weights = _targets(asked.weights, shift)
+        loss = self._sum_loss(head, head.hidden, targets, weights)
         if asked is None:
             items = kwargs.get("num_items_in_batch")
             loss = loss / ((targets != IGNORED).sum() if items is None else items)
@@ -219,13 +233,16 @@ class ChunkedLoss:
     def _head_module(self) -> nn.Module:
         return self.model.get_submodule(str(self.tail))
 
-    def _sum_loss(self, head: "_Head", hidden: Tensor, targets: Tensor) -> Tensor:
+    def _sum_loss(
+        self, head: "_Head", hidden: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """Return the summed cross-entropy of the tokens whose targets are not ignored.
 
         Args:
             head: What follows the body.
             hidden: [batch, tokens, width].
             targets: [batch, tokens].
+            weights: Of each target, [batch, tokens]; None is 1 for each.
         """
         counted = (targets != IGNORED).flatten().nonzero().flatten()  # [n]
         rows = hidden.flatten(0, 1).index_select(0, counted)  # [n, width]
@@ -238,7 +255,9 @@ class ChunkedLoss:
             logits: Tensor = head(part.unsqueeze(0)).logits
             return logits.squeeze(0)
 
-        return summed_cross_entropy(rows, targets.flatten()[counted], compute_logits, trained)
+        chosen = None if weights is None else weights.flatten()[counted]  # [n]
+        wanted = targets.flatten()[counted]  # [n]
+        return summed_cross_entropy(rows, wanted, compute_logits, trained, chosen)
 
     @torch.no_grad()
     def _find_shift(self, head: "_Head", labels: Tensor) -> None:

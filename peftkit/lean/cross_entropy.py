@@ -28,7 +28,11 @@ Head = Callable[[Tensor], Tensor]
 
 
 def summed_cross_entropy(
-    hidden: Tensor, targets: Tensor, head: Head, trained: Sequence[nn.Parameter]
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    trained: Sequence[nn.Parameter],
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over tokens of the cross-entropy, in nats, a float32 scalar.
 
@@ -37,11 +41,27 @@ def summed_cross_entropy(
         targets: The token that each predicts, [tokens].
         head: Makes the logits of each token from its own hidden state alone.
         trained: The parameters in the head that take a gradient.
+        weights: Of the loss of each token, [tokens], above 0; None is 1 for each.
     """
+    if weights is not None and len(weights):
+        # At most 1 inside, where the gradient of the logits may have few bits.
+        largest = weights.max()
+        loss = _summed(hidden, targets, head, trained, (weights / largest).float())
+        return loss * largest.to(loss)
+    return _summed(hidden, targets, head, trained, None)
+
+
+def _summed(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    trained: Sequence[nn.Parameter],
+    weights: Tensor | None,
+) -> Tensor:
     if not torch.is_grad_enabled():
-        return _loss_and_gradients(hidden, targets, head, ())[0]
+        return _loss_and_gradients(hidden, targets, weights, head, ())[0]
     result: Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        targets, head, hidden, *trained
+        targets, weights, head, hidden, *trained
     )
     return result
 
@@ -51,13 +71,18 @@ class _SummedCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, targets: Tensor, head: Head, hidden: Tensor, *trained: nn.Parameter
+        ctx: Any,
+        targets: Tensor,
+        weights: Tensor | None,
+        head: Head,
+        hidden: Tensor,
+        *trained: nn.Parameter,
     ) -> Tensor:
         wanted: list[Tensor] = []
-        for tensor, is_needed in zip((hidden, *trained), ctx.needs_input_grad[2:], strict=True):
+        for tensor, is_needed in zip((hidden, *trained), ctx.needs_input_grad[3:], strict=True):
             if is_needed:
                 wanted.append(tensor)
-        loss, gradients = _loss_and_gradients(hidden, targets, head, wanted)
+        loss, gradients = _loss_and_gradients(hidden, targets, weights, head, wanted)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [tensor.dtype for tensor in wanted]
         return loss
@@ -67,17 +92,21 @@ class _SummedCrossEntropy(Function):
     def backward(ctx: Any, factor: Tensor) -> Any:
         found = iter(zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         gradients: list[Tensor | None] = []
-        for is_needed in ctx.needs_input_grad[2:]:
+        for is_needed in ctx.needs_input_grad[3:]:
             if is_needed:
                 gradient, dtype = next(found)
                 gradients.append((gradient * factor).to(dtype))
             else:
                 gradients.append(None)
-        return None, None, *gradients
+        return None, None, None, *gradients
 
 
 def _loss_and_gradients(
-    hidden: Tensor, targets: Tensor, head: Head, wanted: Sequence[Tensor]
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    head: Head,
+    wanted: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the summed loss, and its gradient for each of `wanted`.
 
@@ -92,15 +121,17 @@ def _loss_and_gradients(
             logits = head(part)  # [chunk, vocabulary]
         of_logits, scale = torch.empty_like(logits) if wanted else None, _gradient_scale(logits)
         rows = max(_FEWEST_TOKENS, min(len(hidden) // _CHUNKS, _LARGEST_CHUNK // logits.shape[-1]))
-        loss += _loss_of_logits(logits.detach(), targets[start:stop], of_logits).to(loss.device)
+        of_chunk = None if weights is None else weights[start:stop]
+        found = _loss_of_logits(logits.detach(), targets[start:stop], of_logits, of_chunk)
+        loss += found.to(loss.device)
         if wanted:
             leaves = [part if each is hidden else each for each in wanted]
-            found = torch.autograd.grad(logits, leaves, of_logits, allow_unused=True)
-            for total, gradient, each in zip(totals, found, wanted, strict=True):
+            gradients = torch.autograd.grad(logits, leaves, of_logits, allow_unused=True)
+            for total, gradient, each in zip(totals, gradients, wanted, strict=True):
                 if gradient is not None:
                     place = total[start:stop] if each is hidden else total
                     place.add_(gradient, alpha=1 / scale)
-            del found, gradient
+            del gradients, gradient
         del logits, of_logits  # before those of the next chunk are made
         start, stop = stop, stop + rows
     return loss, totals
@@ -117,7 +148,9 @@ def _gradient_scale(logits: Tensor) -> float:
     return _FLOAT16_SCALE if logits.dtype == torch.float16 else 1.0
 
 
-def _loss_of_logits(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tensor:
+def _loss_of_logits(
+    logits: Tensor, targets: Tensor, gradient: Tensor | None, weights: Tensor | None
+) -> Tensor:
     """Return the summed loss of logits, and write its gradient, scaled, into `gradient`.
 
     Some rows at a time are computed in float32, at most a quarter of them.
@@ -126,6 +159,7 @@ def _loss_of_logits(logits: Tensor, targets: Tensor, gradient: Tensor | None) ->
         logits: [tokens, vocabulary].
         targets: [tokens].
         gradient: Takes the gradient, [tokens, vocabulary]; None where none is wanted.
+        weights: [tokens], at most 1; None is 1 for each.
     """
     loss = torch.zeros((), device=logits.device)
     scale = _gradient_scale(logits)
@@ -133,9 +167,16 @@ def _loss_of_logits(logits: Tensor, targets: Tensor, gradient: Tensor | None) ->
     for start in range(0, len(logits), rows):
         log_probs = torch.log_softmax(logits[start : start + rows], -1, dtype=torch.float32)
         index = targets[start : start + rows].to(logits.device).unsqueeze(-1)  # [rows, 1]
-        loss -= log_probs.gather(-1, index).sum()
+        found = log_probs.gather(-1, index)  # [rows, 1]
+        factors = None
+        if weights is not None:
+            factors = weights[start : start + rows].to(logits.device).unsqueeze(-1)  # [rows, 1]
+            found = found * factors
+        loss -= found.sum()
         if gradient is not None:
             minus_one = torch.full_like(index, -1.0, dtype=torch.float32)
             difference = log_probs.exp_().scatter_add_(-1, index, minus_one)  # softmax - onehot
+            if factors is not None:
+                difference.mul_(factors)
             gradient[start : start + rows] = difference if scale == 1.0 else difference.mul_(scale)
     return loss

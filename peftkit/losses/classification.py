@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.errors import ConfigError, DataError, nearest
 from peftkit.labels import IGNORED
-from peftkit.losses.base import Batch, Loss
+from peftkit.losses.base import WEIGHTS, Batch, Loss, total_weight, weighted_sum
 from peftkit.losses.regularization import regularized
 
-_TARGETS = ("labels", "teacher")
+_TARGETS = ("labels", "teacher", WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,9 @@ class ClassificationLoss:
     (batch, tokens) for logits (batch, tokens, classes). ``teacher``, (batch[, tokens], classes),
     holds probabilities; a row of zeros is no teacher. The rest is given to the model. The loss is
     computed in float32, or in float64 for a float64 model.
+
+    ``weights``, of the labels' shape, multiply the loss of each item, and the loop divides by their
+    sum.
 
     Args:
         class_weights: (classes,), greater than 0; None is 1 for each.
@@ -88,9 +91,9 @@ class ClassificationLoss:
         if wrong:
             raise ConfigError("ClassificationLoss: " + "; ".join(wrong))
 
-    def count(self, batch: Batch) -> int:
-        """Return the number of items that have a label or a teacher."""
-        return int(_has_target(batch).sum())
+    def count(self, batch: Batch) -> float:
+        """Return the number, or the sum of the weights, of items with a label or a teacher."""
+        return total_weight(_has_target(batch), batch.get(WEIGHTS))
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed loss; without a supervised item, a zero that has a gradient."""
@@ -114,12 +117,17 @@ class ClassificationLoss:
         labels = batch["labels"][has_target]  # [items]
         has_label = labels != IGNORED
         hard = self._hard(logits, labels.where(has_label, 0)).where(has_label, 0.0)
+        weights = self.weights(batch)
         if "teacher" not in batch:
-            return hard.sum()
+            return weighted_sum(hard, weights)
         teacher = batch["teacher"][has_target].to(logits)  # [items, classes]
         # v of each item: 1 without a label, 0 without a teacher
-        weight = torch.where(has_label, self.teacher_weight, 1.0) * _is_taught(teacher)
-        return ((1 - weight) * hard + weight * self._distilled(logits, teacher)).sum()
+        v = torch.where(has_label, self.teacher_weight, 1.0) * _is_taught(teacher)
+        return weighted_sum((1 - v) * hard + v * self._distilled(logits, teacher), weights)
+
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Return the weights of the supervised items, (items,), or None where each is 1."""
+        return batch[WEIGHTS][_has_target(batch)] if WEIGHTS in batch else None
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return w_y (1 - p_y)^gamma CE of each item, (items,)."""
@@ -153,12 +161,13 @@ class ClassificationLoss:
 class RegressionLoss:
     """The squared error of each labelled item, summed.
 
-    A batch holds ``labels``, (batch,), floats, -100 where there is none.
+    A batch holds ``labels``, (batch,), floats, -100 where there is none; and perhaps ``weights``,
+    (batch,), that multiply the errors.
     """
 
-    def count(self, batch: Batch) -> int:
-        """Return the number of labels that are not -100."""
-        return int((batch["labels"] != IGNORED).sum())
+    def count(self, batch: Batch) -> float:
+        """Return the number of labels that are not -100, or the sum of their weights."""
+        return total_weight(batch["labels"] != IGNORED, batch.get(WEIGHTS))
 
     def sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the summed squared error of the model's logits, (batch, 1).
@@ -175,7 +184,9 @@ class RegressionLoss:
             )
         supervised = batch["labels"] != IGNORED
         predicted = _at_least_float32(logits[supervised].squeeze(-1))
-        return (predicted - batch["labels"][supervised].to(predicted)).square().sum()
+        errors = (predicted - batch["labels"][supervised].to(predicted)).square()
+        weights = batch.get(WEIGHTS)
+        return weighted_sum(errors, None if weights is None else weights[supervised])
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from peftkit.config.task_sections import LossSettings
 from peftkit.errors import ConfigError
-from peftkit.losses.base import Batch, Loss
+from peftkit.losses.base import Batch, Loss, weighted_sum
 from peftkit.random_state import device_generator
 
 
@@ -27,6 +27,9 @@ class LogitLoss(Loss, Protocol):
 
     def sum_from(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the losses of the supervised items, a scalar, from their logits."""
+
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Return the weights of the supervised items, (items,), or None where each is 1."""
 
 
 def regularized(loss: Loss, settings: LossSettings) -> Loss:
@@ -59,8 +62,8 @@ class _Regularizer:
         """What the supervised items are called."""
         return getattr(self.loss, "unit", "examples")
 
-    def count(self, batch: Batch) -> int:
-        """Return the number of supervised items of a batch."""
+    def count(self, batch: Batch) -> float:
+        """Return the number of supervised items of a batch, or the sum of their weights."""
         return self.loss.count(batch)
 
 
@@ -70,7 +73,7 @@ class RDrop(_Regularizer):
     With P and Q the distributions of the two passes,
 
         loss = (loss(P) + loss(Q)) / 2 + weight x D
-        D = sum over supervised items of (KL(P || Q) + KL(Q || P)) / 2
+        D = sum over supervised items of their weight x (KL(P || Q) + KL(Q || P)) / 2
 
     The paper adds the two losses up, so its alpha is 2 x `weight`; the mean keeps the scale of
     learning rates. Outside training (eval mode, or no gradients) there is one pass and the plain
@@ -113,7 +116,8 @@ class RDrop(_Regularizer):
         first = self._checked_logits(model, batch)
         second = self.loss.logits(model, batch)
         mean = (self.loss.sum_from(first, batch) + self.loss.sum_from(second, batch)) / 2
-        return mean + self.weight * symmetric_divergence(first, second)
+        divergence = symmetric_divergence(first, second, self.loss.weights(batch))
+        return mean + self.weight * divergence
 
     def _checked_logits(self, model: nn.Module, batch: Batch) -> Tensor:
         if self._is_checked:
@@ -131,17 +135,23 @@ class RDrop(_Regularizer):
         return logits
 
 
-def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
+def symmetric_divergence(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the sum over rows of (KL(P || Q) + KL(Q || P)) / 2, in nats.
 
     Args:
         first: Logits of P, (items, classes).
         second: Logits of Q, (items, classes).
+        weights: Of each item's divergence, (items,); None is 1 for each.
     """
     log_p, log_q = _log_softmax(first), _log_softmax(second)
-    forward = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    backward = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
-    return (forward + backward) / 2
+    return (_divergence(log_p, log_q, weights) + _divergence(log_q, log_p, weights)) / 2
+
+
+def _divergence(log_p: Tensor, log_q: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the sum over items of KL(P || Q), each times its weight."""
+    if weights is None:
+        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return weighted_sum(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1), weights)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A decoder that writes what follows: answers in dialogues, completions, texts."""
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -23,6 +24,7 @@ from peftkit.data.preview.texts import show_example, show_packs
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
 from peftkit.data.rendering_counts import UNUSED, describe_counts
 from peftkit.data.row_formats import Format
+from peftkit.data.row_weights import counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
 from peftkit.data.supervised_tokens import Example, render_batch, render_prompt
 from peftkit.data.table_rows import list_paths
@@ -105,11 +107,12 @@ class CausalLMTask(Task):
     ) -> list[list[Example]]:
         """Return the rendered rows; all but texts are cut at the length."""
         data = self.config.data
-        found = []
-        for kind, group in itertools.groupby(rows, key=lambda row: row["format"]):
+        found: list[list[Example]] = []
+        for kind, grouped in itertools.groupby(rows, key=lambda row: row["format"]):
+            group = list(grouped)
             counts[kind] += 1
-            found += render_batch(
-                list(group),
+            rendered = render_batch(
+                group,
                 kind,
                 self.processor,
                 max_length=data.max_length if kind == "text" else max_length,
@@ -118,6 +121,8 @@ class CausalLMTask(Task):
                 cut=cut_into_blocks if kind == "text" else None,
                 counts=counts,
             )
+            for row, examples in zip(group, rendered, strict=True):
+                found.append(_weighted(examples, counted_weight(row, counts)))
         return found
 
     def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
@@ -139,6 +144,7 @@ class CausalLMTask(Task):
         """Return what became of the rows."""
         formats = [kind for kind in get_args(Format) if self.counts[kind]]
         remark = f"{' and '.join(formats)}, {describe_counts(self.counts)}"
+        remark += describe_weights(self.counts)
         return f"{remark}, in {self._packs} packs" if self._packs else remark
 
     def show(self, row: Row) -> Iterator[Shown]:
@@ -223,3 +229,10 @@ class CausalLMTask(Task):
             question = self.question(row)
             found.append((question.shown, ", ".join(question.expect) or question.reference))
         return found
+
+
+def _weighted(examples: list[Example], weight: float) -> list[Example]:
+    """Return the examples of one row with its weight."""
+    if weight == 1:
+        return examples
+    return [dataclasses.replace(example, weight=weight) for example in examples]

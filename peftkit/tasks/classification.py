@@ -16,6 +16,7 @@ from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.preview.inputs import input_section
 from peftkit.data.preview.shown import Shown, said
+from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import ReadValue, read_any_text, read_label, read_score, read_text
@@ -50,11 +51,13 @@ class Encoded:
     """What a model reads of a row, and what it is to learn from it.
 
     `label` is the number of a class, or a score. `teacher` has a probability for each class.
+    `weight` is that of the row in the loss.
     """
 
     features: Features
     label: int | float = IGNORED
     teacher: tuple[float, ...] | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.features.get("input_ids", ()))
@@ -193,14 +196,16 @@ class ClassificationTask(Task):
         inputs = self.encode_inputs(rows, counts)
         found = []
         for row, features, number in zip(rows, inputs, self._numbers(rows), strict=True):
-            found.append([Encoded(features, number, row.get("teacher") if has_teacher else None)])
+            teacher = row.get("teacher") if has_teacher else None
+            found.append([Encoded(features, number, teacher, counted_weight(row, counts))])
         return found
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many were cut."""
         remark = f"{self.counts['rows']} rows"
         cut = self.counts[CUT]
-        return f"{remark}, {cut} of them cut at data.max_length" if cut else remark
+        remark += f", {cut} of them cut at data.max_length" if cut else ""
+        return remark + describe_weights(self.counts)
 
     def _numbers(self, rows: Sequence[Row]) -> list[Any]:
         """Return the number of each row's class; -100 for a row without a label."""
@@ -224,7 +229,7 @@ class ClassificationTask(Task):
         """Return the padded inputs and ``labels``, (rows,).
 
         If any row has a teacher, there is ``teacher``, (rows, classes), too; it is 0 in the rows
-        without one.
+        without one. There are ``weights``, (rows,), if a row's is not 1.
         """
         batch = dict(self.pad([example.features for example in examples]))
         batch["labels"] = torch.tensor([example.label for example in examples])
@@ -232,7 +237,7 @@ class ClassificationTask(Task):
         if any(teachers):
             nothing = (0.0,) * len(self.learned["labels"])
             batch["teacher"] = torch.tensor([teacher or nothing for teacher in teachers])
-        return batch
+        return add_weights(batch, examples)
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int

@@ -15,6 +15,7 @@ from peftkit.data.lint.items import LintItem
 from peftkit.data.preview.inputs import input_section
 from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.texts import read_section
+from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
 from peftkit.data.table_values import read_any_text, read_text
@@ -42,10 +43,14 @@ class Seq2SeqLoss(ModelLoss):
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a model reads of a row, and the tokens that it learns to write."""
+    """What a model reads of a row, and the tokens that it learns to write.
+
+    `weight` is that of each of these tokens in the loss.
+    """
 
     features: Features
     labels: list[int]
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return _source_length(self.features) + len(self.labels)
@@ -141,7 +146,10 @@ class Seq2SeqTask(Task):
         targets = self.label([row[self.target] for row in rows], of_target)
         counts[_SOURCES_CUT] += of_source[CUT]
         counts[_TARGETS_CUT] += of_target[CUT]
-        return [[Written(*parts)] for parts in zip(inputs, targets, strict=True)]
+        found = []
+        for row, features, target in zip(rows, inputs, targets, strict=True):
+            found.append([Written(features, target, counted_weight(row, counts))])
+        return found
 
     def remarks(self) -> str:
         """Return how many rows there are, and how many texts were cut."""
@@ -149,7 +157,7 @@ class Seq2SeqTask(Task):
         for name in (_SOURCES_CUT, _TARGETS_CUT):
             if self.counts[name]:
                 remark += f", {self.counts[name]} {name} at data.max_length"
-        return remark
+        return remark + describe_weights(self.counts)
 
     def show(self, row: Row) -> list[Shown]:
         """Return what is read, a text or a sound, and the text that is written."""
@@ -165,14 +173,17 @@ class Seq2SeqTask(Task):
         return [Shown((source, target), len(example), example.supervised)]
 
     def collate(self, examples: Sequence[Written]) -> Batch:
-        """Return the padded inputs and ``labels`` (rows, longest target), -100 in the padding."""
+        """Return the padded inputs and ``labels`` (rows, longest target), -100 in the padding.
+
+        There are ``weights`` of that shape, if a row's is not 1.
+        """
         batch = dict(self.pad([example.features for example in examples]))
         longest = max(len(example.labels) for example in examples)
         labels = torch.full((len(examples), longest), IGNORED)
         for row, example in enumerate(examples):
             labels[row, : len(example.labels)] = torch.tensor(example.labels)
         batch["labels"] = labels
-        return batch
+        return add_weights(batch, examples)
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int

@@ -15,6 +15,7 @@ from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
 from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.tagged import show_tagged
+from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_rows import list_paths
 from peftkit.data.tagging import (
@@ -50,10 +51,14 @@ _OUTSIDE = "O"  # the tag of a word that is in no entity
 
 @dataclasses.dataclass(frozen=True)
 class Tagged:
-    """A tokenised sentence with the number of a tag, or -100, for each token."""
+    """A tokenised sentence with the number of a tag, or -100, for each token.
+
+    `weight` is that of each of its tokens in the loss.
+    """
 
     features: dict[str, Any]
     labels: list[int]
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -145,7 +150,7 @@ class TokenClassificationTask(Task):
                     labels[place] = number
             counts["words"] += len(places)
             counts["words without a token"] += places.count(None)
-            found.append([Tagged(features, labels)])
+            found.append([Tagged(features, labels, counted_weight(row, counts))])
         return found
 
     def remarks(self) -> str:
@@ -154,7 +159,7 @@ class TokenClassificationTask(Task):
         missing = self.counts["words without a token"]
         if missing:
             remark += f", {missing} of them behind data.max_length or without a token"
-        return remark
+        return remark + describe_weights(self.counts)
 
     def show(self, row: Row) -> list[Shown]:
         """Return a sentence with the tag of each word at the token that carries it."""
@@ -167,12 +172,15 @@ class TokenClassificationTask(Task):
         return [show_tagged(ids, example.labels, labels, tagged, self.processor)]
 
     def collate(self, examples: Sequence[Tagged]) -> Batch:
-        """Return the padded inputs and ``labels``, both (rows, longest example)."""
+        """Return the padded inputs and ``labels``, both (rows, longest example).
+
+        There are ``weights`` of that shape, if a row's is not 1.
+        """
         batch = self.pad([example.features for example in examples])
         labels = torch.full(batch["input_ids"].shape, IGNORED)
         for row, example in enumerate(examples):
             labels[row, : len(example)] = torch.tensor(example.labels)
-        return batch | {"labels": labels}
+        return add_weights(batch | {"labels": labels}, examples)
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int

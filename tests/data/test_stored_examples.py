@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_the_digest_does_not_depend_on_who_made_the_files(monkeypatch):
     other, _ = encode_rows(rows_of(MANY + 2), encode, Example, lambda: "", "")
     assert len(digests) == 1
     assert data_digest(other) not in digests
+
+
+def test_the_weight_of_an_example_comes_back_and_is_in_the_digest():
+    def weigh(rows, counts):
+        found = encode(rows, counts)
+        for examples in found:
+            examples[:] = [replace(each, weight=1 + each.input_ids[0] % 2) for each in examples]
+        return found
+
+    plain, _ = encode_rows(rows_of(MANY), encode, Example, lambda: "plain", "")
+    stored, _ = encode_rows(rows_of(MANY), weigh, Example, lambda: "weighed", "")
+    assert [example.weight for example in stored[:4]] == [2, 1, 2, 1]
+    assert data_digest(stored) != data_digest(plain)
+    assert data_digest([Example([1], [1])]) != data_digest([Example([1], [1], 2.0)])
 
 
 def test_examples_are_made_once():

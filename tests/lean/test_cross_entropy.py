@@ -60,6 +60,43 @@ def test_chunks_of_any_size_give_the_value_and_the_gradients(monkeypatch, tokens
     assert all(relative(*pair) < 1e-6 for pair in zip(gradients, exact, strict=True))
 
 
+def weighted_in_float64(hidden, targets, head, weights):
+    x = hidden.detach().double().requires_grad_()
+    parameters = [p.detach().double().requires_grad_() for p in head.parameters()]
+    losses = F.cross_entropy(F.linear(x, *parameters), targets, reduction="none")
+    loss = (losses * weights.double()).sum()
+    return loss.detach(), torch.autograd.grad(loss, (x, *parameters))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+@pytest.mark.parametrize("float32", [1, 1000, 2**22])
+def test_tokens_of_several_weights_give_the_value_and_the_gradients(monkeypatch, tokens, float32):
+    chunks(monkeypatch, tokens, float32=float32)
+    hidden, targets, head = problem()
+    weights = torch.rand(TOKENS) * 9 + 0.1
+    parameters = list(head.parameters())
+    loss = summed_cross_entropy(hidden, targets, head, parameters, weights)
+    gradients = torch.autograd.grad(loss, (hidden, *parameters))
+    expected, exact = weighted_in_float64(hidden, targets, head, weights)
+    assert relative(loss.detach(), expected) < 1e-6
+    assert all(relative(*pair) < 1e-6 for pair in zip(gradients, exact, strict=True))
+    with torch.no_grad():
+        assert relative(summed_cross_entropy(hidden, targets, head, [], weights), expected) < 1e-6
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
+def test_large_and_small_weights_fit_into_16_bits(monkeypatch, largest):
+    """A thousand times a gradient of the logits is not a number of float16."""
+    chunks(monkeypatch, 8)
+    hidden, targets, head = problem(dtype=torch.float16)
+    weights = torch.linspace(0.1, 1, TOKENS) * largest
+    loss = summed_cross_entropy(hidden, targets, head, list(head.parameters()), weights)
+    (found,) = torch.autograd.grad(loss / largest, hidden)
+    expected, (exact, *_) = weighted_in_float64(hidden, targets, head, weights)
+    assert relative(loss.detach(), expected) < 1e-3
+    assert relative(found * largest, exact) < 2e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_cross_entropy_in_chunks_is_as_exact_as_the_whole_one(monkeypatch, dtype):
     chunks(monkeypatch, 8)

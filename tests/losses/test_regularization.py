@@ -42,6 +42,9 @@ class SplitLanguageModel(CausalLMLoss):
         targets = batch["labels"][:, 1:]
         return F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum")
 
+    def weights(self, batch):
+        return None
+
 
 class Dropping(nn.Module):
     """A classifier with dropout before its one layer."""

@@ -2,6 +2,7 @@
 launch`.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -46,6 +47,14 @@ def ragged_examples(count=22, seed=0, vocabulary=12):
     return examples
 
 
+def weighted(examples, weights):
+    """The first examples with a weight of their own each."""
+    found = list(examples)
+    for number, weight in enumerate(weights):
+        found[number] = dataclasses.replace(found[number], weight=weight)
+    return found
+
+
 def train(
     run_dir,
     model_dir,
@@ -55,6 +64,7 @@ def train(
     dtype="float32",
     dropout=0.1,
     adapter=None,
+    weights=(),
     **options,
 ):
     """Train LoRA, or another adapter, on a tiny model; return the model and the outcome.
@@ -68,8 +78,9 @@ def train(
     model = peftkit.attach(backbone, adapter or peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = make_accelerator(settings, model, Path(run_dir))
+    examples = weighted(ragged_examples(), weights)
     training = Training(
-        model, ragged_examples(), PadRight(2), settings, Path(run_dir), accelerator, **options
+        model, examples, PadRight(2), settings, Path(run_dir), accelerator, **options
     )
     return model, training.run()
 

@@ -129,6 +129,17 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
+def test_two_processes_weigh_their_rows_as_one_does(llama_dir, tmp_path):
+    weights = [2.0, 1.0, 0.25, 3.0] * 5  # the last two of 22 rows have none
+    launch(tmp_path / "two", llama_dir, CUT, weights=weights, evaluate=7)
+    evaluation = ragged_examples(7, seed=3)
+    train(tmp_path / "one", llama_dir, WHOLE, dropout=0.0, weights=weights, evaluation=evaluation)
+    for key in ("loss", "gradient_norm", "items"):
+        two, one = ([line[key] for line in lines(tmp_path / run)] for run in ("two", "one"))
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_the_cpu_preset_starts_two_processes_and_another_cut_is_the_same_step(llama_dir, tmp_path):
     """Passes of 1 x 4 on each of two processes, started by a config file, are one pass of 8."""
     preset = tmp_path / "two.yaml"
