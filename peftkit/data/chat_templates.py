@@ -100,7 +100,7 @@ class ChatTemplate:
         special_tokens: What the template may write as ``bos_token``, ``eos_token`` and so on.
         name: The tokenizer's name, for messages.
         ends: The special tokens, any of which may end a turn.
-        found: What was found out about dialogues of one shape, by `peftkit.data.answer_places`.
+        found: What was found out about dialogues of one shape, by `peftkit.data.learned_texts`.
     """
 
     text: str

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.answer_places import Learned, check_dialogue, find_answers
 from peftkit.data.chat_templates import Span, chat_template_of, read_dialogue
+from peftkit.data.learned_texts import Learned, check_dialogue, find_answers
 from peftkit.data.message_formats import Message
 from peftkit.data.row_formats import Format, LossOn
 from peftkit.data.rows import Row

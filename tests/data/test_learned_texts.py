@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from peftkit.data import answer_places
+from peftkit.data import learned_texts
 from peftkit.data.supervised_tokens import render_batch, render_prompt
 from peftkit.errors import DataError
 from tests.data.test_template_shapes import (
@@ -67,7 +67,7 @@ def test_a_dialogue_compared_with_its_skeleton_is_learned_as_one_that_is_searche
         if "greeting" not in SHAPES[name].refuses:
             rows.append([said(content), asked(content), said("four")])
     quick = [outcome(tokenizer, row) for row in rows]
-    monkeypatch.setattr(answer_places, "_fill", lambda *_: None)
+    monkeypatch.setattr(learned_texts, "_fill", lambda *_: None)
     assert quick == [outcome(tokenizer, row) for row in rows]
     assert sum(isinstance(found, list) for found in quick) >= 14
 
