@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from peftkit.config.shipped import shipped_configs
+from peftkit.data.named_chat_templates import template_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,13 +54,15 @@ def test_a_wheel_trains_a_shipped_config_on_its_own_data(installed, tmp_path, ll
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_config_preset_and_small_model(installed, tmp_path):
+def test_a_wheel_holds_every_config_preset_small_model_and_chat_template(installed, tmp_path):
     code = (
         "from peftkit.config import shipped\n"
         "print(shipped.shipped_directory()); print(*shipped.shipped_configs())\n"
         "print(shipped.launch_preset('ddp'))\n"
         "model = 'package:peftkit/recipes/models/vit-digits/config.json'\n"
-        "print(shipped.package_file(model, OSError))"
+        "print(shipped.package_file(model, OSError))\n"
+        "from peftkit.data.named_chat_templates import template_names\n"
+        "print(*template_names())"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     lines = subprocess.run(
@@ -69,3 +72,4 @@ def test_a_wheel_holds_every_config_preset_and_small_model(installed, tmp_path):
     assert lines[1].split() == shipped_configs()
     assert Path(lines[2]).is_file()
     assert Path(lines[3]).is_file()
+    assert lines[4].split() == template_names()
