@@ -6,7 +6,7 @@ It imports nothing heavy, so that `--help` is quick.
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from peftkit.config.keys import section
 
@@ -70,20 +70,32 @@ class ReplaySettings:
     """Share of old rows among the rows of an epoch; they are drawn once, with the run's seed."""
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding, such as cp1252 or gb18030") from None
+    return name
+
+
 @section
 class RowSettings:
     """Which rows to train on."""
 
     train: str | list[str]
-    """JSONL, JSON, CSV or Parquet files; sample:NAME/SPLIT for a sample that peftkit fetches, or
-    package:NAME/FILE for a file in an installed package.
+    """Files (JSONL, JSON, CSV, TSV, Excel, Parquet, Arrow), a pattern such as data/*.jsonl, or a
+    directory; hub:OWNER/NAME for a data set of the Hub, sample:NAME/SPLIT for a sample that peftkit
+    fetches, or package:NAME/FILE for a file in an installed package. Where there are several splits
+    or sheets, put :NAME after it.
     """
     evaluation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out rows: a data file, or the share of the training rows to hold out; of each class,
-    that share is held out, and rows with the same group stay together.
+    """Held-out rows: files, as for train, or the share of the training rows to hold out; of each
+    class, that share is held out, and rows with the same group stay together.
     """
     columns: dict[str, str] = field(default_factory=dict)
     """What the file calls the columns, such as {messages: conversation}."""
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
+    """The encoding of text files without a byte order mark, such as cp1252; null is UTF-8."""
     skip_empty: bool = False
     """Leave out rows that hold nothing to learn from, and say which; false stops at the first."""
     shares: list[Annotated[float, Field(gt=0, lt=1)]] | None = None

@@ -21,7 +21,23 @@ def missing_columns(rows: Rows, needed: Collection[str], name: str = "the file")
     """
     present = rows.columns
     missing = [column for column in needed if column not in present]
+    return (
+        f"{name} has the columns {', '.join(map(repr, present))} and no "
+        f"{' and no '.join(map(repr, missing))}; if they are called otherwise, set "
+        f"{columns_line(present, needed)}"
+    )
+
+
+def columns_line(present: Collection[str], needed: Collection[str]) -> str:
+    """Return a line for the config, such as ``data.columns: {text: ticket, label: team}``.
+
+    Args:
+        present: The columns that are there. A missing one is most likely the one whose name is most
+            like its own, or the first that nothing else is.
+        needed: The columns that must be there.
+    """
     free = [column for column in present if column not in needed]
+    missing = [column for column in needed if column not in present]
     alike = {}
     for column in missing:
         for theirs in difflib.get_close_matches(column, free, n=1):
@@ -31,11 +47,7 @@ def missing_columns(rows: Rows, needed: Collection[str], name: str = "the file")
     for column in missing:
         theirs = alike.get(column) or (free.pop(0) if free else "ITS_NAME")
         pairs.append(f"{column}: {_as_yaml(theirs)}")
-    return (
-        f"{name} has the columns {', '.join(map(repr, present))} and no "
-        f"{' and no '.join(map(repr, missing))}; if they are called otherwise, set "
-        f"data.columns: {{{', '.join(pairs)}}}"
-    )
+    return f"data.columns: {{{', '.join(pairs)}}}"
 
 
 def _as_yaml(name: str) -> str:
@@ -65,7 +77,7 @@ def rename_columns(rows: Rows, columns: Mapping[str, str], optional: Collection[
         elif ours not in optional:
             names = ", ".join(map(repr, present))
             raise DataError(
-                f"data.columns names a column {theirs!r}, and there are {names}"
+                f"there is no column {theirs!r}, which data.columns names, among {names}"
                 f"{nearest(theirs, present)}"
             )
     replaced = {*renamed, *renamed.values()}

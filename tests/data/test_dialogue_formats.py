@@ -37,8 +37,14 @@ def test_a_format_is_detected_by_its_columns(rows, kind):
         ("", "rows.jsonl", "cannot read|no rows"),
         ("{not json}\n", "rows.jsonl", "cannot read"),
         ("x", "rows.txt", "ends in '.txt'"),
-        ('{"mesages": []}\n', "rows.jsonl", "did you mean 'mesages'"),
-        ('{"mine": []}\n', "rows.jsonl", r"set data.columns, such as {messages: mine}"),
+        ('{"mesages": []}\n', "rows.jsonl", r"set data\.columns: {messages: mesages}$"),
+        (
+            '{"id": 1, "question": "a", "answer": "b"}\n',
+            "rows.jsonl",
+            r"set data\.columns: {prompt: question, completion: answer}$",
+        ),
+        ('{"body": "a"}\n', "rows.jsonl", r"set data\.columns: {text: body}$"),
+        ('{"mine": []}\n', "rows.jsonl", r"set data\.columns: {messages: mine}$"),
         ('{"messages": []}\n', "rows.jsonl", "row 1: 'messages' holds no messages"),
         (
             '{"messages": [{"role": "asistant", "content": "x"}]}\n',
@@ -64,7 +70,9 @@ def test_bad_files_get_one_clear_sentence(tmp_path, text, name, message):
 
 def test_a_missing_column_names_the_nearest(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"conversations": []}\n')
-    with pytest.raises(DataError, match=r"no column 'conversation' .*did you mean 'conversations'"):
+    with pytest.raises(
+        DataError, match=r"no column 'conversation', .*did you mean 'conversations'"
+    ):
         read_text_rows(
             DataSettings(train="", columns={"messages": "conversation"}),
             str(tmp_path / "rows.jsonl"),
