@@ -6,24 +6,28 @@ from typing import Any
 
 from torch import Tensor
 
+from peftkit.data.row_files import RowSource
 from peftkit.data.rows import Rows
 from peftkit.data.table_rows import Columns, read_file_rows
 from peftkit.errors import DataError
 
 
-def read_audio_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
+def read_audio_rows(
+    source: RowSource, columns: Columns, renamed: Mapping[str, str], encoding: str | None = None
+) -> Rows:
     """Return rows with ``audio``, an absolute path, and the other columns.
 
     Args:
-        path: The data file.
+        source: Where the rows are, as `peftkit.data.row_files.read_rows` takes it.
         columns: The columns that every row must have, and what reads their values.
-        renamed: The file's name for each column that it calls otherwise.
+        renamed: The source's name for each column that it calls otherwise.
+        encoding: The encoding of text files, as `read_rows` takes it.
 
     Raises:
         DataError: a column is missing. Reading a row raises it too, where the row names a file that
             does not exist.
     """
-    return read_file_rows(path, columns, renamed, file_column="audio")
+    return read_file_rows(source, columns, renamed, encoding, file_column="audio")
 
 
 def read_waveform(path: str, rate: int) -> Any:

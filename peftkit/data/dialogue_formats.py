@@ -5,7 +5,7 @@ from functools import partial
 
 from peftkit.config.sections import DataSettings
 from peftkit.data.column_names import columns_line, missing_columns, rename_columns
-from peftkit.data.row_files import RowSource, read_rows
+from peftkit.data.row_files import RowSource, read_rows, source_name
 from peftkit.data.row_formats import FORMAT_COLUMNS, FileFormat, LossOn, convert_row
 from peftkit.data.rows import Row, Rows
 from peftkit.data.unused_keys import unused_keys
@@ -14,14 +14,14 @@ from peftkit.errors import ConfigError, DataError, nearest
 _ANSWERS = ("completion", "output")  # the columns that rows without answers may lack
 
 
-def read_text_rows(settings: DataSettings, path: RowSource, *, labelled: bool = True) -> Rows:
+def read_text_rows(settings: DataSettings, source: RowSource, *, labelled: bool = True) -> Rows:
     """Return the rows of a file in one of peftkit's own formats, each with its ``format``.
 
     If there is something in a row to learn from that nobody reads, ``unused`` lists it.
 
     Args:
         settings: The config's data section: names of columns, and perhaps the file's format.
-        path: The file, as `read_rows` takes it.
+        source: Where the rows are, as `read_rows` takes it.
         labelled: Whether rows must have answers. If not, prompts and instructions are enough.
 
     Raises:
@@ -30,16 +30,16 @@ def read_text_rows(settings: DataSettings, path: RowSource, *, labelled: bool = 
         ConfigError: `data.loss_on` asks for answers that the format does not have.
     """
     optional = () if labelled else (*_ANSWERS, "expect")
-    rows = rename_columns(read_rows(path, encoding=settings.encoding), settings.columns, optional)
+    rows = rename_columns(read_rows(source, encoding=settings.encoding), settings.columns, optional)
     kind = settings.format
     if kind == "auto":
-        kind = detect_format(rows, labelled=labelled, name=str(path))
+        kind = detect_format(rows, labelled=labelled, name=source_name(source))
     elif not set(FORMAT_COLUMNS[kind]).intersection(rows.columns):
-        raise DataError(missing_columns(rows, FORMAT_COLUMNS[kind], str(path)))
+        raise DataError(missing_columns(rows, FORMAT_COLUMNS[kind], source_name(source)))
     if kind == "text" and settings.loss_on == "assistant":
         raise ConfigError(
-            f"data.loss_on: assistant needs rows with answers, and {path} has plain texts: "
-            "leave data.loss_on out"
+            f"data.loss_on: assistant needs rows with answers, and {source_name(source)} has plain "
+            "texts: leave data.loss_on out"
         )
     loss_on = settings.loss_on or "assistant"
     return rows.map(partial(_convert, kind=kind, labelled=labelled, loss_on=loss_on))
@@ -70,11 +70,11 @@ def detect_format(rows: Rows, *, labelled: bool = True, name: str = "the file") 
         if required.issubset(present):
             return kind
     needed = "; ".join(f"{kind}: {', '.join(columns)}" for kind, columns in FORMAT_COLUMNS.items())
-    likely, columns = _likely_format(rows)
+    likely, alike = _likely_format(rows)
     raise DataError(
         f"{name} has the columns {', '.join(map(repr, present))}, which belong to none of the "
         f"known formats ({needed}); if they are called otherwise, set "
-        f"{columns_line(columns, FORMAT_COLUMNS[likely])}"
+        f"{columns_line(alike, FORMAT_COLUMNS[likely])}"
     )
 
 

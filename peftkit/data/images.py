@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peftkit.data.row_files import RowSource, is_directory_of_rows
 from peftkit.data.rows import Rows
 from peftkit.data.table_rows import Columns, read_file_rows
 from peftkit.errors import DataError
@@ -14,28 +15,44 @@ from peftkit.errors import DataError
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_image_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
+def read_image_rows(
+    source: RowSource, columns: Columns, renamed: Mapping[str, str], encoding: str | None = None
+) -> Rows:
     """Return rows with ``image``, an absolute path, and ``label``, if `columns` has one.
 
     Args:
-        path: A data file, or a folder. In a folder, an image's label is its sub-folder's name.
+        source: A folder of images, in which an image's label is its sub-folder's name; or where
+            rows are, as `peftkit.data.row_files.read_rows` takes it.
         columns: The columns that every row must have, and what reads their values.
-        renamed: The data file's name for each column that it calls otherwise.
+        renamed: The source's name for each column that it calls otherwise.
+        encoding: The encoding of text files, as `read_rows` takes it.
 
     Raises:
         DataError: there is no image, or an image of a folder has no class. Reading a row raises it
             too, where the row names a file that does not exist.
     """
-    if Path(path).is_dir():
-        return _read_folder(Path(path).resolve(), labelled="label" in columns)
-    return read_file_rows(path, columns, renamed, file_column="image")
+    if isinstance(source, str | Path) and _is_folder(Path(source).expanduser()):
+        folder = Path(source).expanduser().resolve()
+        return _read_folder(folder, labelled="label" in columns)
+    return read_file_rows(source, columns, renamed, encoding, file_column="image")
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a directory of images, or of nothing that rows could be in."""
+    return path.is_dir() and (bool(_list_images(path)) or not is_directory_of_rows(path))
+
+
+def _list_images(folder: Path) -> list[Path]:
+    files = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in _SUFFIXES:
+            files.append(file)
+    return files
 
 
 def _read_folder(folder: Path, *, labelled: bool) -> Rows:
     rows = []
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in _SUFFIXES:
-            continue
+    for file in _list_images(folder):
         row = {"image": str(file)}
         if labelled:
             if file.parent == folder:

@@ -12,7 +12,7 @@ from typing import Any
 
 from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.data.arrow_files import written_table
-from peftkit.data.data_directories import choose_files
+from peftkit.data.data_directories import choose_files, list_data_files
 from peftkit.data.data_file import PACKED, DataFile
 from peftkit.data.dataset_rows import (
     HUB_PREFIX,
@@ -124,6 +124,11 @@ def source_directory(source: RowSource) -> Path:
     return path.resolve() if path.is_dir() else path.parent.resolve()
 
 
+def is_directory_of_rows(path: Path) -> bool:
+    """Return whether a path is a directory with data files."""
+    return path.is_dir() and (is_saved(path) or bool(list_data_files(path, _kind_of)))
+
+
 def _read_one(source: RowSource, encoding: str | None) -> Rows:
     if isinstance(source, Rows):
         rows = source
@@ -141,11 +146,12 @@ def _read_one(source: RowSource, encoding: str | None) -> Rows:
             "a Dataset of the datasets library"
         )
     if not rows:
-        raise DataError(f"{_named(source)} holds no rows")
+        raise DataError(f"{source_name(source)} holds no rows")
     return rows
 
 
-def _named(source: RowSource) -> str:
+def source_name(source: RowSource) -> str:
+    """Return what messages call a source."""
     return str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
 
 

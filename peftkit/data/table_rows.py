@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from peftkit.data.column_names import missing_columns, rename_columns
-from peftkit.data.row_files import read_rows, source_directory
+from peftkit.data.row_files import RowSource, read_rows, source_directory, source_name
 from peftkit.data.rows import Row, Rows
 from peftkit.data.table_values import ReadValue, read_path
 from peftkit.errors import DataError
 
 Columns = Mapping[str, ReadValue]
 """The columns that every row must have, and what reads their values."""
-RowReader = Callable[[str, Columns, Mapping[str, str]], Rows]
+RowReader = Callable[[RowSource, Columns, Mapping[str, str], str | None], Rows]
 """A function with the arguments of `read_table_rows`."""
 
 
@@ -20,23 +20,26 @@ def list_paths(path: str | Sequence[str]) -> list[str]:
     return [path] if isinstance(path, str) else list(path)
 
 
-def read_table_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> Rows:
-    """Return the rows of a file, each with the columns that a task needs.
+def read_table_rows(
+    source: RowSource, columns: Columns, renamed: Mapping[str, str], encoding: str | None = None
+) -> Rows:
+    """Return the rows of a source, each with the columns that a task needs.
 
     Args:
-        path: The file, as `peftkit.data.row_files.read_rows` takes it.
+        source: Where the rows are, as `peftkit.data.row_files.read_rows` takes it.
         columns: The columns that every row must have, and what reads their values: one of
             `peftkit.data.table_values`.
-        renamed: The file's name for each column that it calls otherwise.
+        renamed: The source's name for each column that it calls otherwise.
+        encoding: The encoding of text files, as `read_rows` takes it.
 
     Raises:
         DataError: a column is missing. Reading a row raises it too, where a value is not what its
             column holds; an `EmptyRowError`, where it is missing or blank.
     """
     optional = renamed.keys() - columns.keys()
-    rows = rename_columns(read_rows(path), renamed, optional=optional)
+    rows = rename_columns(read_rows(source, encoding=encoding), renamed, optional=optional)
     if not set(columns).issubset(rows.columns):
-        raise DataError(missing_columns(rows, columns, path))
+        raise DataError(missing_columns(rows, columns, source_name(source)))
 
     def check(row: Row) -> Row:
         for column, read in columns.items():
@@ -47,7 +50,12 @@ def read_table_rows(path: str, columns: Columns, renamed: Mapping[str, str]) -> 
 
 
 def read_file_rows(
-    path: str, columns: Columns, renamed: Mapping[str, str], *, file_column: str
+    source: RowSource,
+    columns: Columns,
+    renamed: Mapping[str, str],
+    encoding: str | None = None,
+    *,
+    file_column: str,
 ) -> Rows:
     """Return rows as `read_table_rows` does, with the file that a column names as absolute path.
 
@@ -56,8 +64,8 @@ def read_file_rows(
     Raises:
         DataError: as `read_table_rows`; and where a row is read whose file does not exist.
     """
-    directory = source_directory(path)
-    rows = read_table_rows(path, {**columns, file_column: read_path}, renamed)
+    directory = source_directory(source)
+    rows = read_table_rows(source, {**columns, file_column: read_path}, renamed, encoding)
 
     def resolve(row: Row) -> Row:
         try:

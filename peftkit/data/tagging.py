@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from peftkit.data.class_names import class_name
 from peftkit.data.column_names import missing_columns, rename_columns
-from peftkit.data.row_files import read_rows
+from peftkit.data.row_files import RowSource, read_rows, source_name
 from peftkit.data.row_values import check_text, parse_json, quote
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError, EmptyRowError
@@ -26,28 +26,38 @@ _CJK = "\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff"  # Chinese characters and kana
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
-def read_tagged_rows(path: str, columns: dict[str, str], *, labelled: bool = True) -> Rows:
+def read_tagged_rows(
+    source: RowSource,
+    columns: dict[str, str],
+    encoding: str | None = None,
+    *,
+    labelled: bool = True,
+) -> Rows:
     """Return rows with ``tokens`` and ``tags``, or with ``text`` and ``spans``.
 
     A span is ``{"start", "end", "label"}``, in characters. In the file it may also be ``[start,
     end, label]``, as doccano and spaCy write it. Tags and labels become texts.
 
     Args:
-        path: The file, as `peftkit.data.row_files.read_rows` takes it.
-        columns: The file's name for each column that it calls otherwise.
+        source: Where the rows are, as `peftkit.data.row_files.read_rows` takes it.
+        columns: The source's name for each column that it calls otherwise.
+        encoding: The encoding of text files, as `read_rows` takes it.
         labelled: Whether rows must have words, and tags or spans.
 
     Raises:
         DataError: the file has no column of words. Reading a row raises it too, where the words or
             their tags are not what they must be; an `EmptyRowError`, where there are none.
     """
-    rows = rename_columns(read_rows(path), columns, optional=() if labelled else _ANSWERS)
+    rows = read_rows(source, encoding=encoding)
+    rows = rename_columns(rows, columns, optional=() if labelled else _ANSWERS)
     present = rows.columns
     is_text = "text" in present and "tokens" not in present
     needed = ("text", "spans") if is_text else ("tokens", "tags")
     has_answers = not labelled or "tags" in present or "spans" in present
     if needed[0] not in present or not has_answers:
-        raise DataError(missing_columns(rows, needed if labelled else needed[:1], path))
+        raise DataError(
+            missing_columns(rows, needed if labelled else needed[:1], source_name(source))
+        )
     return rows.map(partial(_read_row, labelled=labelled))
 
 

@@ -29,8 +29,8 @@ The shortest complete task predicts how many stars a review gives, from rows suc
             super().__init__()
             self.processor = peftkit.load_tokenizer(config.model.source)
 
-        def read(self, path, *, labelled=True):
-            return read_rows(path)
+        def read(self, source, *, labelled=True):
+            return read_rows(source)
 
         def overrides(self):
             return {"num_labels": 5}
@@ -84,6 +84,7 @@ from peftkit.data.encoding_digest import encoding_digest
 from peftkit.data.lint.items import LintItem, LintItems
 from peftkit.data.lint.linting import AT_START, THOROUGH, LintReport, lint
 from peftkit.data.preview.shown import Shown, said
+from peftkit.data.row_files import RowSource
 from peftkit.data.rows import Row, Rows
 from peftkit.data.stored_examples import encode_rows
 from peftkit.errors import ConfigError, DataError
@@ -136,10 +137,13 @@ class Task(ABC):
     # Rows
 
     @abstractmethod
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
-        """Return the rows of a file, or of several; each is checked when it is asked for.
+    def read(self, source: RowSource, *, labelled: bool = True) -> Rows:
+        """Return rows, each of which is checked when it is asked for.
 
-        Without `labelled`, rows may lack what is to be predicted.
+        Args:
+            source: Where they are, or a list of several places; see
+                `peftkit.data.row_files.read_rows`.
+            labelled: Whether rows must have what is to be predicted.
         """
 
     def fit(self, rows: Sequence[Row]) -> None:  # noqa: B027 -- most tasks learn nothing from rows

@@ -23,11 +23,11 @@ from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.texts import show_example, show_packs
 from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
 from peftkit.data.rendering_counts import UNUSED, describe_counts
+from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_formats import Format
 from peftkit.data.row_weights import counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
 from peftkit.data.supervised_tokens import Example, render_batch, render_prompt
-from peftkit.data.table_rows import list_paths
 from peftkit.errors import DataError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
 from peftkit.metrics.measurement import Measurement
@@ -67,11 +67,11 @@ class CausalLMTask(Task):
         self._texts: Sequence[Example] = ()  # the last examples, before they are packed
         self._packs = 0
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
+    def read(self, source: RowSource, *, labelled: bool = True) -> Rows:
         """Return rows of any of the formats, each with its ``format``."""
         found = []
-        for file in list_paths(path):
-            found.append(read_text_rows(self.config.data, file, labelled=labelled))
+        for each in list_sources(source):
+            found.append(read_text_rows(self.config.data, each, labelled=labelled))
         return Rows.joined(found)
 
     def fit(self, rows: Sequence[Row]) -> None:

@@ -16,9 +16,10 @@ from peftkit.data.class_names import sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.preview.inputs import input_section
 from peftkit.data.preview.shown import Shown, said
+from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
-from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
+from peftkit.data.table_rows import RowReader, read_table_rows
 from peftkit.data.table_values import ReadValue, read_any_text, read_label, read_score, read_text
 from peftkit.data.text_encoding import CUT
 from peftkit.data.unused_keys import describe_unused
@@ -105,15 +106,16 @@ class ClassificationTask(Task):
         self.pad = pad
         self.read_file = read
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
+    def read(self, source: RowSource, *, labelled: bool = True) -> Rows:
         """Return rows with this task's columns."""
         read: ReadValue = read_text if labelled else read_any_text
         columns = dict.fromkeys(self.columns, read)
         if labelled:
             columns[self.target] = self.read_target
         found = []
-        for file in list_paths(path):
-            found.append(self.read_file(file, columns, self.config.data.columns))
+        data = self.config.data
+        for each in list_sources(source):
+            found.append(self.read_file(each, columns, data.columns, data.encoding))
         return Rows.joined(found)
 
     def lint_item(self, row: Row, where: str) -> LintItem:

@@ -15,9 +15,10 @@ from peftkit.data.lint.items import LintItem
 from peftkit.data.preview.inputs import input_section
 from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.texts import read_section
+from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
-from peftkit.data.table_rows import RowReader, list_paths, read_table_rows
+from peftkit.data.table_rows import RowReader, read_table_rows
 from peftkit.data.table_values import read_any_text, read_text
 from peftkit.data.text_encoding import CUT
 from peftkit.data.unused_keys import describe_unused
@@ -114,13 +115,14 @@ class Seq2SeqTask(Task):
         self.read_file = read
         self.options = config.generation.options() | dict(options or {})
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
+    def read(self, source: RowSource, *, labelled: bool = True) -> Rows:
         """Return rows with a source and, if they are labelled, a target."""
         names = [self.source, self.target] if labelled else [self.source]
         columns = dict.fromkeys(names, read_text if labelled else read_any_text)
         found = []
-        for file in list_paths(path):
-            found.append(self.read_file(file, columns, self.config.data.columns))
+        data = self.config.data
+        for each in list_sources(source):
+            found.append(self.read_file(each, columns, data.columns, data.encoding))
         return Rows.joined(found)
 
     def fit(self, rows: Sequence[Row]) -> None:

@@ -15,9 +15,9 @@ from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
 from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.tagged import show_tagged
+from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_weights import add_weights, counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
-from peftkit.data.table_rows import list_paths
 from peftkit.data.tagging import (
     Placed,
     find_spans,
@@ -89,11 +89,13 @@ class TokenClassificationTask(Task):
         self.processor = tokenizer
         self.pad = pad_with(tokenizer)
 
-    def read(self, path: str | Sequence[str], *, labelled: bool = True) -> Rows:
+    def read(self, source: RowSource, *, labelled: bool = True) -> Rows:
         """Return rows of words with tags, or of texts with spans."""
         found = []
-        for file in list_paths(path):
-            found.append(read_tagged_rows(file, self.config.data.columns, labelled=labelled))
+        data = self.config.data
+        for each in list_sources(source):
+            rows = read_tagged_rows(each, data.columns, data.encoding, labelled=labelled)
+            found.append(rows)
         return Rows.joined(found)
 
     def lint_item(self, row: Row, where: str) -> LintItem:
