@@ -5,10 +5,13 @@ memory.
 """
 
 import glob
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from peftkit.config.shipped import PACKAGE_PREFIX, package_file
 from peftkit.data.arrow_files import written_table
@@ -240,14 +243,17 @@ def _unknown_ending(path: Path) -> str:
 
 
 def _copy(file: DataFile, read: Callable[[DataFile], Iterator[Any]], sink: Any) -> None:
-    """Write the rows of a file as an Arrow stream."""
+    """Write the rows of a file as an Arrow stream; after a second, a bar counts them."""
     import pyarrow as pa
 
     writer = None
-    for batch in read(file):
-        if writer is None:
-            writer = pa.ipc.new_stream(sink, batch.schema)
-        writer.write_batch(batch)
+    name = f"reading {file.path.name}"
+    with tqdm(desc=name, unit=" rows", delay=1, file=sys.stderr, leave=False) as bar:
+        for batch in read(file):
+            if writer is None:
+                writer = pa.ipc.new_stream(sink, batch.schema)
+            writer.write_batch(batch)
+            bar.update(len(batch))
     if writer is None:
         raise DataError(f"{file.path} holds no rows")
     writer.close()

@@ -39,3 +39,16 @@ def test_without_the_datasets_library_files_name_the_extra(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'peftkit\[recipes\]'"):
         read_rows(tmp_path / "rows.csv")
+
+
+def test_who_waits_for_a_large_file_sees_how_many_rows_were_read(monkeypatch, capsys, tmp_path):
+    from tqdm import tqdm
+
+    def at_once(**options):
+        return tqdm(**(options | {"delay": 0, "mininterval": 0, "leave": True}))
+
+    monkeypatch.setattr("peftkit.data.row_files.tqdm", at_once)
+    path = tmp_path / "prices.jsonl"
+    path.write_text('{"a": 1}\n' * 7)
+    assert len(read_rows(path)) == 7
+    assert "reading prices.jsonl: 7 rows" in capsys.readouterr().err
