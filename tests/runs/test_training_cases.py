@@ -215,6 +215,19 @@ def test_case_08_an_empty_answer_is_refused(tmp_path, row):
         run("chat", config_of(tmp_path, [right, row]))
 
 
+@pytest.mark.parametrize("tag", [None, 1.5, ["O"]])
+def test_case_09_a_tag_that_is_no_text_is_refused(tmp_path, tag):
+    rows = [{"tokens": ["Ada", "sailed"], "tags": ["B-PER", each]} for each in ("O", tag)]
+    with pytest.raises(DataError, match=r"data\.jsonl, row 2: "):
+        run("token_classification", config_of(tmp_path, rows))
+
+
+def test_case_09_a_whole_number_is_the_same_tag_however_it_is_written(tmp_path):
+    rows = [{"tokens": ["Ada", "sailed"], "tags": ["7", each]} for each in (1, 1.0)]
+    directory = run("token_classification", config_of(tmp_path, rows))
+    assert read_json(directory / "task.json")["learned"]["labels"] == ["1", "7"]
+
+
 def test_case_11_null_beside_a_call_is_an_empty_text(tmp_path):
     read, answers = learned(tmp_path, called(None), WITH_TOOLS, tools=[TOOL])
     assert "None" not in read
@@ -249,17 +262,24 @@ def test_case_15_what_the_template_does_not_render_is_refused(tmp_path, messages
         run("chat", config_of(tmp_path, [{"messages": messages}]))
 
 
+@pytest.mark.parametrize("name", ["chat", "causal_lm", "text_classification"])
 def test_case_17_a_tokenizer_without_pad_and_end_is_refused_before_the_model_is_loaded(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, name
 ):
     def load(*arguments, **options):
         raise AssertionError("the model is not needed to see this")
 
     monkeypatch.setattr("peftkit.load_backbone", load)
-    values = config_of(tmp_path, [{"messages": [user("Hi"), assistant("Hi")]}])
+    rows: list[dict[str, object]] = [
+        {"text": "fine", "label": "pos"},
+        {"text": "bad", "label": "neg"},
+    ]
+    if name == "chat":
+        rows = [{"messages": [user("Hi"), assistant("Hi")]}]
+    values = config_of(tmp_path, rows)
     write_model(tmp_path, pad_token=None, eos_token=None)
     with pytest.raises((ConfigError, DataError), match=r"no end-of-sequence token|pad"):
-        run("chat", values)
+        run(name, values)
 
 
 def test_case_19_max_steps_wins_over_epochs(tmp_path):
