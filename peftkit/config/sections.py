@@ -169,8 +169,19 @@ class DataSettings(TextSettings):
     mistral, qwen3, vicuna, zephyr, or a Jinja file. It is saved beside the adapter.
     """
 
+    shots: NonNegativeInt = 0
+    """Put so many training rows before each dialogue or prompt, as solved examples, in training and
+    whenever the model is asked; they are drawn once, with the run's seed, and not learned.
+    """
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.shots and self.format == "text":
+            raise ValueError("shots is for dialogues and prompts, not for texts: leave it out")
+        if self.shots and self.loss_on == "all":
+            raise ValueError(
+                "shots are not learned, and loss_on: all learns every token: leave one of them out"
+            )
         if self.loss_on == "assistant" and self.format == "text":
             raise ValueError(
                 "loss_on: assistant needs rows with answers; text rows have none, leave it out"

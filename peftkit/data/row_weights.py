@@ -18,21 +18,30 @@ _COUNT = "weighted"
 
 
 def row_weight(row: Mapping[str, Any]) -> float:
-    """Return the weight of a row: its column ``weight``, or 1 if it has none.
+    """Return the weight of a row: its column ``weight``, or 1 if it has none or a blank one.
 
     Raises:
         DataError: the weight is not a number above 0.
     """
     weight = row.get("weight")
-    if weight is None:
+    if weight is None or weight == "":
         return 1.0
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not (is_number and 0 < weight < math.inf):
+    number = _number(weight)
+    if not 0 < number < math.inf:
         raise DataError(
             f"'weight', the row's weight in the loss, is {quote(weight)}; it must be a number "
             "above 0"
         )
-    return float(weight)
+    return number
+
+
+def _number(value: object) -> float:
+    """Return the number that a value is, or that a CSV file's text spells; else one that is not."""
+    is_plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+    try:
+        return float(value) if is_plain else math.nan  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def counted_weight(row: Mapping[str, Any], counts: Counter[str]) -> float:

@@ -10,8 +10,10 @@ from peftkit.data.empty_rows import leave_out_empty
 from peftkit.data.held_out_split import split_held_out
 from peftkit.data.replay import add_replay
 from peftkit.data.row_classes import class_numbers
+from peftkit.data.row_places import describe_places
 from peftkit.data.row_shares import draw_shares, oversample
 from peftkit.data.rows import Rows
+from peftkit.data.shots import draw_shots, make_shot
 from peftkit.data.table_rows import list_paths
 from peftkit.errors import ConfigError
 from peftkit.tasks.base import Task
@@ -46,8 +48,9 @@ class TrainingRows:
 def read_training_rows(task: Task, config: Any) -> TrainingRows:
     """Return the rows of a run.
 
-    Empty rows are left out first. Then come the split into training and held-out rows, the shares
-    of files, the rows of rare classes again, and replayed rows.
+    Empty rows are left out first. Then come the split into training and held-out rows, the shots,
+    the shares of files, the rows of rare classes again, and replayed rows. The shots are given to
+    the task.
 
     Args:
         task: Reads the files.
@@ -76,6 +79,7 @@ class _Reading:
         files = list(map(self._read_file, paths))
         rows = Rows.joined(files)
         training, held_out = self._split(rows)
+        training = self._draw_shots(rows, training)
         if data.shares:
             training = self._share(files, paths, training)
         learned = self._oversample(rows if training is None else rows.select(training))
@@ -103,6 +107,21 @@ class _Reading:
             return split.training, rows.select(split.held_out)
         held_out = Rows.of([]) if data.evaluation is None else self._read_file(data.evaluation)
         return None, held_out
+
+    def _draw_shots(self, rows: Rows, training: Any) -> Any:
+        """Give the task its shots, and return the numbers of the training rows without them."""
+        count = getattr(self.data, "shots", 0)
+        if not count:
+            self.task.learned.pop("shots", None)  # of the run that is trained further
+            return training
+        numbers = np.arange(len(rows)) if training is None else training
+        drawn = draw_shots(rows, numbers, count, self.seed)
+        self.task.learned["shots"] = [make_shot(rows[int(number)]) for number in drawn]
+        self.decided.append(
+            f"data.shots: {describe_places(rows, np.sort(drawn))} come before each example, and "
+            "are not learned"
+        )
+        return np.setdiff1d(numbers, drawn)
 
     def _share(self, files: Sequence[Rows], names: Sequence[str], training: Any) -> Any:
         """Return the numbers of the rows of an epoch in which each file has its share."""

@@ -27,6 +27,7 @@ from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_formats import Format
 from peftkit.data.row_weights import counted_weight, describe_weights
 from peftkit.data.rows import Row, Rows
+from peftkit.data.shots import with_shots
 from peftkit.data.supervised_tokens import Example, render_batch, render_prompt
 from peftkit.errors import DataError
 from peftkit.losses.base import Batch, CausalLMLoss, Loss
@@ -91,6 +92,12 @@ class CausalLMTask(Task):
         return LintItem(where, row["prompt"], answer=row["completion"])
 
     @property
+    def shots(self) -> Sequence[Row]:
+        """The solved examples that come before each row; none unless `data.shots` asks for them."""
+        found: Sequence[Row] = self.learned.get("shots", ())
+        return found
+
+    @property
     def loss(self) -> Loss:
         """Cross-entropy of each supervised token."""
         return CausalLMLoss()
@@ -108,6 +115,7 @@ class CausalLMTask(Task):
         """Return the rendered rows; all but texts are cut at the length."""
         data = self.config.data
         found: list[list[Example]] = []
+        rows = [with_shots(row, self.shots) for row in rows]
         for kind, grouped in itertools.groupby(rows, key=lambda row: row["format"]):
             group = list(grouped)
             counts[kind] += 1
@@ -184,8 +192,14 @@ class CausalLMTask(Task):
         return list(rows[::every][:count])
 
     def question(self, row: Row) -> Question:
-        """Return what a row asks."""
-        return read_question(row, row["format"], self.processor, system=self.config.data.system)
+        """Return what a row asks, after the shots of the run."""
+        asked = with_shots(row, self.shots)
+        question = read_question(
+            asked, asked["format"], self.processor, system=self.config.data.system
+        )
+        if row["format"] == "prompt-completion":
+            return dataclasses.replace(question, shown=row["prompt"])
+        return question
 
     def outputs(
         self, model: nn.Module, rows: Sequence[Row], accelerator: Accelerator, *, batch_size: int
@@ -205,12 +219,15 @@ class CausalLMTask(Task):
     def prompt(self, turns: Sequence[dict[str, str]], text: str) -> str:
         """Return the rendered prompt for a question after `turns` of a dialogue.
 
-        If the run did not learn from dialogues, it is the text alone, with the beginning that texts
-        and prompts have in training.
+        The shots of the run come first. If the run did not learn from dialogues, it is the text
+        alone, with the beginning that texts and prompts have in training.
         """
         if "chat" in self.learned.get("formats", ["chat"]):
             messages = [*turns, {"role": "user", "content": text}]
-            return render_prompt(messages, self.processor, self.config.data.system)
+            asked = with_shots({"format": "chat", "messages": messages}, self.shots)
+            return render_prompt(asked["messages"], self.processor, self.config.data.system)
+        if self.shots:
+            text = with_shots({"format": "prompt-completion", "prompt": text}, self.shots)["prompt"]
         return beginning_of_text(self.processor) + text
 
     def predictions(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Row]:
