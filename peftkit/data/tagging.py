@@ -51,7 +51,7 @@ def read_tagged_rows(
     rows = read_rows(source, encoding=encoding)
     rows = rename_columns(rows, columns, optional=() if labelled else _ANSWERS)
     present = rows.columns
-    is_text = "text" in present and "tokens" not in present
+    is_text = "tokens" not in present and not {"text", "spans"}.isdisjoint(present)
     needed = ("text", "spans") if is_text else ("tokens", "tags")
     has_answers = not labelled or "tags" in present or "spans" in present
     if needed[0] not in present or not has_answers:

@@ -102,7 +102,7 @@ class Measuring:
 
     def shown(self) -> list[tuple[str, str]]:
         """Return, for each of a measurement's predictions, the input and the expected output."""
-        return self._sample(self.task.shown(self.task.measured_rows(self.measured.rows)))
+        return self.task.shown(self._sample(self.task.measured_rows(self.measured.rows)))
 
     def _sample(self, items: Sequence[Any]) -> list[Any]:
         """Return as many items as the report shows, evenly spread."""

@@ -160,7 +160,7 @@ class ClassificationTask(Task):
         self._check_two_classes(labels)
         self.learned["threshold"] = None  # that of an earlier run is not this one's
         self.learned["counts"] = [counts[label] for label in labels]
-        self.notes = describe_variants(counts, "label") + self._describe_unused(rows)
+        self.notes = describe_variants(counts, "label", "rows") + self._describe_unused(rows)
 
     def _describe_unused(self, rows: Sequence[Row]) -> list[str]:
         return describe_unused(Rows.of(rows).columns, (*self.columns, self.target))

@@ -42,14 +42,20 @@ def listed(labels: Sequence[str]) -> str:
     return f"{', '.join(labels[:_LISTED])} and {len(labels) - _LISTED} more"
 
 
-def describe_variants(counts: Counter[str], kind: str) -> list[str]:
-    """Return a sentence about each label that is a class of its own, and likely not meant to be."""
+def describe_variants(counts: Counter[str], kind: str, counted: str) -> list[str]:
+    """Return a sentence about each label that is a class of its own, and likely not meant to be.
+
+    Args:
+        counts: How often each label occurs.
+        kind: What sentences call it: "label" or "tag".
+        counted: What is counted, such as "rows".
+    """
     sentences = []
     for name, other in find_variants(counts):
         sentences.append(
-            f"the {kind} {name!r} ({counts[name]} times) differs from {other!r} ({counts[other]} "
-            "times) only in case or white space, and is a class of its own: write them alike if "
-            "they mean the same"
+            f"the {kind} {name!r} ({counted}: {counts[name]}) differs from {other!r} ({counted}: "
+            f"{counts[other]}) only in case or white space, and is a class of its own: write them "
+            "alike if they mean the same"
         )
     return sentences
 

@@ -122,7 +122,7 @@ class TokenClassificationTask(Task):
         if len(labels) < 2:
             raise DataError(f"every word has the tag {labels[0]!r}: there is nothing to tell apart")
         self.learned["counts"] = [counts[label] for label in labels]
-        self.notes = describe_variants(counts, "tag")
+        self.notes = describe_variants(counts, "tag", "words")
         self.notes += describe_unused(Rows.of(rows).columns, _COLUMNS)
 
     def overrides(self) -> dict[str, Any]:

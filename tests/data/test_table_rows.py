@@ -20,7 +20,7 @@ def test_columns_of_a_table_are_renamed_and_checked(tmp_path):
         DataError, match=r"has the columns 'review', 'stars' and no 'text'.*data\.columns"
     ):
         read_table_rows(path, COLUMNS, {})
-    with pytest.raises(DataError, match=r"no column 'revew'.*did you mean 'review'"):
+    with pytest.raises(DataError, match=r"names a column 'revew'.*did you mean 'review'"):
         read_table_rows(path, COLUMNS, {"text": "revew"})
 
 
@@ -40,3 +40,10 @@ def test_a_bad_value_is_named_with_its_file_and_row(tmp_path):
         rows[1]
     with pytest.raises(EmptyRowError, match=r"rows\.jsonl, row 3: 'text' is blank: leave the row"):
         rows[2]
+
+
+def test_rows_may_be_in_memory():
+    rows = [{"text": "a", "label": 1}]
+    assert read_table_rows(rows, COLUMNS, {}) == [{"text": "a", "label": "1"}]
+    with pytest.raises(DataError, match=r"no 'label'.*data\.columns: {label: lable}"):
+        read_table_rows([{"text": "a", "lable": 1}], COLUMNS, {})
