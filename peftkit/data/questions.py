@@ -59,6 +59,14 @@ def read_question(
     return Question(start + beginning, beginning, continuation, expect)
 
 
+def asks(row: Row, kind: Format) -> bool:
+    """Return whether a row asks anything: in a dialogue that is a greeting alone, nobody does."""
+    if kind != "chat":
+        return True
+    asked, _ = _last_question(row["messages"])
+    return any(message["role"] in ("user", "tool") for message in asked)
+
+
 def _last_question(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """Return the dialogue up to its last question, and the answer, if it has one.
 

@@ -21,7 +21,13 @@ from peftkit.data.packing import PackBatch, PadPacks, check_packing, cut_into_bl
 from peftkit.data.padding import PadRight, padding_token
 from peftkit.data.preview.shown import Shown
 from peftkit.data.preview.texts import show_example, show_packs
-from peftkit.data.questions import Question, beginning_of_text, fact_accuracy, read_question
+from peftkit.data.questions import (
+    Question,
+    asks,
+    beginning_of_text,
+    fact_accuracy,
+    read_question,
+)
 from peftkit.data.rendering_counts import UNUSED, describe_counts
 from peftkit.data.row_files import RowSource, list_sources
 from peftkit.data.row_formats import Format
@@ -183,13 +189,16 @@ class CausalLMTask(Task):
         return self.pad(examples)
 
     def measured_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with an ``expect`` list; if no row has one, `samples` of all."""
+        """Return the rows with an ``expect`` list; if no row has one, `samples` of all.
+
+        Of the samples, those are left out that ask nothing.
+        """
         checked = [row for row in rows if row.get("expect")]
         count = self.config.samples
         if checked or count == 0:
             return checked
         every = max(1, len(rows) // count)
-        return list(rows[::every][:count])
+        return [row for row in rows[::every][:count] if asks(row, row["format"])]
 
     def question(self, row: Row) -> Question:
         """Return what a row asks, after the shots of the run."""

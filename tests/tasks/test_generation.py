@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 import peftkit
-from peftkit.data.questions import fact_accuracy, has_all_facts, read_question
+from peftkit.data.questions import asks, fact_accuracy, has_all_facts, read_question
 from peftkit.data.supervised_tokens import render_prompt
 from peftkit.tasks.generation import answer, stream
 
@@ -47,6 +49,48 @@ def test_a_row_is_asked_its_last_question(tokenizer):
         == "p"
     )
     assert read_question({"text": "a tale"}, "text", tokenizer).prompt == "a t"
+
+
+TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{{ opener }}{% endif %}"
+)
+
+
+def test_a_question_has_the_tools_and_the_variables_of_its_row(tokenizer):
+    tokenizer.chat_template = TOOLS
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Brest"}}}
+    tool = {"type": "function", "function": {"name": "tide", "description": "its height"}}
+    messages = [
+        {"role": "user", "content": "tide?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4.2 m"},
+        {"role": "assistant", "content": "4.2 metres."},
+    ]
+    row = {"messages": messages, "tools": [tool], "chat_template_kwargs": {"opener": "Sure: "}}
+    asked = read_question(row, "chat", tokenizer)
+    assert asked.prompt.startswith("<|im_start|>system\n[{")
+    assert "its height" in asked.prompt
+    assert asked.prompt.endswith("<|im_start|>tool\n4.2 m<|im_end|>\n<|im_start|>assistant\nSure: ")
+    assert (asked.shown, asked.reference) == ("tide?", "4.2 metres.")
+    first = read_question(row | {"messages": messages[:2]}, "chat", tokenizer)
+    assert json.loads(first.reference) == [call]
+
+
+def test_a_greeting_alone_asks_nothing():
+    hello = {"role": "assistant", "content": "welcome"}
+    system = {"role": "system", "content": "be kind"}
+    ask = {"role": "user", "content": "hi"}
+    for messages, expected in (
+        ([hello], False),
+        ([system, hello], False),
+        ([hello, ask], True),
+        ([system, hello, ask, hello], True),
+    ):
+        assert asks({"messages": messages}, "chat") is expected
+    assert asks({"text": "a tale"}, "text")
 
 
 def test_answers_that_state_what_is_expected_are_counted(tokenizer):
