@@ -43,10 +43,8 @@ def add_to(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from peftkit.config.reading import read
-    from peftkit.data.preview.page import page
     from peftkit.data.preview.terminal import in_terminal
-    from peftkit.files import write_file
-    from peftkit.runs.data_preview import preview_rows
+    from peftkit.runs.data_preview import preview_rows, write_page
     from peftkit.runs.recipe import WITHOUT_CONFIG
     from peftkit.runs.recipes import load_recipe, recipe_named
     from peftkit.runs.training_rows import read_training_rows
@@ -60,8 +58,10 @@ def _run(options: argparse.Namespace) -> int:
     title = f"{Path(options.recipe).stem}: {config.model.source} on {config.data.train}"
     preview = preview_rows(task, config, rows, title, count=count, takes_all=options.all)
     if options.html:
-        write_file(Path(options.html), page(preview).encode())
+        write_page(preview, Path(options.html))
         print(f"the page is in {options.html}")
     else:
         print(in_terminal(preview, color=sys.stdout.isatty()))
+    if not preview.statistics.is_of_all:
+        print("these are figures of a sample; --all takes all rows")
     return 0

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from accelerate import PartialState
 
 from peftkit.data.examples import lengths_of
 from peftkit.data.preview.contents import Preview, check_ends, list_warnings
+from peftkit.data.preview.page import page
 from peftkit.data.preview.statistics import Statistics
 from peftkit.data.rows import Rows
 from peftkit.errors import DataError
+from peftkit.files import write_file
 from peftkit.tasks.base import Task
 
 FEW_ROWS = 1000  # are enough for a first look, and take seconds
@@ -101,6 +104,11 @@ def preview_examples(
     ]
     shown = task.show_rows(few, count)
     return Preview(title, statistics, tuple(warnings), task.remarks(), tuple(shown))
+
+
+def write_page(preview: Preview, path: Path) -> None:
+    """Write a preview as an HTML file, whole or not at all."""
+    write_file(path, page(preview).encode())
 
 
 def _formats(rows: Rows) -> tuple[tuple[str, int], ...]:

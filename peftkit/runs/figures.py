@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftkit.data.preview.statistics import Bin
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
 from peftkit.runs.drawing import (
@@ -146,6 +147,22 @@ def draw_memory(lines: Sequence[Line], path: Path) -> None:
         axes.set_ylim(0, 1.15 * max(sizes))
         axes.set_title(f"at most {max(sizes):.2f} GiB", fontsize="medium", loc="right")
     finish(axes, "step", "peak memory (GiB)")
+    save(figure, path)
+
+
+def draw_lengths(bins: Sequence[Bin], max_length: int | None, path: Path) -> None:
+    """Draw how many examples have which length in tokens, and the longest that they may have."""
+    figure = new_figure(8, 3)
+    axes = figure.subplots()
+    starts = [each.start for each in bins]
+    widths = [each.end + 1 - each.start for each in bins]
+    counts = [each.count for each in bins]
+    axes.bar(starts, counts, widths, align="edge", color=BLUE, edgecolor="white", linewidth=0.8)
+    finish(axes, "length in tokens", "examples")
+    axes.yaxis.set_major_locator(_whole_numbers())
+    if max_length is not None and max_length < bins[-1].end + widths[-1]:
+        axes.axvline(max_length + 1, color=VERMILLION, linestyle="--", linewidth=1.2)
+        axes.set_title("dashed: data.max_length", fontsize="medium", loc="right")
     save(figure, path)
 
 

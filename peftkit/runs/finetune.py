@@ -15,6 +15,7 @@ from peftkit.adapters.attaching import attach
 from peftkit.adapters.merging import save_merged
 from peftkit.adapters.saving import load
 from peftkit.backbones.loading import default_dtype
+from peftkit.data.preview.contents import Preview
 from peftkit.data.rows import Rows
 from peftkit.data.watched_rows import WatchedRows
 from peftkit.errors import ConfigError, DataError, nearest
@@ -24,6 +25,7 @@ from peftkit.methods.adapter_section import DefaultSettings
 from peftkit.metrics.measurement import Measurement
 from peftkit.recording import summary
 from peftkit.runs.cpu_processes import start_requested_processes
+from peftkit.runs.data_preview import preview_examples, write_page
 from peftkit.runs.directory import Run
 from peftkit.runs.frozen_config import ADAPTER, describe_finished
 from peftkit.runs.kept_rows import keep_rows
@@ -32,7 +34,7 @@ from peftkit.runs.needed_rows import Needed, encode_needed
 from peftkit.runs.opening import Opened, open_run
 from peftkit.runs.process import prepare_process
 from peftkit.runs.recipes import recipes
-from peftkit.runs.report import write_report
+from peftkit.runs.report import DATA_PAGE, write_report
 from peftkit.runs.teacher import add_teacher
 from peftkit.runs.training_rows import read_training_rows
 from peftkit.tasks.base import Task
@@ -40,6 +42,8 @@ from peftkit.training.accelerator import make_accelerator
 from peftkit.training.loop import Training
 from peftkit.training.out_of_memory import explained
 from peftkit.training.token_checks import check_tokens
+
+_SHOWN_EXAMPLES = 20  # in the page of the run
 
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
@@ -93,6 +97,7 @@ class Finetuning:
     held_out: Rows
     retained: Rows  # of the task that the model could do before
     needed: Needed  # the examples to learn from
+    preview: Preview  # of these examples; in the main process alone
     measured: MeasuredRows
     retained_examples: Sequence[Any] = ()
     model: PeftModel
@@ -157,6 +162,8 @@ class Finetuning:
             self.config.seed,
             lambda drawn: self._encode(drawn, self.config.data.train),
         )
+        if self.run.is_main:
+            self._preview(len(rows))
         if self.config.data.lint and self.run.is_main:
             self._lint()
         if self.needed.share < 1:
@@ -167,6 +174,25 @@ class Finetuning:
         self.measured = self._encode_measured()
         if self.retained:
             self.retained_examples = self._encode(self.retained, self.config.data.retention)
+
+    def _preview(self, rows: int) -> None:
+        """Show some of the examples that were made last, of so many rows, in a page of the run."""
+        self.preview = preview_examples(
+            self.task,
+            self.config,
+            self.needed.rows,
+            self.needed.examples,
+            self._title,
+            count=_SHOWN_EXAMPLES,
+            of=rows,
+        )
+        path = self.run.directory / DATA_PAGE
+        write_page(self.preview, path)
+        self.run.say(f"what is learned, token by token: {path}")
+
+    @property
+    def _title(self) -> str:
+        return f"{self.config.model.source} on {self.config.data.train}"
 
     def _lint(self) -> None:
         """Say what is likely not meant in the rows, and put it into the report.
@@ -344,10 +370,11 @@ class Finetuning:
         if self.run.is_main:
             path = write_report(
                 self.run.directory,
-                f"{self.config.model.source} on {self.config.data.train}",
+                self._title,
                 self.columns,
                 self.measuring.shown(),
                 remarks=self.remarks,
+                preview=self.preview,
             )
             self.run.say(f"the adapter is in {self.adapter_directory}, the report in {path}")
         self.accelerator.end_training()

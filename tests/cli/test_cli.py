@@ -165,7 +165,7 @@ def test_the_preview_of_many_rows_takes_a_thousand_unless_all_are_asked_for(
     train = dialogues(tmp_path / "many.jsonl", 2500)
     words = ["preview", "chat", "--config", str(config), "--data.train", str(train)]
     assert main([*words, "--count", "1"]) == 0
-    assert re.search(r"rows +1,000 \(of 2,500, evenly spread", capsys.readouterr().out)
+    assert re.search(r"rows +1,000 \(a sample of 2,500", capsys.readouterr().out)
     assert main([*words, "--count", "1", "--all"]) == 0
     assert re.search(r"\nrows +2,500\n", capsys.readouterr().out)
 

@@ -8,7 +8,7 @@ from peftkit.data.preview.terminal import in_terminal
 from peftkit.runs.data_preview import preview_rows
 from peftkit.runs.recipes import load_recipe, recipe_named
 from tests.data.preview.test_page import read
-from tests.recipes.jobs import NAMES, config_values, write_jsonl
+from tests.recipes.jobs import NAMES, config_values, run, write_jsonl
 
 
 def preview_of(name, directory, llama_dir, rows=None, **data):
@@ -71,6 +71,7 @@ def test_the_texts_of_a_pack_are_sections_with_their_rows(tmp_path, llama_dir):
     assert len(first.sections) > 1
     assert first.sections[1].name.startswith("text 2: ")
     assert "train.jsonl, row" in first.sections[0].name
+    assert first.where == f"{len(first.sections)} texts that do not see each other, pack 1 of 4"
     assert first.tokens <= 256
     for section in first.sections:
         assert section.pieces[0].kind == "read"  # nothing predicts a text's first token
@@ -148,3 +149,16 @@ def test_rows_sorted_by_class_are_not_mistaken_for_rows_of_one_class(tmp_path, l
     preview = preview_of("text_classification", tmp_path, llama_dir, rows)
     assert preview.statistics.seen_rows == 1000
     assert dict(preview.statistics.classes) == {"up": 1499, "down": 1}
+
+
+@pytest.mark.parametrize("name", ["chat", "token_classification", "image_classification"])
+def test_a_run_shows_what_it_learns_in_its_report_and_in_a_page(name, tmp_path, llama_dir):
+    directory = run(name, config_values(name, tmp_path, llama_dir, steps=1))
+    report = (directory / "report.md").read_text("utf-8")
+    section = report.partition("## What is learned")[2].partition("## Settings")[0]
+    assert "[More examples, token by token](data.html)" in section
+    assert ("⟦It is 5.<|im_end|>⟧" in section) == (name == "chat")
+    assert ("⟦red⟧" in section) == (name == "image_classification")
+    assert ("lengths.png" in section) == (name != "image_classification")
+    assert (directory / "lengths.png").exists() == (name != "image_classification")
+    assert read((directory / "data.html").read_text("utf-8")).text("learned")

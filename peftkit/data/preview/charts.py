@@ -9,6 +9,7 @@ from peftkit.data.preview.statistics import Bin
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 640, 190  # of the SVG
+_WIDEST_BAR = 80.0
 _LEFT, _TOP, _BOTTOM = 44, 14, 34  # around the bars
 
 
@@ -56,7 +57,7 @@ def svg_histogram(bins: Sequence[Bin], max_length: int | None) -> str:
     ]
     for each in bins:
         height = down * each.count / largest
-        width = max(1.0, x(each.end + 1) - x(each.start) - 2)
+        width = min(_WIDEST_BAR, max(1.0, x(each.end + 1) - x(each.start) - 2))
         parts.append(
             f'<rect class="bar" x="{x(each.start) + 1:.1f}" y="{base - height:.1f}" rx="2" '
             f'width="{width:.1f}" height="{height:.1f}">'

@@ -89,7 +89,7 @@ def _legend() -> str:
 
 
 def _example(shown: Shown) -> str:
-    count = f"{shown.tokens:,} tokens, {shown.learned:,} learned" if shown.tokens else ""
+    count = shown.count()
     parts = [f"<header><span>{_escaped(shown.where)}</span><span>{count}</span></header>"]
     parts += map(_section, shown.sections)
     parts += [f'<p class="note">{_escaped(note)}</p>' for note in shown.notes]

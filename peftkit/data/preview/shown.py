@@ -77,16 +77,23 @@ class Shown:
     Attributes:
         sections: Its parts, in the order in which the model reads them.
         tokens: How many tokens the model reads.
-        learned: How many of them are learned.
+        learned: How many of them are learned; None where the loss is not on tokens.
         notes: What a person should know of it, a sentence each.
         where: The file and the row that it was made of.
     """
 
     sections: tuple[Section, ...]
     tokens: int = 0
-    learned: int = 0
+    learned: int | None = None
     notes: tuple[str, ...] = ()
     where: str = ""
+
+    def count(self) -> str:
+        """Return how many tokens there are, in words; nothing where there are none."""
+        if not self.tokens:
+            return ""
+        learned = "" if self.learned is None else f", {self.learned:,} learned"
+        return f"{self.tokens:,} tokens{learned}"
 
 
 def said(name: str, value: object, kind: Kind = "learned") -> Section:

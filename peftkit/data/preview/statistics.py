@@ -87,7 +87,7 @@ class Statistics:
 
     def _scope(self) -> str:
         """Return which rows the figures are of."""
-        return "" if self.is_of_all else f"of {self.rows:,}, evenly spread"
+        return "" if self.is_of_all else f"a sample of {self.rows:,}"
 
     def _of_tokens(self) -> list["Figure"]:
         shortest, median, high, longest = np.quantile(

@@ -22,7 +22,7 @@ h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
 .warnings { background: var(--warn); color: var(--warn-ink); border: 1px solid var(--warn-line);
   border-radius: 12px; padding: .7rem 1rem .7rem 2.2rem; margin: 0 0 1.2rem; }
 .warnings li { margin: .15rem 0; overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .7rem;
   margin: 0; }
 .tiles div { padding: .7rem .9rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
@@ -84,8 +84,10 @@ b.u::before { content: attr(data-u); font-size: .7em; border: 1px dashed; border
 .gap { color: var(--soft); font-style: italic; }
 .note { margin: .7rem 0 0; padding-left: .7rem; border-left: 3px solid var(--warn-line);
   font-size: .9rem; overflow-wrap: anywhere; }
-.picture { display: block; max-width: 100%; border-radius: 8px; image-rendering: auto; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .82rem; }
+.picture { display: block; min-width: 6rem; max-width: 100%; border-radius: 6px;
+  image-rendering: pixelated; }
+figure + figure .picture { width: 100%; height: 5.5rem; image-rendering: auto; }
+figure { margin: 0 0 .6rem; } figcaption { color: var(--soft); font-size: .82rem; }
 .chart, .wave { display: block; width: 100%; height: auto; }
 .wave { height: 70px; } .wave .read { fill: var(--bar); } .wave .cut { fill: var(--cut-ink); }
 .chart text { fill: var(--soft); font: 12px system-ui, sans-serif; }

@@ -49,6 +49,14 @@ def in_terminal(preview: Preview, *, color: bool = False) -> str:
     return "\n".join(lines)
 
 
+def example_in_text(shown: Shown) -> str:
+    """Return an example as text, learned tokens between ⟦ and ⟧ and cut ones between ⟨ and ⟩."""
+    lines = []
+    for section in shown.sections:
+        lines += _section(section, _Paint(color=False))
+    return "\n".join(lines)
+
+
 class _Paint:
     """Puts text into a style, if there are colours."""
 
@@ -72,10 +80,8 @@ def _legend(paint: _Paint) -> str:
 
 
 def _example(number: int, shown: Shown, paint: _Paint) -> list[str]:
-    head = f"{number}. {printable(shown.where)}"
-    if shown.tokens:
-        head += f": {shown.tokens:,} tokens, {shown.learned:,} learned"
-    lines = [paint(_BOLD, head)]
+    head = [f"{number}. {printable(shown.where)}", shown.count()]
+    lines = [paint(_BOLD, ": ".join(filter(None, head)))]
     for section in shown.sections:
         lines += _section(section, paint)
     for note in shown.notes:

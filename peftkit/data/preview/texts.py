@@ -127,9 +127,9 @@ def show_packs(
             shown = show_example(examples[member], tokenizer, max_length, Counter())
             name = f"text {place}: {places[member]}, {shown.tokens:,} tokens"
             sections.append(dataclasses.replace(shown.sections[0], name=name))
-            learned += shown.learned
-        note = f"It holds {len(members):,} texts, which do not see each other."
-        where = f"pack {number + 1:,} of {len(packs):,}"
+            learned += shown.learned or 0
+        texts = f"{len(members):,} texts that do not see each other"
+        where = f"{texts if len(members) > 1 else '1 text'}, pack {number + 1:,} of {len(packs):,}"
         length = int(packs.lengths[number])
-        found.append(Shown(tuple(sections), length, learned, (note,), where))
+        found.append(Shown(tuple(sections), length, learned, where=where))
     return found

@@ -65,19 +65,18 @@ def token_pieces(
         places: The places of the tokens to return; None for all.
     """
     places = range(len(ids)) if places is None else places
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    joins_with_spaces = "WordPiece" in repr(getattr(backend, "decoder", ""))  # words without "##"
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
     pieces = []
     for start, end in _groups(ids, kinds, tokenizer, special, places):
         own = tuple(ids[start:end])
-        pieces.append(
-            Piece(
-                _text(ids, start, end, tokenizer),
-                kinds[start],
-                own,
-                is_special=own[0] in special,
-                tag=tags[start] if tags else "",
-            )
-        )
+        is_special = own[0] in special
+        text = _decode(own, tokenizer) if is_special else _text(ids, start, end, tokenizer)
+        if joins_with_spaces and start and ids[start - 1] in special:
+            text = text.lstrip(" ")
+        tag = tags[start] if tags else ""
+        pieces.append(Piece(text, kinds[start], own, is_special, tag))
     return pieces
 
 

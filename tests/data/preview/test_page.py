@@ -154,7 +154,7 @@ def test_figures_of_some_rows_say_so_and_are_estimates_for_all():
         rows=300_000, seen_rows=1000, lengths=[125] * 1000, units=1000, learned=50_000
     ).statistics
     found = {figure.name: str(figure) for figure in statistics.figures()}
-    assert found["rows"] == "1,000 (of 300,000, evenly spread)"
+    assert found["rows"] == "1,000 (a sample of 300,000)"
     assert found["tokens in an epoch"] == "about 38,000,000"  # 37.5 million
     assert found["learned"] == "40.0% (of the tokens)"
     assert found["steps in an epoch"] == "about 38,000 (of 8 examples each)"

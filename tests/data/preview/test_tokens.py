@@ -1,6 +1,7 @@
 """The text of each token, and what is left out of long texts."""
 
 import pytest
+from transformers import BertTokenizer
 
 from peftkit.data.preview.tokens import token_pieces, token_section
 
@@ -45,3 +46,11 @@ def test_of_a_long_text_the_beginning_and_what_is_around_the_cut_are_shown(token
     (after_learned, _), (after_cut, _) = section.omitted
     assert section.pieces[after_learned].kind == "learned"
     assert after_cut == len(section.pieces)
+
+
+def test_word_pieces_have_no_space_that_is_not_there(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[CLS]", "[SEP]", "play", "##ing"]))
+    tokenizer = BertTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("play playing")["input_ids"]
+    pieces = token_pieces(ids, ["read"] * len(ids), tokenizer)
+    assert [piece.text for piece in pieces] == ["[CLS]", "play", " play", "ing", "[SEP]"]
