@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -168,3 +170,19 @@ def test_kills_in_the_middle_leave_nothing_half_written_and_no_process(tmp_path)
     assert [path.suffix for path in directory.iterdir() if path.name.startswith(".")] == []
     [made] = directory.glob("examples-*/")
     assert len(StoredExamples(made, Example)) == 9 * MANY
+
+
+def test_neither_pandas_nor_datasets_is_imported_to_read_examples(tmp_path):
+    """They take seconds, and tens of MiB in each process."""
+    encode_rows(rows_of(MANY), encode, Example, lambda: "", "rows")
+    [directory] = (tmp_path / "cache" / "data").glob("examples-*/")
+    program = f"""
+import sys
+from pathlib import Path
+from peftkit.data.stored_examples import StoredExamples
+from peftkit.data.supervised_tokens import Example
+stored = StoredExamples(Path({str(directory)!r}), Example)
+assert stored[5].input_ids and stored.lengths.max() and stored.digest
+assert not {{"pandas", "datasets"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
