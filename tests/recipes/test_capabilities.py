@@ -328,14 +328,14 @@ def test_a_batch_in_one_pack_is_the_same_step(tmp_path, llama_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_and_measure_as_one(name, tmp_path, llama_dir):
-    """The same loss after the same steps, whatever the number of processes; rounding apart."""
+    """The same loss after the same steps on the same 16 rows of 23, rounding apart."""
     import yaml
 
     from tests.recipes.jobs import ROOT
 
     found = {}
     for processes in (1, 2):
-        values = config_values(name, tmp_path / str(processes), llama_dir, count=11)
+        values = config_values(name, tmp_path / str(processes), llama_dir, count=23)
         values["train"] |= {"batch_size": 4 // processes, "precision": "no"}
         config = tmp_path / f"{processes}.yaml"
         config.write_text(yaml.safe_dump(values))
