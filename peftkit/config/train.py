@@ -75,6 +75,8 @@ class TrainSettings:
     """End with the weights of the best evaluation instead of the last ones."""
     group_by_length: bool = True
     """Put examples of similar length into one step, to save padding; the order stays random."""
+    curriculum: Literal["length"] | None = None
+    """length takes the examples of the first epoch from short to long; later epochs are random."""
     resume: str = "auto"
     """auto continues the run in run_dir, if there is one; never refuses a run_dir that holds a run;
     anything else is the path of a checkpoint.

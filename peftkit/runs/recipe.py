@@ -79,6 +79,11 @@ class RecipeSettings:
                 f"data.packing cannot be used with adapter.method {method}: "
                 f"{adapter.why_not_packed}"
             )
+        if getattr(self.data, "packing", False) is True and self.train.curriculum is not None:
+            raise ValueError(
+                "train.curriculum goes from short to long examples, and data.packing: true makes "
+                "all of them equally long: set data.packing: batch, or leave one of them out"
+            )
         check_launch(self.train, self.model.quantization, adapter.why_not_sharded)
 
 

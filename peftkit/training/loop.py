@@ -127,6 +127,8 @@ class Training:
             raise ConfigError("there are no examples to train on")
         if self.settings.evaluate_every is not None and not self.evaluation:
             raise ConfigError("train.evaluate_every needs held-out rows: set data.evaluation")
+        if self.settings.curriculum is not None and self.order is not None:
+            raise ConfigError("train.curriculum is an order of its own: leave it or `order` out")
         check_processes(self.settings, self.model, self.accelerator)
 
     def _plan_steps(self) -> None:
@@ -134,6 +136,10 @@ class Training:
         settings = self.settings
         lengths = lengths_of(self.examples)
         self._longest = int(lengths.max())
+        if settings.curriculum is not None and not self._longest:
+            raise ConfigError(
+                "train.curriculum goes by tokens, and these examples have none: leave it out"
+            )
         self._order = Order(
             lengths,
             settings.batch_size,
@@ -142,6 +148,7 @@ class Training:
             self.seed,
             settings.group_by_length,
             self.order,
+            shortest_first=settings.curriculum is not None,
         )
         per_epoch = self._order.steps_per_epoch
         self._total_steps = settings.max_steps or max(1, round(settings.epochs * per_epoch))

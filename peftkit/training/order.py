@@ -35,6 +35,8 @@ class Order:
         group_by_length: Put examples of similar length into one step.
         of_epoch: A user's order in place of the random one. An example may come more than once or
             not at all; every epoch has as many as the first one.
+        shortest_first: Take the examples of the first epoch from short to long; of equally long
+            ones, the order is random.
 
     Raises:
         ConfigError: `of_epoch` returns no example, or, when an epoch is reached, an example that
@@ -50,6 +52,8 @@ class Order:
         seed: int,
         group_by_length: bool,
         of_epoch: ExampleOrder | None = None,
+        *,
+        shortest_first: bool = False,
     ) -> None:
         self._lengths = np.asarray(lengths)
         self.batch_size = batch_size
@@ -57,6 +61,7 @@ class Order:
         self._step_size = batch_size * accumulate * processes
         self._seed = seed
         self._group_by_length = group_by_length
+        self._shortest_first = shortest_first
         self._of_epoch = of_epoch
         self._examples = len(lengths) if of_epoch is None else len(of_epoch(0))
         self.steps_per_epoch = math.ceil(self._examples / self._step_size)
@@ -92,6 +97,8 @@ class Order:
             return np.array(self._checked(self._of_epoch(epoch), epoch)), in_order
         generator = torch.Generator().manual_seed((self._seed << 20) + epoch)
         numbers = torch.randperm(len(self._lengths), generator=generator).int().numpy()
+        if epoch == 0 and self._shortest_first:
+            return numbers[np.argsort(self._lengths[numbers], kind="stable")], in_order
         if not self._group_by_length:
             return numbers, in_order
         size = self._step_size * _GROUPING_STEPS

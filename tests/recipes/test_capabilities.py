@@ -370,3 +370,18 @@ def test_a_merged_model_is_measured_and_written_with_its_processor(name, tmp_pat
     }
     model = peftkit.load_backbone(directory / "merged", task=open_run(directory).task.head)
     assert peftkit.record(model)["load_backbone"]["new"] == []
+
+
+def test_a_curriculum_of_images_is_refused_since_they_have_no_length(tmp_path, llama_dir):
+    values = config_values("image_classification", tmp_path, llama_dir)
+    values["train"]["curriculum"] = "length"
+    with pytest.raises(ConfigError, match="goes by tokens, and these examples have none"):
+        run("image_classification", values)
+
+
+def test_a_curriculum_of_packs_is_refused_since_they_are_equally_long(tmp_path, llama_dir):
+    values = config_values("chat", tmp_path, llama_dir)
+    values["data"] |= {"packing": True}
+    values["train"] |= {"curriculum": "length"}
+    with pytest.raises(ConfigError, match=r"set data\.packing: batch"):
+        run("chat", values)

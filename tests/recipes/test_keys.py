@@ -93,8 +93,8 @@ def refusals(kind, before, key, way):
 def test_every_key_that_the_help_shows_is_accepted_as_it_is_shown(name):
     kind = config_class(name)
     for (key, method), form in shown_keys(help_text(kind, "recipe")).items():
-        if key in ("config", "adapter.options", "data.shares"):
-            continue  # a file, names that PEFT checks, and a number for each file
+        if key in ("config", "adapter.options", "data.encoding", "data.shares"):
+            continue  # a file, names that PEFT and Python check, and a number for each file
         before = TOGETHER.get(key, [])
         if method is not None:
             before = ["--adapter.method", method]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -95,6 +96,42 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_takes_every_example_once(
         ranks = [shared.micro_batches(step, rank) for rank in (0, 1)]
         assert len(ranks[0]) == len(ranks[1])
         assert sorted(i for rank in ranks for batch in rank for i in batch) == sorted(first[step])
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+def test_the_first_epoch_goes_from_short_to_long_and_later_ones_are_as_without(group_by_length):
+    lengths = np.array([len(example.input_ids) for example in ragged_examples(50)])
+    plain, sorted_first = (
+        Order(lengths, 2, 2, 2, 3, group_by_length, shortest_first=first) for first in (False, True)
+    )
+    taken, numbers = [], []
+    for step in range(plain.steps_per_epoch):
+        for rank in (0, 1):
+            for batch in sorted_first.micro_batches(step, rank):
+                numbers += batch
+                taken += [(step, lengths[number]) for number in batch]
+    assert sorted(numbers) == list(range(50))
+    longest = [max(length for step, length in taken if step == each) for each in range(7)]
+    shortest = [min(length for step, length in taken if step == each) for each in range(7)]
+    assert all(before <= after for before, after in zip(longest, shortest[1:], strict=False))
+    for step in range(plain.steps_per_epoch, 3 * plain.steps_per_epoch):
+        assert plain.micro_batches(step, 1) == sorted_first.micro_batches(step, 1)
+
+
+def test_equally_long_examples_are_in_random_order_in_a_curriculum():
+    first, second = (
+        Order([5] * 40, 40, 1, 1, seed, True, shortest_first=True).micro_batches(0, 0)[0]
+        for seed in (0, 1)
+    )
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+    assert first != list(range(40))
+
+
+def test_a_curriculum_with_another_order_is_refused(llama_dir, tmp_path):
+    settings = {"curriculum": "length", "max_steps": 1}
+    with pytest.raises(ConfigError, match="an order of its own"):
+        train(tmp_path, llama_dir, settings, order=lambda epoch: [0])
 
 
 # schedules, precision, memory
@@ -430,6 +467,19 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(
     )
     moments = [read_tensors(each.checkpoint / "optimizer.safetensors") for each in (outcome, again)]
     assert all(torch.equal(value, moments[1][name]) for name, value in moments[0].items())
+
+
+def test_a_run_that_is_resumed_within_a_curriculum_ends_as_an_uninterrupted_one(
+    llama_dir, tmp_path
+):
+    settings = {"batch_size": 2, "epochs": 2, "save_every": 4, "curriculum": "length"}
+    whole, _ = train(tmp_path / "whole", llama_dir, settings)
+    for step in (6, 13):  # 11 steps are an epoch
+        with pytest.raises(CrashError):
+            train(tmp_path / "cut", llama_dir, settings, callbacks=[CrashAt(step)])
+    resumed, _ = train(tmp_path / "cut", llama_dir, settings)
+    found = trained(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in trained(whole).items())
 
 
 def test_two_runs_of_one_seed_are_the_same(llama_dir, tmp_path):
