@@ -65,6 +65,7 @@ def train(
     dropout=0.1,
     adapter=None,
     weights=(),
+    examples=None,
     **options,
 ):
     """Train LoRA, or another adapter, on a tiny model; return the model and the outcome.
@@ -78,7 +79,8 @@ def train(
     model = peftkit.attach(backbone, adapter or peftkit.LoraConfig(r=4, lora_dropout=dropout))
     settings = TrainSettings(**({"learning_rate": 1e-2, "precision": "no"} | settings))
     accelerator = make_accelerator(settings, model, Path(run_dir))
-    examples = weighted(ragged_examples(), weights)
+    if examples is None:
+        examples = weighted(ragged_examples(), weights)
     training = Training(
         model, examples, PadRight(2), settings, Path(run_dir), accelerator, **options
     )
