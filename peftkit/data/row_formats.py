@@ -124,11 +124,15 @@ def is_conversational(row: Row) -> bool:
 
 
 def _read_pair(row: Row, *, labelled: bool) -> dict[str, str]:
+    prompt = row.get("prompt")
     if labelled:
         completion = _read_learned(row, "completion")
+        prompt = "" if prompt is None else prompt  # an empty cell of a CSV file
     else:
         completion = check_text(row.get("completion") or "", "'completion'")
-    return {"prompt": check_text(row.get("prompt"), "'prompt'"), "completion": completion}
+        if prompt is None:
+            raise EmptyRowError(f"'prompt' is missing: {_LEAVE_OUT}")
+    return {"prompt": check_text(prompt, "'prompt'"), "completion": completion}
 
 
 def _read_dialogue(row: Row, kind: FileFormat, *, labelled: bool, loss_on: LossOn) -> list[Message]:

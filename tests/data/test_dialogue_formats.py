@@ -187,7 +187,7 @@ def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
         (ALPACA | {"history": [["a", None]]}, "^an answer is None; it must be a text"),
         (ALPACA | {"system": 7}, "^'system' is 7; it must be a text"),
         (ALPACA | {"weight": 0}, "^'weight', the row's weight in the loss, is 0"),
-        (ALPACA | {"weight": "1"}, "^'weight', the row's weight in the loss, is '1'"),
+        (ALPACA | {"weight": "heavy"}, "^'weight', the row's weight in the loss, is 'heavy'"),
         ({"conversations": ["hi"]}, "^'hi' is not a message"),
         (
             {"conversations": [{"from": "humam", "value": "x"}]},
@@ -196,7 +196,7 @@ def test_a_format_can_be_named_where_the_columns_are_those_of_several(tmp_path):
         ({"conversations": [{"from": "human"}]}, "^the user's message has no content"),
         ({"prompt": "x", "completion": []}, "^'prompt' is 'x'; .* must both be texts, or both"),
         ({"prompt": [], "completion": "x"}, "^'completion' is 'x'; .* must both be texts, or both"),
-        ({"prompt": None, "completion": "x"}, "^'prompt' is None; it must be a text"),
+        ({"prompt": 7, "completion": "x"}, "^'prompt' is 7; it must be a text"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused(row, message):
@@ -249,6 +249,15 @@ def test_a_row_of_another_format_is_not_taken_for_an_empty_one(row, kind, messag
     with pytest.raises(DataError, match=message) as refused:
         convert_row(row, kind)
     assert not isinstance(refused.value, EmptyRowError)
+
+
+def test_an_empty_cell_of_a_csv_file_is_an_empty_prompt(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\n,None\n")
+    (row,) = read_text_rows(DataSettings(train=""), str(path))
+    assert row == {"format": "prompt-completion", "prompt": "", "completion": "None"}
+    with pytest.raises(EmptyRowError, match="row 1: 'prompt' is missing"):
+        list(read_text_rows(DataSettings(train=""), str(path), labelled=False))
 
 
 def test_dialogues_in_a_csv_file_are_json_texts(tmp_path):
