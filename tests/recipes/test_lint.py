@@ -48,4 +48,4 @@ def test_the_lint_of_each_task_finds_copies_and_overlap(name, task, tmp_path):
         found[finding.kind] = finding.rows
     directory = tmp_path
     assert found["exact duplicates"] == (f"{directory}/a.jsonl, row 5 = row 2",)
-    assert found["overlap"] == (f"{directory}/b.jsonl, row 3 = {directory}/a.jsonl, row 3",)
+    assert found["overlap"] == (f"{directory}/b.jsonl, row 3 = a.jsonl, row 3",)

@@ -125,10 +125,12 @@ def is_other_row(items: Sequence[LintItem], number: int, other: int) -> bool:
 
 
 def likened(item: LintItem, other: LintItem) -> str:
-    """Return the places of two items that are alike, the file once if both are in it."""
+    """Return the places of two items that are alike; their file or directory is named once."""
     file, _, row = other.where.rpartition(", ")
-    is_same_file = file == item.where.rpartition(", ")[0]
-    return f"{item.where} = {row if is_same_file else other.where}"
+    if file == item.where.rpartition(", ")[0]:
+        return f"{item.where} = {row}"
+    directory = item.where[: item.where.rfind("/") + 1]
+    return f"{item.where} = {other.where.removeprefix(directory)}"
 
 
 def either(count: int, singular: str, plural: str) -> str:
