@@ -60,17 +60,18 @@ def find_cut_answers(counts: Mapping[str, int]) -> list[Finding]:
     """Report the answers that lost their end when the rows became tokens.
 
     Args:
-        counts: What happened to the rows; ``answers_cut`` is read.
+        counts: What happened to the rows; ``answers_cut`` is read, and how many ``rows`` there are.
     """
     count = counts.get("answers_cut", 0)
     if not count:
         return []
+    loses = either(count, "loses", "lose")
     return [
         Finding(
             "cut answers",
             count,
-            either(count, "answer is cut", "answers are cut") + " at data.max_length",
-            "raise it, or the model learns to stop short",
+            f"of {counts['rows']:,} rows {loses} the end of an answer at data.max_length",
+            "raise it, or leave them out",
         )
     ]
 

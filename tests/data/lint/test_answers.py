@@ -75,6 +75,8 @@ def test_an_answer_that_is_short_rare_or_of_a_copied_row_is_not_repeated(rows):
 
 
 def test_cut_answers_are_counted_by_encoding():
-    assert find_cut_answers({"answers_cut": 0, "truncated": 7}) == []
-    (finding,) = find_cut_answers({"answers_cut": 12})
-    assert finding.sentence.startswith("12 answers are cut at data.max_length: raise it")
+    assert find_cut_answers({"answers_cut": 0, "truncated": 7, "rows": 9}) == []
+    (finding,) = find_cut_answers({"answers_cut": 12, "rows": 1_000})
+    assert finding.sentence.startswith(
+        "12 of 1,000 rows lose the end of an answer at data.max_length: raise it"
+    )

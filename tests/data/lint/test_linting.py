@@ -39,13 +39,14 @@ def test_clean_rows_have_no_warnings():
 def test_each_finding_is_a_line_with_its_count_first():
     copies = [replace(item, where=f"more.jsonl, {item.where[13:]}") for item in texts(12)]
     rows = [*texts(30), *copies, LintItem("more.jsonl, row 13", "question", answer=" ")]
-    report = str(lint(rows, counts={"answers_cut": 1_234}))
+    report = str(lint(rows, counts={"answers_cut": 1_234, "rows": 9_000}))
     assert report.splitlines() == [
         "lint of 43 training rows: 3 warnings",
         "     12 rows are copies of earlier rows: leave them out, or they count more than once",
         "        more.jsonl, row 1 = train.jsonl, row 1; row 2 = train.jsonl, row 2; row 3 = "
         "train.jsonl, row 3; ...",
-        "  1,234 answers are cut at data.max_length: raise it, or the model learns to stop short",
+        "  1,234 of 9,000 rows lose the end of an answer at data.max_length: raise it, or leave "
+        "them out",
         "      1 answer is empty: fill it in, or leave the row out with data.skip_empty: true",
         "        more.jsonl, row 13",
     ]
