@@ -22,8 +22,8 @@ def add_to(commands: Any) -> None:
     preview = commands.add_parser(
         "preview",
         help="show what a model will learn from, token by token",
-        usage="peftkit preview RECIPE [--count N] [--html FILE] [--all] [--config FILE] "
-        "[--KEY VALUE ...]",
+        usage="peftkit preview RECIPE [--count N] [--html FILE] [--all] [--lint] "
+        "[--config FILE] [--KEY VALUE ...]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,6 +37,11 @@ def add_to(commands: Any) -> None:
     preview.add_argument("--html", metavar="FILE", help="write a page that a browser shows")
     preview.add_argument(
         "--all", action="store_true", help="take all rows; without it, 1,000 that are evenly spread"
+    )
+    preview.add_argument(
+        "--lint",
+        action="store_true",
+        help="look for duplicates, overlap, odd labels and answers, and personal data, too",
     )
     preview.set_defaults(run=_run)
 
@@ -53,10 +58,10 @@ def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(recipe_named(options.recipe))
     config = read(recipe.Config, options.passed_on, WITHOUT_CONFIG)
     task = recipe.make_task(config)
-    rows = read_training_rows(task, config).training
+    found = read_training_rows(task, config)
     count = options.count or (_COUNT_IN_PAGE if options.html else _COUNT)
     title = f"{Path(options.recipe).stem}: {config.model.source} on {config.data.train}"
-    preview = preview_rows(task, config, rows, title, count=count, takes_all=options.all)
+    preview = preview_rows(task, config, found.training, title, count=count, takes_all=options.all)
     if options.html:
         write_page(preview, Path(options.html))
         print(f"the page is in {options.html}")
@@ -64,4 +69,6 @@ def _run(options: argparse.Namespace) -> int:
         print(in_terminal(preview, color=sys.stdout.isatty()))
     if not preview.statistics.is_of_all:
         print("these are figures of a sample; --all takes all rows")
+    if options.lint:
+        print(f"\n{task.lint(found.training, found.held_out)}")
     return 0

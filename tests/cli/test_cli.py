@@ -159,6 +159,22 @@ def test_the_preview_shows_examples_and_lengths(config, capsys):
     assert "1,000" not in text  # all 12 rows were taken
 
 
+def test_the_preview_looks_for_copies_and_overlap_if_the_lint_is_asked_for(config, capsys):
+    train = config.parent / "train.jsonl"  # its first 4 rows are those of held.jsonl
+    text = train.read_text()
+    train.write_text(text + text.splitlines()[4] + "\n")
+    words = ["preview", "chat", "--config", str(config), "--count", "1"]
+    assert main(words) == 0
+    assert "lint of" not in capsys.readouterr().out
+    assert main([*words, "--lint"]) == 0
+    text = capsys.readouterr().out
+    assert "lint of 13 training rows and 4 held-out rows" in text
+    assert "4 held-out rows are among the training rows" in text
+    assert re.search(
+        r"1 row is a copy of an earlier row.*\n +\S+train.jsonl, row 13 = row 5\n", text
+    )
+
+
 def test_the_preview_of_many_rows_takes_a_thousand_unless_all_are_asked_for(
     config, tmp_path, capsys
 ):
