@@ -2,10 +2,11 @@
 
     accelerate launch recipes/chat.py --config chat/quickstart
 
-Rows are {"messages": [{"role": ..., "content": ...}, ...]}, {"prompt": ..., "completion": ...}, or
-rows of Alpaca (instruction, input, output) or ShareGPT (conversations). A held-out row may have
-"expect", a list of strings that the answer to its last question must contain. The report has the
-share of answers that do, the exact-fact accuracy.
+Rows are {"messages": [{"role": ..., "content": ...}, ...]}, perhaps with "tools"; {"prompt": ...,
+"completion": ...}, texts or lists of messages as in TRL; or rows of Alpaca (instruction, output),
+ShareGPT or LLaMA-Factory (conversations). docs/data-formats.md shows them all. A held-out row may
+have "expect", a list of strings that the answer to its last question must contain. The report has
+the share of answers that do, the exact-fact accuracy.
 """
 
 from dataclasses import field
