@@ -20,7 +20,7 @@ def test_columns_of_a_table_are_renamed_and_checked(tmp_path):
         DataError, match=r"has the columns 'review', 'stars' and no 'text'.*data\.columns"
     ):
         read_table_rows(path, COLUMNS, {})
-    with pytest.raises(DataError, match=r"names a column 'revew'.*did you mean 'review'"):
+    with pytest.raises(DataError, match=r"no column 'revew'.*did you mean 'review'"):
         read_table_rows(path, COLUMNS, {"text": "revew"})
 
 
