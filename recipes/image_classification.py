@@ -10,13 +10,13 @@ from dataclasses import field
 from functools import partial
 
 from peftkit.config.keys import section
-from peftkit.config.sections import OversamplingSettings, RowSettings
+from peftkit.config.sections import LabelSettings, OversamplingSettings, RowSettings
 from peftkit.config.task_sections import LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Data(RowSettings, OversamplingSettings):
+class Data(RowSettings, LabelSettings, OversamplingSettings):
     """Which images to learn from."""
 
 

@@ -14,13 +14,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from peftkit.config.keys import section
-from peftkit.config.sections import OversamplingSettings, TextSettings
+from peftkit.config.sections import LabelSettings, OversamplingSettings, TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Data(TextSettings, OversamplingSettings):
+class Data(TextSettings, LabelSettings, OversamplingSettings):
     """Which texts to learn from."""
 
 

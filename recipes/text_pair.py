@@ -12,13 +12,13 @@ from dataclasses import field
 from typing import Literal
 
 from peftkit.config.keys import section
-from peftkit.config.sections import OversamplingSettings, TextSettings
+from peftkit.config.sections import LabelSettings, OversamplingSettings, TextSettings
 from peftkit.config.task_sections import AugmentSettings, LossSettings, TeacherSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Data(TextSettings, OversamplingSettings):
+class Data(TextSettings, LabelSettings, OversamplingSettings):
     """Which pairs to learn from."""
 
     target: Literal["label", "score"] = "label"
@@ -38,10 +38,11 @@ class Config(RecipeSettings):
         super().__post_init__()
         if self.data.target == "label":
             return
-        if self.data.oversample is not None:
-            raise ValueError(
-                "data.oversample is for labels: leave it out, or leave out data.target: score"
-            )
+        for name in ("oversample", "label_names"):
+            if getattr(self.data, name):
+                raise ValueError(
+                    f"data.{name} is for labels: leave it out, or leave out data.target: score"
+                )
         for name in ("class_weights", "label_smoothing", "focal_gamma", "r_drop"):
             if getattr(self.loss, name):
                 raise ValueError(

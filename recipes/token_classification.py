@@ -11,13 +11,13 @@ from dataclasses import field
 from typing import Literal
 
 from peftkit.config.keys import section
-from peftkit.config.sections import TextSettings
+from peftkit.config.sections import LabelSettings, TextSettings
 from peftkit.config.task_sections import LossSettings
 from peftkit.runs.recipe import RecipeSettings, run_recipe
 
 
 @section
-class Data(TextSettings):
+class Data(TextSettings, LabelSettings):
     """Which sentences to learn from."""
 
     label_on: Literal["first", "last"] = "first"

@@ -6,7 +6,14 @@ It imports nothing heavy, so that `--help` is quick.
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
 
 from peftkit.config.keys import section
 
@@ -136,6 +143,37 @@ class OversamplingSettings:
     oversample: Annotated[float, Field(gt=0, le=1)] | None = None
     """Repeat training rows of rare classes until each class has at least this share of the rows of
     the largest one; loss.class_weights: balanced counts the rows after that.
+    """
+
+
+def _label_texts(names: Any) -> Any:
+    """Write labels as the texts that rows have for them: YAML reads 0 and true as other things."""
+    if not isinstance(names, dict):
+        return names
+    texts = {}
+    for label, name in names.items():
+        is_number = isinstance(label, bool | int) or (isinstance(label, float) and label % 1 == 0)
+        text = str(int(label)) if is_number else label
+        texts[str(label).lower() if isinstance(label, bool) else text] = name
+    return texts
+
+
+def _check_names(names: dict[str, str]) -> dict[str, str]:
+    for label, name in names.items():
+        if names.get(name, name) != name:
+            raise ValueError(f"{name!r} is the name of {label!r}, and has another name itself")
+    return names
+
+
+@section
+class LabelSettings:
+    """What the classes are called."""
+
+    label_names: Annotated[
+        dict[str, str], BeforeValidator(_label_texts), AfterValidator(_check_names)
+    ] = field(default_factory=dict)
+    """Names in place of labels or tags, such as {0: negative, 1: positive}; labels with the same
+    name are one class.
     """
 
 

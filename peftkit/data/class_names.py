@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from peftkit.data.row_values import check_text, quote
+from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -38,6 +39,32 @@ def sorted_names(names: Iterable[str], key: Callable[[str], Any] = str) -> list[
     if all(map(_WHOLE_NUMBER.fullmatch, found)):
         found.sort(key=int)
     return found
+
+
+def rename_classes(rows: Rows, names: Mapping[str, str]) -> Rows:
+    """Return rows with other names for some of their labels, tags and labels of spans.
+
+    Args:
+        rows: Rows whose classes are texts already.
+        names: The new name of each class that gets one.
+    """
+    if not names:
+        return rows
+
+    def rename(row: Row) -> Row:
+        renamed = dict(row)
+        if "label" in row:
+            renamed["label"] = names.get(row["label"], row["label"])
+        if "tags" in row:
+            renamed["tags"] = [names.get(tag, tag) for tag in row["tags"]]
+        if "spans" in row:
+            spans = []
+            for span in row["spans"]:
+                spans.append(span | {"label": names.get(span["label"], span["label"])})
+            renamed["spans"] = spans
+        return renamed
+
+    return rows.map(rename)
 
 
 def find_variants(counts: Counter[str]) -> list[tuple[str, str]]:

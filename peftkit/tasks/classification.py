@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peftkit.backbones.loading import Head
 from peftkit.data.augmentation import augment_rows
-from peftkit.data.class_names import sorted_names
+from peftkit.data.class_names import rename_classes, sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.preview.inputs import input_section
 from peftkit.data.preview.shown import Shown, said
@@ -34,6 +34,7 @@ from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import in_shares
 from peftkit.tasks.labels import (
+    describe_unused_names,
     describe_variants,
     find_number,
     label_numbers,
@@ -116,7 +117,13 @@ class ClassificationTask(Task):
         data = self.config.data
         for each in list_sources(source):
             found.append(self.read_file(each, columns, data.columns, data.encoding))
-        return Rows.joined(found)
+        rows = Rows.joined(found)
+        return rename_classes(rows, self._label_names) if labelled else rows
+
+    @property
+    def _label_names(self) -> dict[str, str]:
+        names: dict[str, str] = getattr(self.config.data, "label_names", {})
+        return names
 
     def lint_item(self, row: Row, where: str) -> LintItem:
         """Return the texts of a row, or its file, and its label."""
@@ -160,7 +167,9 @@ class ClassificationTask(Task):
         self._check_two_classes(labels)
         self.learned["threshold"] = None  # that of an earlier run is not this one's
         self.learned["counts"] = [counts[label] for label in labels]
-        self.notes = describe_variants(counts, "label", "rows") + self._describe_unused(rows)
+        self.notes = describe_variants(counts, "label", "rows")
+        self.notes += describe_unused_names(self._label_names, counts)
+        self.notes += self._describe_unused(rows)
 
     def _describe_unused(self, rows: Sequence[Row]) -> list[str]:
         return describe_unused(Rows.of(rows).columns, (*self.columns, self.target))

@@ -1,7 +1,7 @@
 """What tasks with a fixed set of labels share: how a head names them, and which are unknown."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from peftkit.data.class_names import find_variants
@@ -54,9 +54,23 @@ def describe_variants(counts: Counter[str], kind: str, counted: str) -> list[str
     for name, other in find_variants(counts):
         sentences.append(
             f"the {kind} {name!r} ({counted}: {counts[name]}) differs from {other!r} ({counted}: "
-            f"{counts[other]}) only in case or white space, and is a class of its own: write them "
-            "alike if they mean the same"
+            f"{counts[other]}) only in case or white space, and is a class of its own; if they "
+            "mean the same, give them one name in data.label_names"
         )
+    return sentences
+
+
+def describe_unused_names(names: Mapping[str, str], classes: Collection[str]) -> list[str]:
+    """Return a sentence about each entry of `data.label_names` that no row needs.
+
+    Args:
+        names: The name of each label that gets one.
+        classes: The classes of the rows, with these names.
+    """
+    sentences = []
+    for label, name in names.items():
+        if name not in classes:
+            sentences.append(f"data.label_names gives {label!r} a name, and no row has that label")
     return sentences
 
 

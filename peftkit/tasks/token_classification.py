@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from peftkit.data.class_names import sorted_names
+from peftkit.data.class_names import rename_classes, sorted_names
 from peftkit.data.lint.items import LintItem
 from peftkit.data.padding import pad_with
 from peftkit.data.preview.shown import Shown
@@ -37,6 +37,7 @@ from peftkit.modes import evaluation_mode
 from peftkit.tasks.base import Task
 from peftkit.tasks.inference import in_shares
 from peftkit.tasks.labels import (
+    describe_unused_names,
     describe_variants,
     find_number,
     label_numbers,
@@ -95,7 +96,7 @@ class TokenClassificationTask(Task):
         data = self.config.data
         for each in list_sources(source):
             rows = read_tagged_rows(each, data.columns, data.encoding, labelled=labelled)
-            found.append(rows)
+            found.append(rename_classes(rows, data.label_names) if labelled else rows)
         return Rows.joined(found)
 
     def lint_item(self, row: Row, where: str) -> LintItem:
@@ -122,7 +123,9 @@ class TokenClassificationTask(Task):
         if len(labels) < 2:
             raise DataError(f"every word has the tag {labels[0]!r}: there is nothing to tell apart")
         self.learned["counts"] = [counts[label] for label in labels]
+        types = [tag[2:] for tag in counts]
         self.notes = describe_variants(counts, "tag", "words")
+        self.notes += describe_unused_names(self.config.data.label_names, {*counts, *types})
         self.notes += describe_unused(Rows.of(rows).columns, _COLUMNS)
 
     def overrides(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from peftkit.data.class_names import class_name, find_variants, sorted_names
+from peftkit.data.class_names import class_name, find_variants, rename_classes, sorted_names
+from peftkit.data.rows import Rows
 from peftkit.errors import DataError
 
 
@@ -33,3 +34,22 @@ def test_what_names_no_class_is_refused_with_its_place(value):
         DataError, match=r"^the tag of word 2, 'ran', is .*; it must be a text or a"
     ):
         class_name(value, "the tag of word 2, 'ran',")
+
+
+def test_classes_get_other_names_wherever_they_stand():
+    rows = [
+        {"label": "Billing ", "n": 1},
+        {"label": "bug"},
+        {"tags": ["0", "1", "0"], "tokens": ["a", "b", "c"]},
+        {"spans": [{"start": 0, "end": 1, "label": "1"}, {"start": 2, "end": 3, "label": "x"}]},
+        {"text": "a"},
+    ]
+    names = {"Billing ": "billing", "0": "O", "1": "B-PER"}
+    assert rename_classes(Rows.of(rows), names) == [
+        {"label": "billing", "n": 1},
+        {"label": "bug"},
+        {"tags": ["O", "B-PER", "O"], "tokens": ["a", "b", "c"]},
+        {"spans": [{"start": 0, "end": 1, "label": "B-PER"}, {"start": 2, "end": 3, "label": "x"}]},
+        {"text": "a"},
+    ]
+    assert rows[0]["label"] == "Billing "

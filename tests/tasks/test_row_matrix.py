@@ -10,7 +10,7 @@ import json
 import pytest
 
 from peftkit.config.reading import build
-from peftkit.errors import DataError, EmptyRowError
+from peftkit.errors import ConfigError, DataError, EmptyRowError
 from peftkit.labels import IGNORED
 from peftkit.runs.recipes import load_recipe, recipe_named
 from tests.recipes.jobs import MODELS, image_row, sound_row
@@ -195,17 +195,17 @@ SOURCES = {
 }
 
 
+def make_task(recipe_name, **data):
+    source = MODELS / SOURCES.get(recipe_name, "char-bert-zh") / "config.json"
+    values = {"model": {"source": str(source)}, "data": {"train": "x"} | data, "run_dir": "x"}
+    recipe = load_recipe(recipe_named(recipe_name))
+    return recipe.make_task(build(recipe.Config, values, "a test"))
+
+
 @functools.cache
 def task_of(name):
     recipe_name, *target = name.split()
-    source = MODELS / SOURCES.get(recipe_name, "char-bert-zh") / "config.json"
-    values = {
-        "model": {"source": str(source)},
-        "data": {"train": "x"} | ({"target": "score"} if target == ["score"] else {}),
-        "run_dir": "x",
-    }
-    recipe = load_recipe(recipe_named(recipe_name))
-    return recipe.make_task(build(recipe.Config, values, "a test"))
+    return make_task(recipe_name, **({"target": "score"} if target == ["score"] else {}))
 
 
 @pytest.fixture
@@ -333,3 +333,33 @@ def test_labels_that_likely_mean_the_same_are_said(write):
         "the label 'Billing ' (rows: 1) differs from 'billing' (rows: 2)",
         "the label 'BUG' (rows: 1) differs from 'bug' (rows: 2)",
     ]
+
+
+def test_labels_may_be_given_names_and_labels_with_one_name_are_one_class(write):
+    names = {0: "bad", True: "good", "1": "good", "Good ": "good", "never": "missing"}
+    task = make_task("text_classification", label_names=names)
+    labels = [0, True, 1, "Good ", "other"]
+    task.fit(task.read(write([{"text": "a", "label": label} for label in labels])))
+    assert task.learned["labels"] == ["bad", "good", "other"]
+    assert task.learned["counts"] == [1, 3, 1]
+    assert task.notes == ["data.label_names gives 'never' a name, and no row has that label"]
+
+
+def test_tags_that_are_numbers_may_be_given_the_names_of_entities(write):
+    task = make_task("token_classification", label_names={0: "O", 1: "B-PER", 2: "I-PER"})
+    rows = task.read(write([{"tokens": ["Ada", "King", "ran"], "tags": [1, 2.0, 0]}]))
+    task.fit(rows)
+    assert task.learned["labels"] == ["O", "B-PER", "I-PER"]
+    assert not task.notes
+    task = make_task("token_classification", label_names={"person": "PER"})
+    spans = [span(0, 3, "person"), span(4, 7, "PER")]
+    task.fit(task.read(write([{"text": "Ada Bob ran", "spans": spans}])))
+    assert task.learned["labels"] == ["O", "B-PER"]
+    assert not task.notes
+
+
+def test_names_that_would_change_with_each_reading_are_refused():
+    with pytest.raises(ConfigError, match="'1' is the name of '0', and has another name itself"):
+        make_task("text_classification", label_names={0: "1", 1: "0"})
+    with pytest.raises(ConfigError, match=r"data\.label_names is for labels"):
+        make_task("text_pair", label_names={0: "a"}, target="score")
