@@ -171,10 +171,10 @@ def trained(variant, seed, run_dir, about):
         set_seed(seed)
         finetuning = Finetuning(module.make_task(config), config, recipe, run)
         finetuning.open_start()
-        finetuning.read_rows()
+        finetuning.data.read()
         finetuning.fit_task()
+        finetuning.data.encode()
         finetuning.load_model()
-        finetuning.encode_examples()
         training = time.process_time()
         finetuning.measure_before()
         finetuning.train()
@@ -187,7 +187,12 @@ def trained(variant, seed, run_dir, about):
         after = json.loads((directory / "after.json").read_text())
         found = tested(open_run(directory), run_dir, tests, about["sizes"]["rare_share"])
     seconds = {"training_seconds": trained_for, "processor_seconds": total}
-    return {"rows": len(finetuning.rows), "validation": after["metrics"], **seconds, "test": found}
+    return {
+        "rows": len(finetuning.data.rows),
+        "validation": after["metrics"],
+        **seconds,
+        "test": found,
+    }
 
 
 def combined(variant, seed, run_dir, about):

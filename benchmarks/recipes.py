@@ -121,13 +121,13 @@ def fully(name, run_dir):
     training = FullFinetuning(
         recipe.make_task(config), config, recipe_named(name.partition("/")[0]), run
     )
-    training.read_rows()
+    training.data.read()
     training.fit_task()
-    training.encode_examples()
+    training.data.encode()
     training.load_model()
     training.measure_before()
     training.train()
-    rows = training.task.read(TEST[name]) if name in TEST else training.held_out
+    rows = training.task.read(TEST[name]) if name in TEST else training.data.held_out
     metrics = training.measuring.outputs(training.model, rows).metrics
     return {
         "learning_rate": FULL[name],

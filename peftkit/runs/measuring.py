@@ -32,7 +32,7 @@ def sample_of_training(rows: Rows) -> Rows:
 class MeasuredRows:
     """Rows with labels, and the examples that are made of them."""
 
-    rows: Sequence[Row]
+    rows: Rows
     examples: Sequence[Any]
 
 

@@ -234,7 +234,8 @@ class ClassificationTask(Task):
         limit = getattr(self.config.data, "max_length", None)
         name = " / ".join(self.columns)
         read = input_section(name, example.features, texts, self.processor, self.pad, limit)
-        return [Shown((read, said(self.target, row[self.target])), len(example))]
+        learned = row.get(self.target, "what the teacher says")  # a row without a label has one
+        return [Shown((read, said(self.target, learned)), len(example))]
 
     def collate(self, examples: Sequence[Encoded]) -> Batch:
         """Return the padded inputs and ``labels``, (rows,).
