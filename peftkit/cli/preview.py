@@ -1,11 +1,16 @@
 """`peftkit preview`: show what a model will learn from."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftkit.cli.arguments import check_output, positive
+
+if TYPE_CHECKING:
+    from peftkit.data.lint.linting import LintReport
+    from peftkit.data.preview.contents import Preview
 
 _DESCRIPTION = """\
 Show rows as a recipe will train on them: which tokens are learned, which are only read, and which
@@ -58,17 +63,29 @@ def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(recipe_named(options.recipe))
     config = read(recipe.Config, options.passed_on, WITHOUT_CONFIG)
     task = recipe.make_task(config)
-    found = read_training_rows(task, config)
-    count = options.count or (_COUNT_IN_PAGE if options.html else _COUNT)
-    title = f"{Path(options.recipe).stem}: {config.model.source} on {config.data.train}"
-    preview = preview_rows(task, config, found.training, title, count=count, takes_all=options.all)
-    if options.html:
+    rows = read_training_rows(task, config)
+    preview = preview_rows(
+        task,
+        config,
+        rows,
+        f"{Path(options.recipe).stem}: {config.model.source} on {config.data.train}",
+        count=options.count or (_COUNT_IN_PAGE if options.html else _COUNT),
+        takes_all=options.all,
+    )
+    if options.html is None:
+        print(in_terminal(preview, color=sys.stdout.isatty()))
+    if options.lint:
+        preview = _add_findings(preview, task.lint(rows.training, rows.held_out))
+    if options.html is not None:
         write_page(preview, Path(options.html))
         print(f"the page is in {options.html}")
-    else:
-        print(in_terminal(preview, color=sys.stdout.isatty()))
     if not preview.statistics.is_of_all:
         print("these are figures of a sample; --all takes all rows")
-    if options.lint:
-        print(f"\n{task.lint(found.training, found.held_out)}")
     return 0
+
+
+def _add_findings(preview: "Preview", found: "LintReport") -> "Preview":
+    """Print what the lint found, and return the preview with it among the warnings."""
+    print(f"\n{found}")
+    sentences = [f"Lint: {finding.sentence}." for finding in found.findings]
+    return dataclasses.replace(preview, warnings=(*preview.warnings, *sentences))

@@ -16,6 +16,7 @@ from peftkit.data.preview.statistics import Statistics
 from peftkit.data.rows import Rows
 from peftkit.errors import DataError
 from peftkit.files import write_file
+from peftkit.runs.training_rows import TrainingRows
 from peftkit.tasks.base import Task
 
 FEW_ROWS = 1000  # are enough for a first look, and take seconds
@@ -29,14 +30,14 @@ def spread_rows(rows: Rows, most: int = FEW_ROWS) -> Rows:
 
 
 def preview_rows(
-    task: Task, config: Any, rows: Rows, title: str, *, count: int, takes_all: bool = False
+    task: Task, config: Any, rows: TrainingRows, title: str, *, count: int, takes_all: bool = False
 ) -> Preview:
     """Return a preview of rows that no run has read yet; no model is loaded.
 
     Args:
         task: The task, which learns the labels of the rows.
         config: The recipe's config.
-        rows: The rows to train on.
+        rows: The rows of a run.
         title: What the preview is of.
         count: How many examples to show.
         takes_all: Whether to take all rows, and not a thousand of them.
@@ -44,21 +45,27 @@ def preview_rows(
     Raises:
         DataError: a row cannot be read or encoded.
     """
-    seen = rows if takes_all else spread_rows(rows)
+    seen = rows.training if takes_all else spread_rows(rows.training)
     known = dict(task.learned)
     try:
         task.fit(seen)
     except DataError:  # a few rows may have one class where all have several
         task.learned = known
-        task.fit(rows)
+        task.fit(rows.training)
     refused = []
     try:
         examples = task.examples(seen)
     except DataError as problem:  # training would refuse the examples; here they are to be seen
         examples = task.encode_all(seen)
         refused.append(f"Training stops at these rows: {problem}.")
-    found = preview_examples(task, config, seen, examples, title, count=count, of=len(rows))
-    return dataclasses.replace(found, warnings=(*refused, *found.warnings))
+    found = preview_examples(
+        task, config, seen, examples, title, count=count, of=len(rows.training)
+    )
+    return dataclasses.replace(
+        found,
+        warnings=(*refused, *found.warnings),
+        remarks="; ".join([found.remarks, *rows.decided]),
+    )
 
 
 def preview_examples(

@@ -267,7 +267,8 @@ class Task(ABC):
             row, where = rows[number], rows.where(number)
             try:
                 for example in itertools.islice(self.show(row), count - len(found)):
-                    found.append(dataclasses.replace(example, where=where))
+                    notes = (*example.notes, *_weight_note(row))
+                    found.append(dataclasses.replace(example, where=where, notes=notes))
             except DataError as problem:
                 raise type(problem)(f"{where}: {problem}") from None
         return found
@@ -313,3 +314,9 @@ class Task(ABC):
     @abstractmethod
     def shown(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
         """Return, for each of `Measurement.predictions`, the input and the expected output."""
+
+
+def _weight_note(row: Row) -> list[str]:
+    """Return what a person should know of a row whose loss counts for more or less than 1."""
+    weight = row.get("weight")
+    return [] if weight in (None, 1) else [f"Its weight in the loss is {weight:g}."]

@@ -175,6 +175,25 @@ def test_the_preview_looks_for_copies_and_overlap_if_the_lint_is_asked_for(confi
     )
 
 
+def test_the_preview_as_a_page_has_what_the_lint_finds(config, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    words = [
+        "preview",
+        "chat",
+        "--config",
+        str(config),
+        "--data.train",
+        str(tmp_path / "same.jsonl"),
+    ]
+    (tmp_path / "same.jsonl").write_text((tmp_path / "train.jsonl").read_text() * 2)
+    assert main([*words, "--html", str(page), "--lint"]) == 0
+    text = capsys.readouterr().out
+    assert "lint of" in text
+    assert f"the page is in {page}" in text
+    assert "Lint: " in page.read_text("utf-8")
+    assert main([*words, "--html", "/nowhere/page.html"]) == 2
+
+
 def test_the_preview_of_many_rows_takes_a_thousand_unless_all_are_asked_for(
     config, tmp_path, capsys
 ):

@@ -7,6 +7,7 @@ from peftkit.data.preview.page import page
 from peftkit.data.preview.terminal import in_terminal
 from peftkit.runs.data_preview import preview_rows
 from peftkit.runs.recipes import load_recipe, recipe_named
+from peftkit.runs.training_rows import read_training_rows
 from tests.data.preview.test_page import read
 from tests.recipes.jobs import NAMES, config_values, run, write_jsonl
 
@@ -19,7 +20,7 @@ def preview_of(name, directory, llama_dir, rows=None, **data):
     recipe = load_recipe(recipe_named(name))
     config = build(recipe.Config, values, "a test")
     task = recipe.make_task(config)
-    return preview_rows(task, config, task.read(config.data.train), name, count=3)
+    return preview_rows(task, config, read_training_rows(task, config), name, count=3)
 
 
 def said(preview, number, kind, section=0):
@@ -162,3 +163,25 @@ def test_a_run_shows_what_it_learns_in_its_report_and_in_a_page(name, tmp_path, 
     assert ("lengths.png" in section) == (name != "image_classification")
     assert (directory / "lengths.png").exists() == (name != "image_classification")
     assert read((directory / "data.html").read_text("utf-8")).text("learned")
+
+
+def test_a_row_that_counts_for_more_or_less_says_so(tmp_path, llama_dir):
+    row = {"text": "a", "label": "up"}
+    rows = [row | {"weight": 0.5}, row | {"label": "down", "weight": 1}, row]
+    preview = preview_of("text_classification", tmp_path, llama_dir, rows)
+    assert [shown.notes for shown in preview.examples] == [
+        ("Its weight in the loss is 0.5.",),
+        (),
+        (),
+    ]
+
+
+def test_what_was_decided_of_the_rows_is_said(tmp_path, llama_dir):
+    rows = [
+        {"text": "a", "label": "up"},
+        {"text": "b", "label": "down"},
+        {"text": "", "label": "up"},
+    ]
+    preview = preview_of("text_classification", tmp_path, llama_dir, rows, skip_empty=True)
+    assert preview.statistics.rows == 2
+    assert "data.skip_empty left out 1 of 3 rows" in preview.remarks

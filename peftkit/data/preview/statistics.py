@@ -97,7 +97,7 @@ class Statistics:
         if self.learned is not None:
             found.append(Figure("learned", f"{self.learned / self.tokens:.1%}", "of the tokens"))
         spread = f"shortest {shortest:,}, median {median:,}, 95th percentile {high:,}"
-        found.append(Figure("longest in tokens", f"{longest:,}", spread))
+        found.append(Figure("longest, in tokens", f"{longest:,}", spread))
         if self.max_length is not None:
             found.append(Figure("max_length", f"{self.max_length:,}"))
         return found

@@ -24,8 +24,8 @@ h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
 .warnings li { margin: .15rem 0; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .7rem;
   margin: 0; }
-.tiles div { padding: .7rem .9rem; }
-.tiles dt { color: var(--soft); font-size: .82rem; }
+.tiles div { padding: .65rem .75rem; }
+.tiles dt { color: var(--soft); font-size: .8rem; }
 .tiles dd { margin: 0; font-size: 1.35rem; font-weight: 650; line-height: 1.25; }
 .tiles small { display: block; font-size: .78rem; font-weight: 400; color: var(--soft); }
 .legend { display: flex; flex-wrap: wrap; gap: .4rem 1.1rem; color: var(--soft); font-size: .88rem;

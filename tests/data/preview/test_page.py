@@ -165,5 +165,5 @@ def test_figures_of_all_rows_are_exact():
     found = {figure.name: str(figure) for figure in statistics.figures()}
     assert found["tokens in an epoch"] == "100"
     assert found["learned"] == "25.0% (of the tokens)"
-    assert found["longest in tokens"] == "40 (shortest 10, median 30, 95th percentile 40)"
+    assert found["longest, in tokens"] == "40 (shortest 10, median 30, 95th percentile 40)"
     assert found["steps in an epoch"] == "2 (of 3 examples each)"
