@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from peftkit.data.examples import lengths_of
 from peftkit.data.preview.contents import Preview, check_ends, list_warnings
@@ -77,6 +76,7 @@ def preview_examples(
     *,
     count: int,
     of: int | None = None,
+    processes: int = 1,
 ) -> Preview:
     """Return a preview of examples that a task has just made.
 
@@ -88,6 +88,7 @@ def preview_examples(
         title: What the preview is of.
         count: How many examples to show.
         of: How many rows an epoch has; None if it has just these.
+        processes: How many processes train.
     """
     few = spread_rows(rows)
     texts = getattr(examples, "texts", examples)  # packs are made of them
@@ -99,7 +100,7 @@ def preview_examples(
         lengths=lengths_of(texts),
         learned=learned if hasattr(task.example_class, "supervised") else None,
         units=len(examples),
-        step_size=train.batch_size * train.accumulate * PartialState().num_processes,
+        step_size=train.batch_size * train.accumulate * processes,
         max_length=getattr(config.data, "max_length", None),
         formats=_formats(few),
         classes=_classes(task),

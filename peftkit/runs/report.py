@@ -114,7 +114,7 @@ def _learned(preview: Preview, directory: Path) -> list[str]:
         paragraphs.append(f"![lengths of the examples]({path.name})")
     if preview.examples:
         shown = preview.examples[0]
-        text = example_in_text(shown)[:_LONGEST_EXAMPLE]
+        text = example_in_text(shown)[:_LONGEST_EXAMPLE].rstrip("\n")
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         paragraphs.append(f"One example, {shown.where}. What is between ⟦ and ⟧ is learned:")
         paragraphs.append(f"{fence}text\n{text}\n{fence}")

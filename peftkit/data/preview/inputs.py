@@ -39,7 +39,8 @@ def input_section(
         return Section(name, picture=picture)
     extractor = processor.extractor
     samples = read_waveform(str(file), extractor.sampling_rate)
-    window = extractor.n_samples / extractor.sampling_rate  # seconds
+    most = getattr(extractor, "n_samples", len(samples))  # Whisper's window; others have none
+    window = most / extractor.sampling_rate  # seconds
     wave = wave_of(samples, extractor.sampling_rate, window)
     frames = batch["input_features"][0]  # [mel bins, frames]
     heard = max(1, round(frames.shape[1] * wave.read_seconds / window))  # the rest is padding

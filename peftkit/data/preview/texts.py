@@ -75,11 +75,13 @@ def _with_cut(
     ids: Sequence[int], texts: Sequence[str], tokenizer: Any, kind: Kind
 ) -> tuple[list[int], list[Kind]]:
     """Put the tokens that were cut from the end of texts back to where they were."""
+    side = "text" if kind == "read" else "text_target"  # some read and write other tokens
+    ends = {*tokenizer.all_special_ids}
     tokens: list[int] = []
     kinds: list[Kind] = []
     place = 0
-    for text in texts:
-        whole = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    for number, text in enumerate(texts, 1):
+        whole = tokenizer(**{side: text}, add_special_tokens=False, verbose=False)["input_ids"]
         start = _find(ids, whole[:_CERTAIN], place)
         if start is None and place < len(ids):  # it was changed before, or joined with another
             continue
@@ -88,7 +90,8 @@ def _with_cut(
         end = start
         while end < len(ids) and end - start < len(whole) and ids[end] == whole[end - start]:
             end += 1
-        lost = whole[end - start :]
+        is_end = end == len(ids) or ids[end] in ends or number < len(texts)
+        lost = whole[end - start :] if is_end else []
         tokens += [*ids[place:end], *lost]
         kinds += [kind] * (end - place) + ["cut"] * len(lost)
         place = end

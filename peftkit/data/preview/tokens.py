@@ -54,7 +54,7 @@ def token_pieces(
     """Return the pieces of a text.
 
     What a token says depends on those before it: a word has a space before it where it is not the
-    first, and an emoji may have a token for each of its bytes. So each is decoded after the one
+    first, and an emoji may have a token for each of its bytes. So each is decoded after those
     before, and tokens that are no character alone become one piece, unless their kinds differ.
 
     Args:
@@ -69,10 +69,10 @@ def token_pieces(
     joins_with_spaces = "WordPiece" in repr(getattr(backend, "decoder", ""))  # words without "##"
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
     pieces = []
-    for start, end in _groups(ids, kinds, tokenizer, special, places):
+    for before, start, end in _groups(ids, kinds, tokenizer, special, places):
         own = tuple(ids[start:end])
         is_special = own[0] in special
-        text = _decode(own, tokenizer) if is_special else _text(ids, start, end, tokenizer)
+        text = _decode(own, tokenizer) if is_special else _text(ids, before, start, end, tokenizer)
         if joins_with_spaces and start and ids[start - 1] in special:
             text = text.lstrip(" ")
         tag = tags[start] if tags else ""
@@ -82,29 +82,30 @@ def token_pieces(
 
 def _groups(
     ids: Sequence[int], kinds: Sequence[Kind], tokenizer: Any, special: set[int], places: range
-) -> Iterator[tuple[int, int]]:
-    """Yield where the tokens of each piece begin and end."""
+) -> Iterator[tuple[int, int, int]]:
+    """Yield where the piece before each piece begins, and where the piece begins and ends."""
     start = places.start
+    before = max(0, start - 1)
     for place in places:
         end = place + 1
-        text = _text(ids, start, end, tokenizer)
+        text = _text(ids, before, start, end, tokenizer)
         is_whole = not text.endswith(_NO_CHARACTER)
         if is_whole and _NO_CHARACTER in text and place > start:  # those before stay halves
-            yield start, place
-            start = place
+            yield before, start, place
+            before, start = start, place
         is_last = end == places.stop or kinds[end] != kinds[start] or ids[end] in special
         if is_whole or is_last:
-            yield start, end
-            start = end
+            yield before, start, end
+            before, start = start, end
 
 
-def _text(ids: Sequence[int], start: int, end: int, tokenizer: Any) -> str:
-    """Return what tokens say after the one before them."""
-    before = _decode(ids[max(0, start - 1) : start], tokenizer)
-    both = _decode(ids[max(0, start - 1) : end], tokenizer)
-    if both.startswith(before):
-        return both[len(before) :]
-    return _decode(ids[start:end], tokenizer)  # the one before is half a character
+def _text(ids: Sequence[int], before: int, start: int, end: int, tokenizer: Any) -> str:
+    """Return what tokens say after those of the piece before them."""
+    earlier = _decode(ids[before:start], tokenizer)
+    both = _decode(ids[before:end], tokenizer)
+    if both.startswith(earlier):
+        return both[len(earlier) :]
+    return _decode(ids[start:end], tokenizer)  # those before are half a character
 
 
 def _decode(ids: Sequence[int], tokenizer: Any) -> str:

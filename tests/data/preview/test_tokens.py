@@ -1,7 +1,8 @@
 """The text of each token, and what is left out of long texts."""
 
 import pytest
-from transformers import BertTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from peftkit.data.preview.tokens import token_pieces, token_section
 
@@ -14,6 +15,36 @@ def test_the_pieces_of_a_text_are_the_text_and_have_all_its_tokens(tokenizer, te
     pieces = token_pieces(ids, ["read"] * len(ids), tokenizer)
     assert "".join(piece.text for piece in pieces) == text
     assert [number for piece in pieces for number in piece.ids] == ids
+
+
+@pytest.mark.parametrize("text", ["Two  words", "🤖 b", "naïve", "b 🤖🤖"])
+def test_the_bytes_of_a_sentencepiece_vocabulary_are_put_together_too(text):
+    tokenizer = metaspace_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    pieces = token_pieces(ids, ["read"] * len(ids), tokenizer)
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(piece.text for piece in pieces)
+    assert [number for piece in pieces for number in piece.ids] == ids
+
+
+def metaspace_tokenizer():
+    """A tokenizer as Llama 2's: words begin with ▁, and what is unknown falls back to bytes."""
+    letters = sorted(set("▁Twodsbnave "))
+    tokens = ["<unk>", "<s>", "</s>", *letters, *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
 
 
 def test_the_bytes_of_a_character_are_one_piece(tokenizer):
