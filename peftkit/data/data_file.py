@@ -49,7 +49,6 @@ class DataFile:
         encoding: The encoding of its text, where no mark at its beginning says another.
         part: The part of it to read, such as a sheet; None for the only one.
         data: Its content, if it is small.
-        digest: A digest of its content.
     """
 
     path: Path
@@ -58,13 +57,26 @@ class DataFile:
     encoding: str | None
     part: str | None
     data: bytes | None
-    digest: str
 
     @classmethod
     def at(
-        cls, path: Path, kind: str, packing: str, encoding: str | None, part: str | None
+        cls,
+        path: Path,
+        kind: str,
+        packing: str,
+        encoding: str | None,
+        part: str | None,
+        among: int = 1,
     ) -> "DataFile":
         """Return the file at a path. A small one is read here, once and for all.
+
+        Args:
+            path: Where it is.
+            kind: Its ending.
+            packing: The ending of its compression.
+            encoding: The encoding of its text.
+            part: The part of it to read.
+            among: How many files are read together: the more, the smaller a small one is.
 
         Raises:
             DataError: it cannot be read, or is not a file.
@@ -76,12 +88,18 @@ class DataFile:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise DataError(f"cannot read {path}: it is not a file")
-            if status.st_size <= limit:
+            if status.st_size <= limit // among:
                 data = path.read_bytes()
-            digest = _digest(path) if data is None else hashlib.sha256(data).hexdigest()
         except OSError as problem:
             raise DataError(f"cannot read {path}: {problem.strerror or problem}") from problem
-        return cls(path, kind, packing, encoding, part, data, digest)
+        return cls(path, kind, packing, encoding, part, data)
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the content, or of what it was when this was first asked for."""
+        if self.data is None:
+            return _digest(self.path)
+        return hashlib.sha256(self.data).hexdigest()
 
     @property
     def is_small(self) -> bool:

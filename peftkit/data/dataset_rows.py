@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,7 @@ def dataset_rows(source: Any, name: str = _UNNAMED, split: str | None = None) ->
     names = class_names(data.features.arrow_schema.metadata or {})
 
     def read(number: int) -> Row:
-        row = {}
-        for column, value in data[number].items():
-            row[column] = to_value(value, names.get(column))
-        return row
+        return _named_values(data[number], names)
 
     return Rows(
         read, len(data), lambda number: f"{name}, row {number + 1}", lambda: str(data._fingerprint)
@@ -78,9 +75,10 @@ def _undecoded(data: Any) -> Any:
     return data
 
 
-def is_saved(directory: Path) -> bool:
+def is_saved(directory: str | Path) -> bool:
     """Return whether `save_to_disk` of the `datasets` library wrote a directory."""
-    return (directory / _SAVED).is_file() or (directory / _SAVED_SPLITS).is_file()
+    path = Path(directory)
+    return (path / _SAVED).is_file() or (path / _SAVED_SPLITS).is_file()
 
 
 def saved_rows(directory: Path, split: str | None) -> Rows:
@@ -130,14 +128,55 @@ def hub_rows(source: str) -> Rows:
     Raises:
         DataError: there is no such data set or split, or it cannot be fetched.
     """
+    return dataset_rows(
+        _called(lambda: _library(source).load_dataset(**_asked(source)), source), source
+    )
+
+
+def hub_rows_forward(source: str, seed: int) -> Iterator[Row]:
+    """Yield the rows of a data set of the Hub while it is fetched; nothing of it is kept.
+
+    Args:
+        source: The data set, as `hub_rows` takes it.
+        seed: The seed of the order in which its parts are fetched.
+
+    Raises:
+        DataError: as `hub_rows`; also where the connection breaks.
+    """
+
+    def load() -> Any:
+        data = _library(source).load_dataset(**_asked(source), streaming=True)
+        if isinstance(data, Mapping):
+            data = data[_choose_split(data, None, source)]
+        return data.shuffle(seed=seed, buffer_size=1)
+
+    data = _called(load, source)
+    names = {}
+    if data.features is not None:
+        data = _undecoded(data)
+        names = class_names(data.features.arrow_schema.metadata or {})
+    rows = iter(data)
+    while (row := _called(lambda: next(rows, None), source)) is not None:
+        yield _named_values(row, names)
+
+
+def _asked(source: str) -> dict[str, Any]:
+    """Return the arguments of `load_dataset` for a source."""
     found = _HUB.fullmatch(source)
     if found is None:
         raise DataError(
             f"{source} is no data set of the Hub: write hub:OWNER/NAME, and if need be /CONFIG, "
             "@REVISION and :SPLIT after it, such as hub:nyu-mll/glue/sst2:train"
         )
-    data = _called(lambda: _library(source).load_dataset(**found.groupdict()), source)
-    return dataset_rows(data, source)
+    return found.groupdict()
+
+
+def _named_values(row: Row, names: Mapping[str, Sequence[str]]) -> Row:
+    """Return a row of a data set as `to_value` has its values."""
+    values = {}
+    for column, value in row.items():
+        values[column] = to_value(value, names.get(column))
+    return values
 
 
 def _library(name: str) -> Any:

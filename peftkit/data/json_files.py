@@ -5,6 +5,7 @@ The text of each object is kept as it is written, and parsed when its row is ask
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from peftkit.data.data_file import DataFile
@@ -54,17 +55,18 @@ def to_batches(texts: Iterable[tuple[int, str]]) -> Iterator[Any]:
 def json_rows(file: DataFile, table: Any, noun: str = "row") -> Rows:
     """Return the rows of a table that `to_batches` made."""
     texts, numbers = table.column("json"), table.column("number")
+    path, digest = file.path, file.digest  # and not the bytes of a small file
 
     def read(number: int) -> Row:
-        value = _parse(file, texts[number].as_py(), numbers[number].as_py())
+        value = _parse(path, texts[number].as_py(), numbers[number].as_py())
         if not isinstance(value, dict):
             raise DataError(f"cannot read {where(number)}: {value!r:.80} is not an object")
         return value
 
     def where(number: int) -> str:
-        return f"{file.path}, {noun} {numbers[number]}"
+        return f"{path}, {noun} {numbers[number]}"
 
-    return Rows(read, len(table), where, lambda: file.digest)
+    return Rows(read, len(table), where, lambda: digest)
 
 
 def _lines(file: DataFile) -> Iterator[tuple[int, str]]:
@@ -81,7 +83,7 @@ def _values(file: DataFile) -> Iterator[tuple[int, str]]:
         text = lines.read()
     start = _skip_space(text, 0)
     if text[start : start + 1] != "[":
-        value, end = _decode(file, text, start)
+        value, end = _decode(file.path, text, start)
         if _skip_space(text, end) == len(text):
             yield from enumerate(_only_list(value, text), 1)
             return
@@ -101,7 +103,7 @@ def _spans(file: DataFile, text: str, start: int) -> Iterator[str]:
     is_list = text[start : start + 1] == "["
     place = _skip_space(text, start + is_list)
     while place < len(text) and not (is_list and text[place] == "]"):
-        _, end = _decode(file, text, place)
+        _, end = _decode(file.path, text, place)
         yield text[place:end]
         place = _skip_space(text, end)
         if is_list and text[place : place + 1] == ",":
@@ -128,18 +130,18 @@ def _skip_space(text: str, place: int) -> int:
     return place
 
 
-def _parse(file: DataFile, text: str, line: int) -> Any:
-    value, end = _decode(file, text, _skip_space(text, 0), line)
+def _parse(path: Path, text: str, line: int) -> Any:
+    value, end = _decode(path, text, _skip_space(text, 0), line)
     if _skip_space(text, end) < len(text):
-        raise DataError(f"cannot read {file.path}, line {line}: more follows the first value")
+        raise DataError(f"cannot read {path}, line {line}: more follows the first value")
     return value
 
 
-def _decode(file: DataFile, text: str, start: int, line: int = 1) -> tuple[Any, int]:
+def _decode(path: Path, text: str, start: int, line: int = 1) -> tuple[Any, int]:
     """Parse the value that begins at `start`; return it, and where it ends.
 
     Args:
-        file: The file, for messages.
+        path: The file, for messages.
         text: The text, which begins on line `line` of the file.
         start: Where the value begins.
         line: A number from 1.
@@ -155,7 +157,7 @@ def _decode(file: DataFile, text: str, start: int, line: int = 1) -> tuple[Any, 
     except ValueError as problem:  # from the functions that `_DECODER` calls
         line += text.count("\n", 0, start)
         message = str(problem)
-    raise DataError(f"cannot read {file.path}, line {line}: {message}")
+    raise DataError(f"cannot read {path}, line {line}: {message}")
 
 
 def _to_object(pairs: list[tuple[str, Any]]) -> Row:

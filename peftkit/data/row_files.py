@@ -26,7 +26,7 @@ from peftkit.data.dataset_rows import (
     saved_rows,
 )
 from peftkit.data.json_files import json_rows, read_json, read_json_lines
-from peftkit.data.rows import Rows
+from peftkit.data.rows import Row, Rows
 from peftkit.data.samples import PREFIX as SAMPLE_PREFIX
 from peftkit.data.samples import sample_file
 from peftkit.data.spreadsheet_files import read_xlsx
@@ -159,16 +159,38 @@ def source_name(source: RowSource) -> str:
 
 
 def _read_path(source: str, encoding: str | None) -> Rows:
+    directory, split = _find(source)
+    if is_saved(directory):
+        return saved_rows(directory, split)
+    files = []
+    for file in data_files(source, encoding):
+        files.append(_read_file(file))
+    return Rows.joined(files)
+
+
+def data_files(source: str, encoding: str | None) -> list[DataFile]:
+    """Return the data files at a path: one, or those of a directory.
+
+    Raises:
+        DataError: there are none, or they cannot be read.
+    """
     _check_arrow(source)
     path, part = _find(source)
     if not path.is_dir():
-        return _read_file(path, encoding, part)
-    if is_saved(path):
-        return saved_rows(path, part)
+        return [_open(path, encoding, part, among=1)]
     files = []
-    for file in choose_files(path, part, _kind_of):
-        files.append(_read_file(file, encoding, None))
-    return Rows.joined(files)
+    paths = choose_files(path, part, _kind_of)
+    for each in paths:
+        files.append(_open(each, encoding, None, among=len(paths)))
+    return files
+
+
+def _open(path: Path, encoding: str | None, part: str | None, *, among: int) -> DataFile:
+    kind = _kind_of(path)
+    if kind is None:
+        raise DataError(_unknown_ending(path))
+    packing = path.suffix.lower() if path.suffix.lower() in PACKED else ""
+    return DataFile.at(path, kind.removesuffix(packing), packing, encoding, part, among)
 
 
 def _check_arrow(source: str) -> None:
@@ -202,21 +224,25 @@ def _find(source: str) -> tuple[Path, str | None]:
     raise DataError(f"there is no data file at {source}{hint}")
 
 
-def _read_file(path: Path, encoding: str | None, part: str | None) -> Rows:
-    kind = _kind_of(path)
-    if kind is None:
-        raise DataError(_unknown_ending(path))
-    packing = path.suffix.lower() if path.suffix.lower() in PACKED else ""
-    ending = kind.removesuffix(packing)
-    file = DataFile.at(path, ending, packing, encoding, part)
-    key = f"{file.digest[:32]}-{encoding}-{part}" if encoding or part else file.digest[:32]
-    table = written_table(
-        f"rows{kind}-{_FORMAT}-{key}".replace("/", "_"),
-        partial(_copy, file, _READERS[ending]),
-        is_small=file.is_small,
-    )
-    if ending in _JSON_KINDS:
-        return json_rows(file, table, "sheet row" if ending == ".xlsx" else "row")
+def _read_file(file: DataFile) -> Rows:
+    key = [f"rows{file.kind}{file.packing}", str(_FORMAT), file.digest[:32]]
+    key += filter(None, (file.encoding, file.part))
+    table = written_table("-".join(key), partial(_copy, file), is_small=file.is_small)
+    return _to_rows(file, table)
+
+
+def read_forward(file: DataFile) -> Iterator[Row]:
+    """Yield the rows of a file one after the other, without a copy of it."""
+    import pyarrow as pa
+
+    for batch in _READERS[file.kind](file):
+        yield from _to_rows(file, pa.Table.from_batches([batch]))
+
+
+def _to_rows(file: DataFile, table: Any) -> Rows:
+    """Return the rows of a table that was copied from a file."""
+    if file.kind in _JSON_KINDS:
+        return json_rows(file, table, "sheet row" if file.kind == ".xlsx" else "row")
     return table_rows(file, table)
 
 
@@ -242,14 +268,14 @@ def _unknown_ending(path: Path) -> str:
     )
 
 
-def _copy(file: DataFile, read: Callable[[DataFile], Iterator[Any]], sink: Any) -> None:
+def _copy(file: DataFile, sink: Any) -> None:
     """Write the rows of a file as an Arrow stream; after a second, a bar counts them."""
     import pyarrow as pa
 
     writer = None
     name = f"reading {file.path.name}"
     with tqdm(desc=name, unit=" rows", delay=1, file=sys.stderr, leave=False) as bar:
-        for batch in read(file):
+        for batch in _READERS[file.kind](file):
             if writer is None:
                 writer = pa.ipc.new_stream(sink, batch.schema)
             writer.write_batch(batch)

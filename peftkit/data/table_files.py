@@ -192,6 +192,7 @@ def table_rows(file: DataFile, table: Any) -> Rows:
     """Return the rows of a table in Arrow."""
     columns = [(name, table.column(name)) for name in table.column_names]
     names = class_names(table.schema.metadata or {})
+    path, digest = file.path, file.digest  # and not the bytes of a small file
 
     def read(number: int) -> Row:
         row = {}
@@ -199,9 +200,7 @@ def table_rows(file: DataFile, table: Any) -> Rows:
             row[column] = to_value(values[number].as_py(), names.get(column))
         return row
 
-    return Rows(
-        read, len(table), lambda number: f"{file.path}, row {number + 1}", lambda: file.digest
-    )
+    return Rows(read, len(table), lambda number: f"{path}, row {number + 1}", lambda: digest)
 
 
 def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

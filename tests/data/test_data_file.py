@@ -118,7 +118,7 @@ def every_file_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr("peftkit.data.data_file._PACKED_SMALL_BYTES", 0)
 
 
-def not_again(file, read, sink):
+def not_again(file, sink):
     raise AssertionError(f"{file} is copied again")
 
 
@@ -165,7 +165,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("every_file_is_large")
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    def write(file, read, sink):
+    def write(file, sink):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "rows.jsonl").write_text(LINES)
