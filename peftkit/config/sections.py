@@ -103,6 +103,10 @@ class RowSettings:
     """What the file calls the columns, such as {messages: conversation}."""
     encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
     """The encoding of text files without a byte order mark, such as cp1252; null is UTF-8."""
+    streaming: bool = False
+    """Read the training rows forward, shuffled as far as a buffer of 10,000 reaches, and keep only
+    those that train.max_steps needs: for data that does not fit on the disk.
+    """
     skip_empty: bool = False
     """Leave out rows that hold nothing to learn from, and say which; false stops at the first."""
     shares: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
@@ -122,6 +126,10 @@ class RowSettings:
     def __post_init__(self) -> None:
         if self.shares is None:
             return
+        if self.streaming:
+            raise ValueError(
+                "shares needs all rows of each file, and streaming reads some: leave one out"
+            )
         files = 1 if isinstance(self.train, str) else len(self.train)
         if files != len(self.shares) or files < 2:
             raise ValueError(

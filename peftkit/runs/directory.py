@@ -24,6 +24,7 @@ _FILES_OF_AN_ATTEMPT = (
     "metrics.jsonl",
     "evaluation.jsonl",
     "augmented_rows.jsonl",
+    "streamed_rows.jsonl",
     "training_rows.jsonl",
 )
 

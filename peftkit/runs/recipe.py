@@ -74,6 +74,15 @@ class RecipeSettings:
                 f"merge folds an adapter into the weights, which adapter.method {method} cannot "
                 "do: leave merge out, or choose another method"
             )
+        if self.data.streaming and self.train.max_steps is None:
+            raise ValueError(
+                "data.streaming reads as many rows as the steps need: set train.max_steps"
+            )
+        if self.data.streaming and getattr(self.data, "packing", False) is True:
+            raise ValueError(
+                "data.streaming counts rows, and data.packing: true puts several into a sequence: "
+                "set data.packing: batch, or leave one of them out"
+            )
         if getattr(self.data, "packing", False) and adapter.why_not_packed is not None:
             raise ValueError(
                 f"data.packing cannot be used with adapter.method {method}: "

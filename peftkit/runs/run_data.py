@@ -57,7 +57,7 @@ class RunData:
 
     def read(self) -> None:
         """Read the rows to train on, and those to measure."""
-        found = read_training_rows(self.task, self.config)
+        found = read_training_rows(self.task, self.config, self.run.directory)
         self.rows, self.held_out = found.training, found.held_out
         self.retained = MeasuredRows(found.retained, ())
         for line in found.decided:

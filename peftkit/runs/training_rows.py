@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from peftkit.data.rows import Rows
 from peftkit.data.shots import draw_shots, make_shot
 from peftkit.data.table_rows import list_paths
 from peftkit.errors import ConfigError
+from peftkit.runs.streaming import read_streamed
 from peftkit.tasks.base import Task
 
 
@@ -45,7 +47,7 @@ class TrainingRows:
         }
 
 
-def read_training_rows(task: Task, config: Any) -> TrainingRows:
+def read_training_rows(task: Task, config: Any, directory: Path | None = None) -> TrainingRows:
     """Return the rows of a run.
 
     Empty rows are left out first. Then come the split into training and held-out rows, the shots,
@@ -55,19 +57,23 @@ def read_training_rows(task: Task, config: Any) -> TrainingRows:
     Args:
         task: Reads the files.
         config: The run's config; its ``data`` says which rows, and its ``seed`` how they are drawn.
+        directory: The run's directory, in which rows are kept that are read forward
+            (`data.streaming`); None reads a few of them, to look at.
 
     Raises:
         ConfigError: the config asks for what the task's rows do not have.
         DataError: a row cannot be read, or there is nothing to train on or to hold out.
     """
-    return _Reading(task, config).read()
+    return _Reading(task, config, directory).read()
 
 
 class _Reading:
     """The steps in which the rows of a run are read and drawn."""
 
-    def __init__(self, task: Task, config: Any) -> None:
+    def __init__(self, task: Task, config: Any, directory: Path | None) -> None:
         self.task = task
+        self.config = config
+        self.directory = directory
         self.data = config.data
         self.seed: int = config.seed
         self.decided: list[str] = []
@@ -75,7 +81,11 @@ class _Reading:
     def read(self) -> TrainingRows:
         """Return the rows, and note what was decided."""
         data = self.data
-        paths = list_paths(data.train) if data.shares else [data.train]
+        paths: list[Any] = list_paths(data.train) if data.shares else [data.train]
+        if data.streaming:
+            rows, line = read_streamed(self.config, self.directory)
+            self.decided.append(line)
+            paths = [rows]
         files = list(map(self._read_file, paths))
         rows = Rows.joined(files)
         training, held_out = self._split(rows)
