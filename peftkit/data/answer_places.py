@@ -41,19 +41,23 @@ def find_in_probe(template: ChatTemplate, probe: Probe, turn: int) -> Answer:
     dialogue = probe.dialogue.until(turn)
     text, marks = template.render_marked(dialogue)
     own = probe.words_of(turn, text)
-    is_last = bool(own)
-    for found in find_words(text):
-        if is_last and found.start > own[0].start:
-            is_last = found in own
-    if not is_last:
-        raise DataError(
-            f"the chat template of {template.name} does not put an answer after its prompt, so the "
-            "two cannot be told apart: choose another template with data.chat_template, or set "
-            "data.loss_on=all"
-        )
+    others = [found.start for found in find_words(text) if found not in own]
+    if not own or max(others, default=-1) > own[0].start:
+        raise _not_apart(template)
     first, last = own[0].start, own[-1].end
     end = last + _end_of_turn(template, probe, turn, text[last:], own[-1].number)
-    return _answer(template, dialogue, text, marks, first, end)
+    answer = _answer(template, dialogue, text, marks, first, end)
+    if answer.spans and max(others, default=-1) >= answer.spans[0][0]:
+        raise _not_apart(template)  # what begins like a prompt goes on otherwise
+    return answer
+
+
+def _not_apart(template: ChatTemplate) -> DataError:
+    return DataError(
+        f"the chat template of {template.name} does not put an answer after its prompt, so the two "
+        "cannot be told apart: choose another template with data.chat_template, or set "
+        "data.loss_on=all"
+    )
 
 
 def find_in_dialogue(template: ChatTemplate, dialogue: Dialogue, turn: int, tail: str) -> Answer:

@@ -222,6 +222,16 @@ def test_a_role_that_a_template_leaves_out_is_named():
         render_prompt([ASK], tokenizer, "be brief")
 
 
+def test_a_prompt_that_goes_on_otherwise_before_the_answer_is_refused():
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% if not loop.last %}<|im_end|>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match=r"the two cannot be told apart: .* data.chat_template"):
+        render(tokenizer, [ASK, FOUR])
+
+
 def test_of_several_templates_the_one_for_tools_renders_tools():
     tokenizer = tokenizer_of("chatml")
     hermes = tokenizer_of("hermes-tools").chat_template
