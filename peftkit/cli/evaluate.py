@@ -42,8 +42,9 @@ def _run(options: argparse.Namespace) -> int:
 
     check_output(options.output)
     runs = [open_run(directory) for directory in options.runs]
-    rows = runs[0].task.read(options.data) if options.data else runs[0].held_out_rows()
-    data = options.data or runs[0].held_out()
+    run = runs[0]
+    rows = run.labelled_rows(options.data) if options.data else run.held_out_rows()
+    data = options.data or run.held_out()
     found = measure(runs, rows, batch_size=options.batch_size)
     print(f"{' + '.join(options.runs)} on {data}")
     for name, value in found.metrics.items():

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.html is None:
         print(in_terminal(preview, color=sys.stdout.isatty()))
     if options.lint:
-        preview = _add_findings(preview, task.lint(rows.training, rows.held_out))
+        preview = _add_findings(preview, task.lint(rows.distinct, rows.held_out))
     if options.html is not None:
         write_page(preview, Path(options.html))
         print(f"the page is in {options.html}")

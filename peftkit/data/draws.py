@@ -22,8 +22,8 @@ def draw_evenly(numbers: Any, count: int, source: np.random.Generator) -> Any:
         An array (count,): all numbers in their order, again and again, then those drawn.
     """
     times, rest = divmod(count, len(numbers))
-    drawn = np.sort(source.permutation(len(numbers))[:rest])
-    return np.concatenate([np.tile(numbers, times), numbers[drawn]])
+    drawn = np.sort(source.permutation(numbers)[:rest])
+    return np.concatenate([np.tile(numbers, times), drawn])
 
 
 def spell_times(count: int, rows: int) -> str:

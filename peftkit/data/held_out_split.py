@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,12 @@ def split_held_out(rows: Rows, share: float, seed: int, class_column: str | None
     line = f"data.evaluation: {count:,} of {len(rows):,} rows are held out"
     line += ", groups kept together" if groups is not None else ""
     line += ", a share of each class" if class_column is not None else ""
-    return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out), [line, *decided])
+    return Split(_numbers(~is_held_out), _numbers(is_held_out), [line, *decided])
+
+
+def _numbers(is_chosen: Any) -> Any:
+    """Return the numbers of the chosen rows, an array; 32 bits are enough and take half of 64."""
+    return np.flatnonzero(is_chosen).astype(np.int32)
 
 
 def _count(rows: Rows, groups: Any) -> str:
@@ -96,7 +102,8 @@ def _draw_groups(count: int, groups: Any, share: float, draw: np.random.Generato
         groups = np.arange(count, dtype=np.int32)
     number = int(groups.max()) + 1
     is_chosen = np.zeros(number, dtype=bool)
-    is_chosen[draw.permutation(number)[: round(number * share)]] = True
+    numbers = np.arange(number, dtype=np.int32)
+    is_chosen[draw.permutation(numbers)[: round(number * share)]] = True
     return is_chosen[groups]
 
 
@@ -120,12 +127,12 @@ def _wanted(sizes: Any, share: float) -> Any:
 def _draw_of_each_class(classes: Any, share: float, draw: np.random.Generator) -> Any:
     """Return which rows are held out: a share of each class."""
     sizes = np.bincount(classes)
-    by_class = np.argsort(classes, kind="stable")  # the rows of a class stand together
+    by_class = np.argsort(classes, kind="stable").astype(np.int32)  # those of a class together
     is_held_out = np.zeros(len(classes), dtype=bool)
     start = 0
     for size, count in zip(sizes, _wanted(sizes, share), strict=True):
         members = by_class[start : start + size]
-        is_held_out[members[draw.permutation(size)[:count]]] = True
+        is_held_out[draw.permutation(members)[:count]] = True
         start += size
     return is_held_out
 
@@ -141,29 +148,47 @@ def _draw_groups_by_class(groups: Any, classes: Any, share: float, draw: Any) ->
     Every class keeps a row to train on.
     """
     sizes = np.bincount(classes)
-    missing = _wanted(sizes, share).astype(np.float64)
-    left = sizes.copy()
-    by_group = np.argsort(groups, kind="stable")  # the rows of a group stand together
-    starts = np.flatnonzero(np.diff(groups[by_group], prepend=-1, append=-1))
-    is_held_out = np.zeros(len(classes), dtype=bool)
-    least, nearest = np.inf, None  # what makes the distance larger by the least
+    # Plain numbers: a group has few classes, for which numpy is slow.
+    rows_of, missing, left = sizes.tolist(), _wanted(sizes, share).tolist(), sizes.tolist()
+    names, counts, starts = _classes_of_groups(groups, classes)
     order = draw.permutation(len(starts) - 1)
+    is_chosen = np.zeros(len(order), dtype=bool)
+    least, nearest = math.inf, None  # what makes the distance larger by the least
     for may_exceed in (False, True):
-        for number in order:
-            members = by_group[starts[number] : starts[number + 1]]
-            names, counts = np.unique(classes[members], return_counts=True)
-            if is_held_out[members[0]] or (left[names] == counts).any():
+        for group in order:
+            if is_chosen[group]:
                 continue
-            change = float((counts * (counts - 2 * missing[names]) / sizes[names]).sum())
-            if change < 0 and (may_exceed or (counts <= missing[names]).all()):
-                is_held_out[members] = True
-                missing[names] -= counts
-                left[names] -= counts
+            place = slice(starts[group], starts[group + 1])
+            found = list(zip(names[place].tolist(), counts[place].tolist(), strict=True))
+            if any(left[name] == count for name, count in found):
+                continue
+            change = sum(
+                count * (count - 2 * missing[name]) / rows_of[name] for name, count in found
+            )
+            fits = may_exceed or all(count <= missing[name] for name, count in found)
+            if change < 0 and fits:
+                is_chosen[group] = True
+                for name, count in found:
+                    missing[name] -= count
+                    left[name] -= count
             elif 0 <= change < least:
-                least, nearest = change, members
-    if nearest is not None and not is_held_out.any():
-        is_held_out[nearest] = True
-    return is_held_out
+                least, nearest = change, group
+    if nearest is not None and not is_chosen.any():
+        is_chosen[nearest] = True
+    return is_chosen[groups]
+
+
+def _classes_of_groups(groups: Any, classes: Any) -> tuple[Any, Any, Any]:
+    """Return the classes in each group, with the number of their rows.
+
+    Returns:
+        Classes and numbers of rows, arrays (pairs,) in the order of the groups; and where each
+        group begins in them, an array (groups + 1,).
+    """
+    kinds = int(classes.max()) + 1
+    pairs, counts = np.unique(groups.astype(np.int64) * kinds + classes, return_counts=True)
+    starts = np.searchsorted(pairs, np.arange(int(groups.max()) + 2) * kinds)
+    return pairs % kinds, counts, starts
 
 
 def _describe(rows: Rows, classes: Any, names: list[str], is_held_out: Any) -> list[str]:

@@ -33,7 +33,7 @@ def draw_shares(
     draw = generator(seed, "data.shares")
     drawn, said = [], []
     for number, (name, share) in enumerate(zip(names, shares, strict=True)):
-        numbers = np.flatnonzero(files == number)
+        numbers = np.flatnonzero(files == number).astype(np.int32)
         count = round(len(files) * share)
         if not len(numbers):
             raise DataError(f"data.shares: {name} has no rows left to train on")
@@ -63,11 +63,11 @@ def oversample(classes: Any, names: Sequence[str], share: float, seed: int) -> t
     draw = generator(seed, "data.oversample")
     sizes = np.bincount(classes, minlength=len(names))
     least = math.ceil(sizes.max() * share)
-    drawn, said = [np.arange(len(classes))], []
+    drawn, said = [np.arange(len(classes), dtype=np.int32)], []
     for number in np.argsort(-sizes, kind="stable"):
         size = int(sizes[number])
         if size < least:
-            numbers = np.flatnonzero(classes == number)
+            numbers = np.flatnonzero(classes == number).astype(np.int32)
             drawn.append(draw_evenly(numbers, least, draw)[size:])
             said.append(f"{names[number]!r} {size:,} -> {spell_times(least, size)}")
     if not said:

@@ -49,7 +49,11 @@ class Opened:
         """
         if not isinstance(self.config.data.evaluation, str):
             return read_rows(self.held_out())
-        rows = self.task.read(self.held_out())
+        return self.labelled_rows(self.held_out())
+
+    def labelled_rows(self, path: str) -> Rows:
+        """Return the rows of a file, without empty ones if the run was told to leave them out."""
+        rows = self.task.read(path)
         return leave_out_empty(rows)[0] if self.config.data.skip_empty else rows
 
     def backbone(self) -> Any:

@@ -33,6 +33,7 @@ class RunData:
 
     Attributes:
         rows: The rows to train on.
+        distinct: The rows of `data.train` among them, each once.
         held_out: The rows that are held out; perhaps none.
         needed: The examples to learn from.
         preview: What is learned of them; in the main process alone.
@@ -42,6 +43,7 @@ class RunData:
     """
 
     rows: Rows
+    distinct: Rows
     held_out: Rows
     needed: Needed
     preview: Preview
@@ -59,6 +61,7 @@ class RunData:
         """Read the rows to train on, and those to measure."""
         found = read_training_rows(self.task, self.config, self.run.directory)
         self.rows, self.held_out = found.training, found.held_out
+        self.distinct = found.distinct
         self.retained = MeasuredRows(found.retained, ())
         for line in found.decided:
             self.run.say(line)
@@ -119,7 +122,7 @@ class RunData:
 
         Cut answers are those of the training rows, whose examples were the last to be made.
         """
-        found = self.task.lint(self.rows, self.held_out, thorough=False)
+        found = self.task.lint(self.distinct, self.held_out, thorough=False)
         self.run.say(str(found))
         for finding in found.findings:
             self.remarks.append(f"Lint: {finding.sentence}.")

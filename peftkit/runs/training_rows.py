@@ -27,12 +27,14 @@ class TrainingRows:
 
     Attributes:
         training: The rows to learn from, with replayed ones.
+        distinct: Those of `data.train` among them, each once.
         held_out: The rows that are measured; perhaps none.
         retained: Rows of a task that the model could do before; perhaps none.
         decided: What was decided on the way, a line each.
     """
 
     training: Rows
+    distinct: Rows
     held_out: Rows
     retained: Rows
     decided: list[str] = dataclasses.field(default_factory=list)
@@ -88,16 +90,17 @@ class _Reading:
             paths = [rows]
         files = list(map(self._read_file, paths))
         rows = Rows.joined(files)
-        training, held_out = self._split(rows)
-        training = self._draw_shots(rows, training)
+        numbers, held_out = self._split(rows)
+        numbers = self._draw_shots(rows, numbers)
         if data.shares:
-            training = self._share(files, paths, training)
-        learned = self._oversample(rows if training is None else rows.select(training))
+            numbers = self._share(files, paths, numbers)
+        numbers = self._oversample(rows, numbers)
+        training, distinct = _select(rows, numbers), _select(rows, np.unique(numbers))
         if data.replay is not None:
             old = self._read_file(data.replay.train)
-            learned = add_replay(learned, old, data.replay.share, self.seed)
+            training = add_replay(training, old, data.replay.share, self.seed)
         retained = self._read_file(data.retention) if data.retention else Rows.of([])
-        return TrainingRows(learned, held_out, retained, self.decided)
+        return TrainingRows(training, distinct, held_out, retained, self.decided)
 
     def _read_file(self, path: str | Sequence[str]) -> Rows:
         """Return the rows of a file, or of several, without the empty ones if they may be left."""
@@ -109,48 +112,52 @@ class _Reading:
         return rows
 
     def _split(self, rows: Rows) -> tuple[Any, Rows]:
-        """Return the numbers of the training rows (None for all rows), and the held-out rows."""
+        """Return the numbers of the training rows, an array, and the held-out rows."""
         data = self.data
         if isinstance(data.evaluation, float):
             split = split_held_out(rows, data.evaluation, self.seed, self.task.class_column)
             self.decided += split.decided
             return split.training, rows.select(split.held_out)
         held_out = Rows.of([]) if data.evaluation is None else self._read_file(data.evaluation)
-        return None, held_out
+        return np.arange(len(rows), dtype=np.int32), held_out
 
-    def _draw_shots(self, rows: Rows, training: Any) -> Any:
+    def _draw_shots(self, rows: Rows, numbers: Any) -> Any:
         """Give the task its shots, and return the numbers of the training rows without them."""
         count = getattr(self.data, "shots", 0)
         if not count:
             self.task.learned.pop("shots", None)  # of the run that is trained further
-            return training
-        numbers = np.arange(len(rows)) if training is None else training
+            return numbers
         drawn = draw_shots(rows, numbers, count, self.seed)
         self.task.learned["shots"] = [make_shot(rows[int(number)]) for number in drawn]
         self.decided.append(
             f"data.shots: {describe_places(rows, np.sort(drawn))} come before each example, and "
             "are not learned"
         )
-        return np.setdiff1d(numbers, drawn)
+        return numbers[~np.isin(numbers, drawn)]
 
-    def _share(self, files: Sequence[Rows], names: Sequence[str], training: Any) -> Any:
+    def _share(self, files: Sequence[Rows], names: Sequence[str], numbers: Any) -> Any:
         """Return the numbers of the rows of an epoch in which each file has its share."""
         ends = np.cumsum(list(map(len, files)))
-        numbers = np.arange(ends[-1]) if training is None else training
         of_file = np.searchsorted(ends, numbers, side="right")
         drawn, line = draw_shares(of_file, names, self.data.shares, self.seed)
         self.decided.append(line)
         return numbers[drawn]
 
-    def _oversample(self, rows: Rows) -> Rows:
-        """Return the rows, those of rare classes several times."""
+    def _oversample(self, rows: Rows, numbers: Any) -> Any:
+        """Return the numbers of the rows, those of rare classes several times."""
         share = getattr(self.data, "oversample", None)
         if share is None:
-            return rows
+            return numbers
         column = self.task.class_column
         if column is None:
             raise ConfigError("data.oversample is for rows with a class: leave it out")
-        classes, names = class_numbers(rows, column)
+        classes, names = class_numbers(rows.select(numbers), column)
         drawn, line = oversample(classes, names, share, self.seed)
         self.decided.append(line)
-        return rows.select(drawn)
+        return numbers[drawn]
+
+
+def _select(rows: Rows, numbers: Any) -> Rows:
+    """Return the rows of these numbers; the rows as they are, if that is all of them."""
+    is_all = len(numbers) == len(rows) and bool((numbers == np.arange(len(rows))).all())
+    return rows if is_all else rows.select(numbers)

@@ -88,6 +88,14 @@ def test_replayed_rows_come_after_the_shares_of_the_new_ones(tmp_path):
     }  # fmt: skip
 
 
+def test_the_rows_that_are_looked_at_for_mistakes_come_once_each(tmp_path):
+    files = [labelled(tmp_path, "a.jsonl", "x" * 9 + "y"), labelled(tmp_path, "b.jsonl", "xy")]
+    found = read_labelled(train=files, shares=[0.5, 0.5], oversample=1.0)
+    learned = texts(found.training)
+    assert len(learned) > len(set(learned))
+    assert sorted(texts(found.distinct)) == sorted(set(learned))
+
+
 def test_a_score_cannot_be_oversampled(tmp_path):
     train = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "score": 1}])
     with pytest.raises(ConfigError, match=r"data\.oversample is for rows with a class"):
