@@ -173,3 +173,15 @@ def test_a_finished_run_measures_its_held_out_file_without_the_empty_rows(tmp_pa
     values["data"]["skip_empty"] = True
     directory = run("chat", values)
     assert len(open_run(directory).held_out_rows()) == 6
+
+
+def test_rows_that_are_repeated_are_no_duplicates(tmp_path, llama_dir, capfd):
+    values = config_values("text_classification", tmp_path, llama_dir, steps=2)
+    rows = [{"text": f"film {i}", "label": "up" if i < 15 else "down"} for i in range(20)]
+    values["data"] |= {"train": write_jsonl(tmp_path / "many.jsonl", rows), "oversample": 1.0}
+    values["data"]["evaluation"] = None
+    values["train"] = {"max_steps": 2}
+    run("text_classification", values)
+    said = capfd.readouterr().err
+    assert "'down' 5 -> 15 rows" in said
+    assert "lint of 20 training rows: no warnings" in said
