@@ -46,6 +46,11 @@ class SpeechProcessor:
                 f"cannot load a feature extractor from {source}: {problem}"
             ) from problem
         self.tokenizer: Any = load_tokenizer(source)
+        if self.tokenizer.eos_token_id is None:
+            raise BackboneError(
+                f"the tokenizer of {source} has no end-of-sequence token, which ends a transcript: "
+                "name one as eos_token in its tokenizer_config.json"
+            )
         self.options: dict[str, Any] = {}
         """Options of ``model.generate``."""
         is_multilingual = _is_multilingual(location)

@@ -36,10 +36,12 @@ def find_number(label: str, numbers: Mapping[str, int], kind: str) -> int:
 
 
 def listed(labels: Sequence[str]) -> str:
-    """Return labels in a row, the first of many."""
-    if len(labels) <= _LISTED:
-        return ", ".join(labels)
-    return f"{', '.join(labels[:_LISTED])} and {len(labels) - _LISTED} more"
+    """Return labels in a row, the first of many; those with white space around them in quotes."""
+    shown = []
+    for label in labels[:_LISTED]:
+        shown.append(label if label == label.strip() else repr(label))
+    more = len(labels) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def describe_variants(counts: Counter[str], kind: str, counted: str) -> list[str]:

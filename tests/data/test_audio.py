@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from peftkit.backbones.loading import load_tokenizer
 from peftkit.backbones.processors import SpeechProcessor
 from peftkit.data.audio import read_audio_rows, read_spectrograms, read_waveform
 from peftkit.data.table_values import read_path, read_text
@@ -48,3 +49,11 @@ def test_speech_labels_have_an_end_token_and_no_start_token(tmp_path):
     assert features.shape == (1, 40, 300)
     with pytest.raises(BackboneError, match="takes no language"):
         SpeechProcessor(MODELS / "whisper-tones" / "config.json", "german")
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(monkeypatch):
+    tokenizer = load_tokenizer(MODELS / "whisper-tones" / "config.json")
+    tokenizer.eos_token = None
+    monkeypatch.setattr("peftkit.backbones.processors.load_tokenizer", lambda source: tokenizer)
+    with pytest.raises(BackboneError, match="has no end-of-sequence token, which ends a transcr"):
+        SpeechProcessor(MODELS / "whisper-tones" / "config.json")

@@ -97,6 +97,8 @@ def test_losses_for_labels_are_refused_for_scores(tmp_path, llama_dir, loss):
 class Whisper:
     """What a multilingual Whisper's tokenizer does with languages."""
 
+    eos_token_id = 1
+
     def set_prefix_tokens(self, language, task):
         if language != "german":
             raise ValueError(f"Unsupported language: {language}.")

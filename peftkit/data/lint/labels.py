@@ -69,7 +69,7 @@ def find_label_variants(items: Sequence[LintItem], prints: Fingerprints) -> list
             "label variants",
             len(others),
             f"{differs} only in case or white space ({_listed(spelled)})",
-            "write them alike, or they are classes of their own",
+            "they are classes of their own; if they mean the same, see data.label_names",
             shown(items, [prints.first[label] for label in others]),
         )
     ]
