@@ -37,6 +37,7 @@ TOGETHER = {
     "teacher.unlabelled": ["--teacher.runs", "runs/a"],
     "teacher.min_confidence": ["--teacher.runs", "runs/a", "--teacher.unlabelled", "rows.jsonl"],
     "data.replay.share": ["--data.replay", "old.jsonl"],
+    "data.streaming": ["--train.max_steps", "3"],
 }
 
 
