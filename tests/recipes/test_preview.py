@@ -64,6 +64,10 @@ def test_a_row_with_nothing_to_learn_is_shown_with_the_reason(tmp_path, llama_di
     assert "b<|im_end|>" in said(preview, 0, "cut")
     assert preview.examples[0].notes[-1].startswith("No token of it is learned")
     assert preview.warnings[0].startswith("Training stops at these rows: 2 of 3 rows")
+    nothing = preview_of("chat", tmp_path, llama_dir, rows[:2])
+    assert len(nothing.statistics.lengths) == 0
+    assert read(page(nothing)).text("cut")
+    assert "examples" in in_terminal(nothing)
 
 
 def test_the_texts_of_a_pack_are_sections_with_their_rows(tmp_path, llama_dir):

@@ -3,8 +3,16 @@ import warnings
 
 import pytest
 
+from peftkit.data.preview.statistics import Bin
 from peftkit.runs import figures
-from peftkit.runs.figures import draw_all, draw_confusion, draw_losses, draw_ranks, short_names
+from peftkit.runs.figures import (
+    draw_all,
+    draw_confusion,
+    draw_lengths,
+    draw_losses,
+    draw_ranks,
+    short_names,
+)
 
 
 def train_lines(**changes):
@@ -136,3 +144,10 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         draw_losses(EVALUATIONS, path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("max_length", [None, 20, 5000])
+def test_lengths_are_drawn_with_and_without_a_longest_one(tmp_path, max_length):
+    path = tmp_path / "lengths.png"
+    draw_lengths([Bin(0, 9, 4), Bin(10, 19, 0), Bin(20, 20, 7)], max_length, path)
+    assert min(size(path)) > 200

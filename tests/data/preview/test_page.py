@@ -1,5 +1,6 @@
 """The page of a preview is well formed, escapes what it shows, and loses no character."""
 
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +10,7 @@ from peftkit.data.preview.contents import Preview
 from peftkit.data.preview.page import page
 from peftkit.data.preview.shown import Piece, Section, Shown, Wave
 from peftkit.data.preview.statistics import Statistics
+from peftkit.data.preview.style import STYLE
 from peftkit.data.preview.terminal import in_terminal
 from peftkit.data.preview.tokens import token_section
 
@@ -167,3 +169,25 @@ def test_figures_of_all_rows_are_exact():
     assert found["learned"] == "25.0% (of the tokens)"
     assert found["longest, in tokens"] == "40 (shortest 10, median 30, 95th percentile 40)"
     assert found["steps in an epoch"] == "2 (of 3 examples each)"
+
+
+def luminance(colour):
+    """The relative luminance of a colour such as #fff or #1b2330, as WCAG 2 defines it."""
+    digits = colour.lstrip("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_text_of_the_page_stands_out_from_its_background(theme):
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", STYLE.split("prefers-color-scheme")[theme]))
+    pairs = [("ink", "page"), ("ink", "card"), ("soft", "page"), ("soft", "card")]
+    pairs += [("learned-ink", "learned"), ("learned-ink", "learned-2"), ("cut-ink", "cut")]
+    pairs += [("cut-ink", "cut-2"), ("special-ink", "special"), ("warn-ink", "warn")]
+    for text, background in pairs:
+        low, high = sorted(luminance(colours[name]) for name in (text, background))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, background)
