@@ -162,7 +162,7 @@ class Task(ABC):
         Args:
             rows: The rows to train on.
             held_out: The rows to measure on; there may be none.
-            thorough: If not, look at 5,000 rows of each, which takes about a second.
+            thorough: If not, look at 5,000 rows of each, as a run does when it starts.
         """
         return lint(
             LintItems(rows, self.lint_item),

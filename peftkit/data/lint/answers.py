@@ -71,7 +71,7 @@ def find_cut_answers(counts: Mapping[str, int]) -> list[Finding]:
             "cut answers",
             count,
             f"of {counts['rows']:,} rows {loses} the end of an answer at data.max_length",
-            "raise it, or leave them out",
+            "raise it, or leave such rows out",
         )
     ]
 
@@ -95,7 +95,7 @@ def find_short_answers(items: Sequence[LintItem]) -> list[Finding]:
             "short answers",
             len(short),
             f"{has} at most {_SHORT} characters, and half of all have {usual:.0f} or more",
-            "see whether they were cut or stand for a missing one",
+            "see whether any was cut or stands for a missing one",
             shown(items, short),
         )
     ]

@@ -27,7 +27,7 @@ def find_duplicates(items: Sequence[LintItem], prints: Fingerprints) -> list[Fin
             "exact duplicates",
             count,
             either(count, "row is a copy of an earlier row", "rows are copies of earlier rows"),
-            "leave them out, or they count more than once",
+            "leave copies out, or they count more than once",
             _pairs(items, copies, items, originals),
         )
     ]
@@ -76,7 +76,7 @@ def find_overlap(
             "overlap",
             count,
             either(count, "held-out row is", "held-out rows are") + " among the training rows",
-            "take them out of one side, or the figures are too good",
+            "take such rows out of one side, or the figures are too good",
             _pairs(held_out, first, items, np.array(found)),
         )
     ]

@@ -49,7 +49,7 @@ def find_uneven_classes(items: Sequence[LintItem], prints: Fingerprints) -> list
             len(rare),
             f"{has} less than a twentieth of the rows of {most!r} ({_listed(shares)}; {most!r} "
             f"{_percent(rows / len(prints.rows))})",
-            "add rows, weigh or oversample them; and look at F1, not at accuracy",
+            "add rows, or weigh or oversample rare classes; and look at F1, not at accuracy",
             shown(items, [prints.first[label] for label in rare]),
         )
     ]

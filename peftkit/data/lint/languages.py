@@ -86,7 +86,7 @@ def _describe(
             count,
             f"of {judged:,} {name}s {either(count, 'is', 'are')} in another language "
             f"({', '.join(odd[:5])}) than most ({usual})",
-            "leave them out, if they are not meant",
+            "leave out what is not meant",
             shown(items, numbers),
         )
     ]

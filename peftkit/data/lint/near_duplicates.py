@@ -1,10 +1,10 @@
 """Rows that say almost the same, found by MinHash and locality-sensitive hashing (Broder 1997).
 
 Two texts are alike if they differ in nothing but case, punctuation and white space, or if they
-share at least 80% of their sequences of five words (the Jaccard index). MinHash signatures in 16
-bands of 8 hashes give the candidates, and each is then compared without estimates: as a whole, in
-its parts (the question, the answer), and without the template, which is what more than 1% of the
-rows share.
+share at least 80% of their sequences of three words (the Jaccard index): a word in 27 may differ.
+MinHash signatures in 16 bands of 8 hashes give the candidates, and each is then compared without
+estimates: in each of its parts (the question, the answer), and without the template, which is what
+more than 1% of the rows share.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ def _describe_copies(pairs: Sequence[str]) -> list[Finding]:
             "near-duplicates",
             len(pairs),
             either(len(pairs), row, rows),
-            "keep one of each, unless they are meant to count more than once",
+            "keep one of each, unless both are meant to count",
             tuple(pairs[:SHOWN]),
         )
     ]
@@ -65,7 +65,7 @@ def _describe_overlap(pairs: Sequence[str]) -> list[Finding]:
             "near-overlap",
             len(pairs),
             either(len(pairs), row, rows),
-            "take them out of one side, or the figures are too good",
+            "take such rows out of one side, or the figures are too good",
             tuple(pairs[:SHOWN]),
         )
     ]
@@ -94,11 +94,9 @@ def _find_alike(items: Sequence[LintItem], learned: int) -> dict[int, int]:
         texts.append(text.shingles)
     for later, earlier in _find_similar(texts):
         number, other = numbers[later], numbers[earlier]
-        if (
-            other < learned
-            and number not in alike
-            and _have_like_parts(items[number], items[other])
-        ):
+        if number in alike or other >= learned:
+            continue
+        if _have_like_parts(items[number], items[other]):
             alike[number] = other
     return alike
 
@@ -113,7 +111,7 @@ def _have_like_parts(item: LintItem, other: LintItem) -> bool:
 
 
 def _find_similar(texts: Sequence[Shingles]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of numbers of texts that share most of their shingles, the later one first."""
+    """Yield pairs of texts that are alike without the template, by number, the later one first."""
     template = find_template(texts)
     places, own = [], []
     for place, shingles in enumerate(texts):
@@ -122,10 +120,8 @@ def _find_similar(texts: Sequence[Shingles]) -> Iterator[tuple[int, int]]:
             places.append(place)
             own.append(kept)
     for later, earlier in sorted(_candidates(_signatures(own))):
-        one, other = places[later], places[earlier]
-        without_template = resemblance(own[later], own[earlier])
-        if min(without_template, resemblance(texts[one], texts[other])) >= _ALIKE:
-            yield one, other
+        if resemblance(own[later], own[earlier]) >= _ALIKE:
+            yield places[later], places[earlier]
 
 
 def _without(shingles: Shingles, template: Shingles) -> Shingles:

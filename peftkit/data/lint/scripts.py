@@ -50,7 +50,7 @@ def find_odd_scripts(items: Sequence[LintItem]) -> list[Finding]:
             "scripts",
             len(numbers),
             f"{written} in {' or '.join(odd[:3])} letters, and most are in {usual} ones",
-            "leave them out, if they are not meant",
+            "leave out what is not meant",
             shown(items, numbers),
         )
     ]
@@ -70,7 +70,7 @@ def find_lookalikes(items: Sequence[LintItem]) -> list[Finding]:
             "look-alike letters",
             len(numbers),
             f"{has} words with Cyrillic letters among Latin ones that look the same",
-            "replace them, as a model reads such a word as another one",
+            "write such words in one script, as a model reads them as others",
             shown(items, numbers),
         )
     ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Shingles = NDArray[np.uint32]
 
-_LENGTH = 5  # words in a shingle
+_LENGTH = 3  # words in a shingle
 _LARGEST = 1_000  # shingles that are kept of a long text: the smallest hashes, so equal ones stay
 _TEMPLATE_SHARE = 0.01
 _TEMPLATE_ROWS = 10
@@ -33,7 +33,7 @@ class Sketch:
     plain: bytes
     """A hash of its words, without case, punctuation and white space; empty if it has none."""
     shingles: Shingles
-    """Hashes of its sequences of 5 words, sorted, each once; at most 1,000 of them."""
+    """Hashes of its sequences of 3 words, sorted, each once; at most 1,000 of them."""
 
 
 def split_words(text: str) -> list[str]:

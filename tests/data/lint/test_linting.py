@@ -42,11 +42,11 @@ def test_each_finding_is_a_line_with_its_count_first():
     report = str(lint(rows, counts={"answers_cut": 1_234, "rows": 9_000}))
     assert report.splitlines() == [
         "lint of 43 training rows: 3 warnings",
-        "     12 rows are copies of earlier rows: leave them out, or they count more than once",
+        "     12 rows are copies of earlier rows: leave copies out, or they count more than once",
         "        more.jsonl, row 1 = train.jsonl, row 1; row 2 = train.jsonl, row 2; row 3 = "
         "train.jsonl, row 3; ...",
         "  1,234 of 9,000 rows lose the end of an answer at data.max_length: raise it, or leave "
-        "them out",
+        "such rows out",
         "      1 answer is empty: fill it in, or leave the row out with data.skip_empty: true",
         "        more.jsonl, row 13",
     ]

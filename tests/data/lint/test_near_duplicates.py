@@ -136,8 +136,8 @@ def test_as_many_pairs_are_found_as_by_comparing_all():
     assert 0.95 * expected <= found <= expected
 
 
-def test_a_resemblance_is_the_share_of_common_sequences_of_five_words():
-    one, other = sketch("a b c d e f g").shingles, sketch("b c d e f g h").shingles
+def test_a_resemblance_is_the_share_of_common_sequences_of_three_words():
+    one, other = sketch("a b c d e").shingles, sketch("b c d e f").shingles
     assert (len(one), len(other)) == (3, 3)
     assert resemblance(one, other) == 2 / 4
 
@@ -156,7 +156,7 @@ def test_words_are_in_lower_case_and_signs_count():
 
 
 def test_a_lone_surrogate_does_no_harm():
-    assert len(sketch("\ud800 a b c d e").shingles) == 2
+    assert len(sketch("\ud800 a b c").shingles) == 2
     assert sketch("\ud800").plain != sketch("").plain
 
 
