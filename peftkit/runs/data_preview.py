@@ -52,10 +52,10 @@ def preview_rows(
         task.learned = known
         task.fit(rows.training)
     refused = []
+    examples = task.examples(seen)
     try:
-        examples = task.examples(seen)
+        task.check_learned()
     except DataError as problem:  # training would refuse the examples; here they are to be seen
-        examples = task.encode_all(seen)
         refused.append(f"Training stops at these rows: {problem}.")
     found = preview_examples(
         task, config, seen, examples, title, count=count, of=len(rows.training)

@@ -53,6 +53,7 @@ def measure(runs: Sequence[Opened], rows: Sequence[Row], *, batch_size: int) -> 
     """
     task = runs[0].task
     examples = task.examples(rows)
+    task.check_learned()
     if not examples:
         raise DataError(f"none of the {len(rows):,} rows gives anything to measure")
     measured_rows = task.measured_rows(rows)

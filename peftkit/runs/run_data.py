@@ -21,6 +21,7 @@ from peftkit.runs.training_rows import read_training_rows
 from peftkit.tasks.base import Task
 
 _SHOWN_EXAMPLES = 20  # in the page of the run
+_ENOUGH_ROWS = 1000  # to judge from those that were drawn whether something is learned of most rows
 
 
 class RunData:
@@ -82,12 +83,11 @@ class RunData:
     def encode(self) -> None:
         """Turn the rows into examples: no more of them than the steps need."""
         rows = self._rows_to_learn()
-        self.needed = encode_needed(
-            rows,
-            self._needed_examples(),
-            self.config.seed,
-            lambda drawn: self._encode(drawn, self.config.data.train),
-        )
+        count, seed = self._needed_examples(), self.config.seed
+        self.needed = needed = encode_needed(rows, count, seed, self.task.examples)
+        self._describe(needed.rows, needed.examples, self.config.data.train)
+        if needed.share == 1 or len(needed.rows) >= _ENOUGH_ROWS:
+            self.task.check_learned()
         if self.run.is_main:
             self._preview(len(rows))
         if self.config.data.lint and self.run.is_main:
@@ -156,19 +156,30 @@ class RunData:
             self.run.say(f"with the teacher, {len(rows):,} rows")
         return rows
 
-    def _encode(self, rows: Rows, where: object) -> Sequence[Any]:
+    def _encode(self, rows: Rows, where: str) -> Sequence[Any]:
         examples = self.task.examples(rows)
+        self._describe(rows, examples, where)
+        self.task.check_learned()
+        return examples
+
+    def _describe(self, rows: Rows, examples: Sequence[Any], where: str | list[str]) -> None:
+        """Say what became of rows.
+
+        Raises:
+            DataError: they give no example.
+        """
         remarks = self.task.remarks() or f"{len(rows):,} rows -> {len(examples):,} examples"
         self.run.say(f"{where}: {remarks}")
         if not examples:
+            self.task.check_learned()  # knows better why
             raise DataError(f"{where}: none of the {len(rows):,} rows gives an example")
-        return examples
 
     def _encode_measured(self) -> MeasuredRows:
         """Return the rows to measure: the held-out ones, or else a few of the training rows."""
         if self.held_out:
-            examples = self._encode(self.held_out, self.config.data.evaluation)
-            return MeasuredRows(self.held_out, examples)
+            file = self.config.data.evaluation
+            where = "the held-out rows" if isinstance(file, float) else file
+            return MeasuredRows(self.held_out, self._encode(self.held_out, where))
         rows = sample_of_training(self.rows)
         share = f"{len(rows)} of the {len(self.rows):,}" if len(rows) < len(self.rows) else "the"
         self._remark(f"Measured on {share} training rows: none were held out.")

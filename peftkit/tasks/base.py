@@ -213,6 +213,13 @@ class Task(ABC):
         """Return the examples of all rows, as training takes them."""
         return self.encode_all(rows)
 
+    def check_learned(self) -> None:  # noqa: B027 -- most tasks learn something of every row
+        """Check that something is learned of most rows that became examples last.
+
+        Raises:
+            DataError: it is not.
+        """
+
     def encode_all(self, rows: Sequence[Row]) -> Sequence[Any]:
         """Return the examples of all rows; of many, from files that are made once.
 

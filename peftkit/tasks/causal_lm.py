@@ -142,17 +142,21 @@ class CausalLMTask(Task):
     def examples(self, rows: Sequence[Row]) -> Sequence[Example]:
         """Return the rendered rows, packed if the config asks for it."""
         self._texts = self.encode_all(rows)
-        dropped, limit = self.counts["dropped"], self.config.data.max_length
-        if dropped > len(rows) / 2:
-            raise DataError(
-                f"{dropped} of {len(rows)} rows have no supervised token within {limit} tokens: "
-                "raise data.max_length, or see `peftkit preview` for what is supervised"
-            )
         if self.packing is not True:
             return self._texts
-        packs = pack_examples(self._texts, limit)
+        packs = pack_examples(self._texts, self.config.data.max_length)
         self._packs = len(packs)
         return packs
+
+    def check_learned(self) -> None:
+        """Check that at least half of the rows have a supervised token."""
+        dropped, rows = self.counts["dropped"], self.counts["rows"]
+        if dropped > rows / 2:
+            raise DataError(
+                f"{dropped:,} of {rows:,} rows have no supervised token within "
+                f"{self.config.data.max_length} tokens: raise data.max_length, or see `peftkit "
+                "preview` for what is supervised"
+            )
 
     def remarks(self) -> str:
         """Return what became of the rows."""

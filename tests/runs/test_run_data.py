@@ -108,3 +108,18 @@ def test_noisy_copies_are_kept_if_there_are_any(tmp_path, llama_dir, copies):
     data = made("text_classification", values)
     assert len(data.needed.rows) == 10 * (1 + copies)
     assert (tmp_path / "run" / "augmented_rows.jsonl").exists() == bool(copies)
+
+
+def test_a_few_rows_that_are_drawn_may_all_be_left_out(tmp_path, llama_dir, encoded):
+    """Of 40 rows, 18 are cut before their answers: two that are drawn first may be such ones."""
+    values = values_of("causal_lm", tmp_path, llama_dir, steps=1, held_out=False)
+    cut = {"prompt": "x" * 200, "completion": "y"}
+    rows = [cut if number < 18 else {"prompt": "x", "completion": "y"} for number in range(40)]
+    values["data"]["train"] = write_jsonl(tmp_path / "some.jsonl", rows)
+    values["train"]["batch_size"] = 2
+    firsts = set()
+    for seed in range(12):
+        data = made("causal_lm", values | {"seed": seed, "run_dir": str(tmp_path / str(seed))})
+        assert len(data.needed.examples) >= 2
+        firsts.add(len(data.needed.rows))
+    assert len(firsts) > 1  # for some seeds more rows had to be drawn
