@@ -11,6 +11,7 @@ from peftkit.data.empty_rows import leave_out_empty
 from peftkit.data.held_out_split import split_held_out
 from peftkit.data.replay import add_replay
 from peftkit.data.row_classes import class_numbers
+from peftkit.data.row_files import source_name
 from peftkit.data.row_places import describe_places
 from peftkit.data.row_shares import draw_shares, oversample
 from peftkit.data.rows import Rows
@@ -93,7 +94,7 @@ class _Reading:
         numbers, held_out = self._split(rows)
         numbers = self._draw_shots(rows, numbers)
         if data.shares:
-            numbers = self._share(files, paths, numbers)
+            numbers = self._share(files, list(map(source_name, paths)), numbers)
         numbers = self._oversample(rows, numbers)
         training, distinct = _select(rows, numbers), _select(rows, np.unique(numbers))
         if data.replay is not None:
