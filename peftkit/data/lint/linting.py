@@ -112,7 +112,9 @@ def lint(
         checks.append(partial(find_odd_languages, sample))
     findings, notes = _run(checks)
     if not thorough:
-        notes.append("`peftkit preview RECIPE --lint` looks at more rows, and at their languages")
+        is_all = len(sample) == len(training) and len(held_out_sample) == len(held_out)
+        more = "languages, too" if is_all else "more rows, and at their languages"
+        notes.append(f"`peftkit preview RECIPE --lint` looks at {more}")
     looked_at = _looked_at("training", training, sample, thorough)
     if held_out:
         looked_at += " and " + _looked_at("held-out", held_out, held_out_sample, thorough)

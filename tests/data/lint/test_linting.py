@@ -76,6 +76,11 @@ def test_a_quick_lint_reads_the_sample_alone():
     )
 
 
+def test_a_quick_lint_of_few_rows_promises_no_more_rows():
+    report = lint(texts(3), thorough=False)
+    assert report.notes == ("`peftkit preview RECIPE --lint` looks at languages, too",)
+
+
 def test_long_rows_make_the_sample_smaller(monkeypatch):
     monkeypatch.setattr(linting, "_CHARACTERS", 10_000)
     rows = []
