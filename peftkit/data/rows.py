@@ -26,7 +26,7 @@ class Rows(Sequence[Row]):
         count: How many rows there are.
         where: Says where the row of a number stands, such as "prices.csv, row 3".
         digest: Says which rows these are: two objects with one digest have the same rows in the
-            same order, but for what `map` changes.
+            same order, but for what `map` changes by the settings of a run.
     """
 
     def __init__(
@@ -96,10 +96,15 @@ class Rows(Sequence[Row]):
             found |= dict.fromkeys(self[number])
         return tuple(found)
 
-    def map(self, change: Callable[[Row], Row]) -> "Rows":
+    def map(self, change: Callable[[Row], Row], *, depends_on: str = "") -> "Rows":
         """Return the rows as `change` makes them, one at a time.
 
         A `DataError` that it raises gets the row's place in front.
+
+        Args:
+            change: Makes a row of a row.
+            depends_on: What it goes by beside the row and the settings of a run; the digest of the
+                rows depends on it.
         """
 
         def read(number: int) -> Row:
@@ -109,7 +114,10 @@ class Rows(Sequence[Row]):
             except DataError as problem:
                 raise type(problem)(f"{self.where(number)}: {problem}") from None
 
-        return Rows(read, len(self), self.where, self._digest)
+        def digest() -> str:
+            return _digest_of(self.digest, depends_on) if depends_on else self.digest
+
+        return Rows(read, len(self), self.where, digest)
 
     def select(self, numbers: Sequence[int] | np.ndarray) -> "Rows":
         """Return the rows of these numbers, in this order; a row may come more than once."""

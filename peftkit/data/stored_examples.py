@@ -249,4 +249,5 @@ def _values_of(name: str, chunk: Any) -> Iterator[tuple[str, Any]]:
     elif kind.startswith(("int", "double")):
         yield name, _numbers(chunk)
     else:
-        yield name, repr(chunk.to_pylist()).encode()
+        for value in chunk.to_pylist():
+            yield name, repr(value).encode()

@@ -79,4 +79,4 @@ def read_file_rows(
             raise DataError(f"there is no file {file}")
         return row | {file_column: str(file)}
 
-    return rows.map(resolve)
+    return rows.map(resolve, depends_on=str(directory))

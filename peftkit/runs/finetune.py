@@ -36,8 +36,6 @@ from peftkit.training.loop import Training
 from peftkit.training.out_of_memory import explained
 from peftkit.training.token_checks import check_tokens
 
-_SHOWN_EXAMPLES = 20  # in the page of the run
-
 
 def finetune(make_task: Callable[[Any], Task], config: Any, recipe: Path) -> None:
     """Run a recipe from its config to its report; an interrupted run is resumed.

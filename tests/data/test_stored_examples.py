@@ -72,6 +72,20 @@ def test_the_digest_does_not_depend_on_who_made_the_files(monkeypatch):
     assert data_digest(other) not in digests
 
 
+def test_the_digest_of_texts_does_not_depend_on_who_made_the_files(monkeypatch):
+    def name_images(rows, counts):
+        return [[Encoded({"image": f"{row['number']}.png"}, 1)] for row in rows]
+
+    digests = set()
+    for processes in (1, 2):
+        monkeypatch.setattr(encoding_processes, "_processes", lambda count=processes: count)
+        key = f"images {processes}"
+        stored, _ = encode_rows(rows_of(MANY), name_images, Encoded, lambda key=key: key, "")
+        digests.add(data_digest(stored))
+    assert len(digests) == 1
+    assert stored[MANY - 1].features == {"image": f"{MANY - 1}.png"}
+
+
 def test_the_weight_of_an_example_comes_back_and_is_in_the_digest():
     def weigh(rows, counts):
         found = encode(rows, counts)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from peftkit.data.table_rows import read_table_rows
+from peftkit.data.table_rows import read_file_rows, read_table_rows
 from peftkit.data.table_values import read_label, read_text
 from peftkit.errors import DataError, EmptyRowError
 from tests.recipes.jobs import write_jsonl
@@ -47,3 +47,22 @@ def test_rows_may_be_in_memory():
     assert read_table_rows(rows, COLUMNS, {}) == [{"text": "a", "label": "1"}]
     with pytest.raises(DataError, match=r"no 'label'.*data\.columns: {label: lable}"):
         read_table_rows([{"text": "a", "lable": 1}], COLUMNS, {})
+
+
+def test_rows_that_name_files_of_another_directory_are_other_rows(tmp_path):
+    found = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+        path = write_jsonl(tmp_path / name / "rows.jsonl", [{"image": "a.png", "label": "x"}])
+        columns = {"image": read_text, "label": read_label}
+        found.append(read_file_rows(path, columns, {}, file_column="image"))
+    first, second = found
+    assert first[0]["image"] != second[0]["image"]
+    assert first.digest != second.digest
+    assert (
+        first.digest
+        == read_file_rows(
+            tmp_path / "first" / "rows.jsonl", columns, {}, file_column="image"
+        ).digest
+    )
