@@ -106,7 +106,7 @@ class _Crew:
                     number = self._reports.index(ready)  # type: ignore[arg-type]
                     self._take(number, results)
                     if number in results:
-                        del waiting[number]
+                        waiting.pop(number, None)  # after an error, it may be out already
                         if isinstance(results[number], Exception):
                             waiting = {key: each for key, each in waiting.items() if key < number}
         finally:

@@ -140,6 +140,23 @@ def test_the_first_row_that_cannot_be_encoded_is_named(monkeypatch, count):
     assert len(stored) == count * 9 // 10
 
 
+def test_of_two_processes_that_fail_at_the_same_time_the_first_is_heard(monkeypatch):
+    def wait_for_all(reports):
+        ready = []
+        for report in reports:
+            ready += wait([report])
+        return ready
+
+    def refuse(rows, counts):
+        raise DataError("it is no number")
+
+    wait = encoding_processes.wait
+    monkeypatch.setattr(encoding_processes, "wait", wait_for_all)
+    monkeypatch.setattr(encoding_processes, "_processes", lambda: 2)
+    with pytest.raises(DataError, match=r"^numbers\.jsonl, row 1: it is no number$"):
+        encode_rows(rows_of(MANY), refuse, Example, lambda: "both", "rows")
+
+
 def test_a_process_that_is_killed_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding_processes, "_processes", lambda: 2)
     ours = os.getpid()
