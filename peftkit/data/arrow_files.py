@@ -1,7 +1,9 @@
 """Arrow files in the cache: made once, by one process, whole or not at all, and memory-mapped."""
 
-import contextlib
+import itertools
+import mmap
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from peftkit.errors import DataError
 from peftkit.files import cache_directory, recover, staged_directory
 
 _TABLE = "table.arrow"
+_READS_BEFORE_LETTING_GO = 1024
+
+_mapped: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
+_reads = itertools.count(1)
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
@@ -78,5 +84,24 @@ def open_table(file: Path) -> Any:
     """Return the table in an Arrow stream, memory-mapped."""
     import pyarrow as pa
 
-    with contextlib.closing(pa.memory_map(str(file))) as source:
-        return pa.ipc.open_stream(source).read_all()
+    with file.open("rb") as opened:
+        pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    _mapped.add(pages)
+    return pa.ipc.open_stream(pa.py_buffer(pages)).read_all()
+
+
+def count_read() -> None:
+    """Note that a value of a memory-mapped table was read; let go of pages from time to time."""
+    if next(_reads) % _READS_BEFORE_LETTING_GO == 0:
+        let_go_of_pages()
+
+
+def let_go_of_pages() -> None:
+    """Take the pages of all memory-mapped tables out of this process's memory.
+
+    They stay in the system's cache, from where the next read gets them back. Otherwise a process
+    that reads a whole table would hold all of it, as far as its user and its limits can see.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for pages in _mapped:
+            pages.madvise(mmap.MADV_DONTNEED)

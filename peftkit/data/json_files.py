@@ -4,10 +4,13 @@ The text of each object is kept as it is written, and parsed when its row is ask
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from peftkit.data.arrow_files import count_read
 from peftkit.data.data_file import DataFile
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
@@ -35,21 +38,30 @@ def read_json(file: DataFile) -> Iterator[Any]:
 
 def to_batches(texts: Iterable[tuple[int, str]]) -> Iterator[Any]:
     """Yield Arrow batches of JSON texts and the number of each: ``json``, ``number``."""
-    import pyarrow as pa
-
-    schema = pa.schema({"json": pa.string(), "number": pa.int32()})
-    batch: list[str] = []
+    batch: list[bytes] = []
     numbers: list[int] = []
     size = 0
     for number, text in texts:
-        batch.append(text)
+        batch.append(text.encode())
         numbers.append(number)
         size += len(text)
         if size > _BATCH_CHARACTERS:
-            yield pa.record_batch([batch, numbers], schema=schema)
+            yield _to_batch(batch, numbers)
             batch, numbers, size = [], [], 0
     if batch:
-        yield pa.record_batch([batch, numbers], schema=schema)
+        yield _to_batch(batch, numbers)
+
+
+def _to_batch(texts: Sequence[bytes], numbers: Sequence[int]) -> Any:
+    """Return a batch of Arrow, made of its buffers: of lists, Arrow would import pandas first."""
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+    json_texts = pa.Array.from_buffers(pa.string(), len(texts), buffers)
+    places = pa.py_buffer(np.array(numbers, np.int32))
+    number = pa.Array.from_buffers(pa.int32(), len(numbers), [None, places])
+    return pa.record_batch([json_texts, number], names=["json", "number"])
 
 
 def json_rows(file: DataFile, table: Any, noun: str = "row") -> Rows:
@@ -58,6 +70,7 @@ def json_rows(file: DataFile, table: Any, noun: str = "row") -> Rows:
     path, digest = file.path, file.digest  # and not the bytes of a small file
 
     def read(number: int) -> Row:
+        count_read()
         value = _parse(path, texts[number].as_py(), numbers[number].as_py())
         if not isinstance(value, dict):
             raise DataError(f"cannot read {where(number)}: {value!r:.80} is not an object")

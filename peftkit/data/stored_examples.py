@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from peftkit.data.arrow_files import made_once, open_table
+from peftkit.data.arrow_files import count_read, let_go_of_pages, made_once, open_table
 from peftkit.data.encoding_processes import in_processes
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
@@ -54,6 +54,7 @@ class StoredExamples(Sequence[Any]):
         for part in self._parts:
             lengths += map(_numbers, part[_LENGTH].chunks)
         self.lengths = np.concatenate(lengths)
+        let_go_of_pages()
         self._ends = np.cumsum([len(part[_LENGTH]) for part in self._parts]).tolist()
 
     def __len__(self) -> int:
@@ -62,6 +63,7 @@ class StoredExamples(Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
+        count_read()
         number = range(len(self))[number]  # counts from the end, and raises an IndexError
         part = bisect_right(self._ends, number)
         place = number - (self._ends[part - 1] if part else 0)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from peftkit.data.arrow_files import count_read
 from peftkit.data.data_file import DataFile
 from peftkit.data.rows import Row, Rows
 from peftkit.errors import DataError
@@ -195,6 +196,7 @@ def table_rows(file: DataFile, table: Any) -> Rows:
     path, digest = file.path, file.digest  # and not the bytes of a small file
 
     def read(number: int) -> Row:
+        count_read()
         row = {}
         for column, values in columns:
             row[column] = to_value(values[number].as_py(), names.get(column))
