@@ -47,10 +47,26 @@ def resolve_source(source: str | Path, cache_dir: str | Path | None = None) -> s
     return text
 
 
+def _place_in(cache: Path, kind: str) -> Path:
+    """Return the directory of the cache for backbones of one kind.
+
+    Raises:
+        BackboneError: it cannot be made.
+    """
+    directory = cache / kind
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise BackboneError(
+            f"cannot write to peftkit's cache, {directory}: {problem.strerror or problem}; set the "
+            "environment variable PEFTKIT_CACHE to a directory with room"
+        ) from problem
+    return directory
+
+
 def _dequantize_gguf_once(path: Path, cache: Path) -> Path:
     """Return the cached directory of bfloat16 safetensors for a GGUF file; write it if needed."""
-    target = cache / "gguf" / f"{path.stem}-{_quick_digest(path)}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = _place_in(cache, "gguf") / f"{path.stem}-{_quick_digest(path)}"
     with FileLock(f"{target}.lock"):  # several processes of one run ask at the same time
         recover(target)
         if not (target / "config.json").exists():
@@ -104,8 +120,7 @@ def _draw_weights_once(path: Path, cache: Path) -> Path:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + file.read_bytes())
-    target = cache / "random" / f"{path.parent.name}-{digest.hexdigest()[:16]}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = _place_in(cache, "random") / f"{path.parent.name}-{digest.hexdigest()[:16]}"
     with FileLock(f"{target}.lock"):
         recover(target)
         if not (target / "config.json").exists():

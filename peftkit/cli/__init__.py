@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PeftkitError as problem:
         print(f"peftkit {options.command}: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"peftkit {options.command}: interrupted", file=sys.stderr)
+        return 130  # 128 plus the number of SIGINT
     return code
 
 

@@ -138,7 +138,8 @@ def default_run_dir(recipe: str, train: str | Sequence[str]) -> str:
 def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
     """Train what the command line asks for; this is the main program of a recipe.
 
-    It ends with exit code 2 and a sentence after a mistake that the user has to correct.
+    It ends with exit code 2 and a sentence after a mistake that the user has to correct, and with
+    130 after a Ctrl-C before or after the training.
 
     Args:
         task: Makes the task of a config.
@@ -155,3 +156,9 @@ def run_recipe(task: Callable[[Any], "Task"], kind: type[Any]) -> None:
     except PeftkitError as problem:
         print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
         raise SystemExit(2) from problem
+    except KeyboardInterrupt:  # while it trains, the loop takes the signal itself
+        print(
+            f"interrupted; the same command goes on with what is saved in {config.run_dir}",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None  # 128 plus the number of SIGINT

@@ -131,8 +131,8 @@ class _Reading:
         drawn = draw_shots(rows, numbers, count, self.seed)
         self.task.learned["shots"] = [make_shot(rows[int(number)]) for number in drawn]
         self.decided.append(
-            f"data.shots: {describe_places(rows, np.sort(drawn))} come before each example, and "
-            "are not learned"
+            f"data.shots puts {describe_places(rows, np.sort(drawn))} before each example, to be "
+            "read and not learned"
         )
         return numbers[~np.isin(numbers, drawn)]
 

@@ -137,3 +137,11 @@ def test_a_head_for_other_labels_gives_way_to_a_new_one(llama_dir, tmp_path):
         BackboneError, match=r"does not fit its config: the weight model\.embed_tokens\.weight"
     ):
         peftkit.load_backbone(tmp_path, task="sequence-classification", overrides=wrong)
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_do(tmp_path, llama_dir):
+    (tmp_path / "file").write_text("")
+    message = r"cannot write to peftkit's cache, .*file/cache/random: .*; set .*PEFTKIT_CACHE"
+    for load in (peftkit.load_backbone, peftkit.load_tokenizer):
+        with pytest.raises(BackboneError, match=message):
+            load(llama_dir / "config.json", cache_dir=tmp_path / "file" / "cache")

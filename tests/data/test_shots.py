@@ -142,7 +142,7 @@ def test_shots_are_read_and_their_rows_are_not_learned(tmp_path, tokenizer):
         assert before + row["prompt"] + row["completion"] in text
         assert learned_text(tokenizer, example).startswith(row["completion"])
         assert row["prompt"] not in [shot["prompt"] for shot in shots]
-    assert found.decided[-1].startswith("data.shots: rows ")
+    assert found.decided[-1].startswith("data.shots puts rows ")
 
 
 def test_a_question_and_a_prompt_have_the_shots_that_were_learned_with(tmp_path, tokenizer):
