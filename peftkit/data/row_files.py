@@ -121,6 +121,8 @@ def source_directory(source: RowSource) -> Path:
     It is the one that holds the data file, or the directory itself that was named. For what is not
     a file, it is the current one.
     """
+    if isinstance(source, Rows) and source.directory is not None:
+        return source.directory
     if not isinstance(source, str | Path) or str(source).startswith(HUB_PREFIX):
         return Path.cwd()
     path, _ = _find(str(source))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ class Rows(Sequence[Row]):
         where: Says where the row of a number stands, such as "prices.csv, row 3".
         digest: Says which rows these are: two objects with one digest have the same rows in the
             same order, but for what `map` changes by the settings of a run.
+
+    Attributes:
+        directory: The one that files which rows name are relative to; None is the current one.
     """
+
+    directory: Path | None = None
 
     def __init__(
         self,

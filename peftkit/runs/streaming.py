@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from peftkit.data.row_files import source_name
+from peftkit.data.row_files import list_sources, source_directory, source_name
 from peftkit.data.rows import Row, Rows
 from peftkit.data.streamed_rows import stream_rows
 from peftkit.runs.kept_rows import keep_rows
@@ -34,9 +34,11 @@ def read_streamed(config: Any, directory: Path | None) -> tuple[Rows, str]:
 
     if directory is None:
         shown = Rows.of(list(islice(rows(), _ROWS_TO_SHOW)), str(data.train))
+        shown.directory = _directory(data.train)
         return shown, f"data.streaming: these are {len(shown):,} rows"
     count = count_rows(config)
     kept = keep_rows(directory / STREAMED_ROWS, lambda: islice(rows(), count))
+    kept.directory = _directory(data.train)
     name = " and ".join(
         map(source_name, [data.train] if isinstance(data.train, str) else data.train)
     )
@@ -44,6 +46,12 @@ def read_streamed(config: Any, directory: Path | None) -> tuple[Rows, str]:
     if len(kept) < count:
         line += f", which are all; the steps take {count:,}, so rows come again"
     return kept, line
+
+
+def _directory(train: str | list[str]) -> Path | None:
+    """Return the directory that files which rows name are relative to, if the data has only one."""
+    found = {source_directory(source) for source in list_sources(train)}
+    return found.pop() if len(found) == 1 else None
 
 
 def count_rows(config: Any) -> int:

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from peftkit.config.reading import build
 from peftkit.data.row_files import read_rows
+from peftkit.data.table_rows import read_file_rows
 from peftkit.errors import ConfigError
 from peftkit.files import read_json
 from peftkit.runs.recipes import load_recipe, recipe_named
+from peftkit.runs.streaming import read_streamed
 from peftkit.runs.training_rows import read_training_rows
-from tests.recipes.jobs import config_values, run
+from tests.recipes.jobs import config_values, run, write_jsonl
 
 
 def streamed(tmp_path, llama_dir, *, steps=3, name="causal_lm", **data):
@@ -85,3 +88,21 @@ def test_what_streaming_cannot_do_is_refused(tmp_path, llama_dir, section, key, 
         values["data"]["train"] = ["a.jsonl", "b.jsonl"]
     with pytest.raises(ConfigError, match=message):
         build(load_recipe(recipe_named("causal_lm")).Config, values, "a test")
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_files_that_rows_name_are_beside_the_data_and_not_beside_the_kept_rows(
+    tmp_path, is_trained
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"")
+    path = write_jsonl(tmp_path / "data" / "rows.jsonl", [{"image": "a.png"}])
+    config = SimpleNamespace(
+        seed=0,
+        data=SimpleNamespace(train=str(path), encoding=None, evaluation=None),
+        train=SimpleNamespace(max_steps=1, batch_size=1, accumulate=1),
+    )
+    rows, _ = read_streamed(config, tmp_path / "run" if is_trained else None)
+    found = read_file_rows(rows, {}, {}, file_column="image")
+    assert found[0]["image"] == str(tmp_path / "data" / "a.png")
