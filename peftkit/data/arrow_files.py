@@ -14,7 +14,7 @@ from peftkit.errors import DataError
 from peftkit.files import cache_directory, recover, staged_directory
 
 _TABLE = "table.arrow"
-_READS_BEFORE_LETTING_GO = 1024
+_READS_BEFORE_LETTING_GO = 256
 
 _mapped: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 _reads = itertools.count(1)

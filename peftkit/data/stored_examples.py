@@ -51,11 +51,14 @@ class StoredExamples(Sequence[Any]):
         self.counts: Counter[str] = Counter(found["counts"])
         self._parts = _open_parts(directory)
         lengths = [np.zeros(0, np.int32)]
+        counts = []
         for part in self._parts:
-            lengths += map(_numbers, part[_LENGTH].chunks)
+            column = part.pop(_LENGTH)
+            lengths += map(_numbers, column.chunks)
+            counts.append(len(column))
         self.lengths = np.concatenate(lengths)
+        self._ends = np.cumsum(counts).tolist()
         let_go_of_pages()
-        self._ends = np.cumsum([len(part[_LENGTH]) for part in self._parts]).tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -201,7 +204,7 @@ def _from_record(record: Mapping[str, Any], kind: type) -> Any:
         field, inside, key = name.partition(_INSIDE)
         if inside:
             values.setdefault(field, {})[key] = value
-        elif name != _LENGTH:
+        else:
             values[name] = value
     return kind(**values)
 
