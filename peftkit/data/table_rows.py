@@ -1,6 +1,6 @@
 """Rows with the columns that a task needs, their values checked."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peftkit.data.column_names import missing_columns, rename_columns
@@ -13,11 +13,6 @@ Columns = Mapping[str, ReadValue]
 """The columns that every row must have, and what reads their values."""
 RowReader = Callable[[RowSource, Columns, Mapping[str, str], str | None], Rows]
 """A function with the arguments of `read_table_rows`."""
-
-
-def list_paths(path: str | Sequence[str]) -> list[str]:
-    """Return the paths of `data.train`, which names one file or several."""
-    return [path] if isinstance(path, str) else list(path)
 
 
 def read_table_rows(

@@ -16,7 +16,6 @@ from peftkit.data.row_places import describe_places
 from peftkit.data.row_shares import draw_shares, oversample
 from peftkit.data.rows import Rows
 from peftkit.data.shots import draw_shots, make_shot
-from peftkit.data.table_rows import list_paths
 from peftkit.errors import ConfigError
 from peftkit.runs.streaming import read_streamed
 from peftkit.tasks.base import Task
@@ -84,7 +83,7 @@ class _Reading:
     def read(self) -> TrainingRows:
         """Return the rows, and note what was decided."""
         data = self.data
-        paths: list[Any] = list_paths(data.train) if data.shares else [data.train]
+        paths: list[Any] = list(data.train) if data.shares else [data.train]
         if data.streaming:
             rows, line = read_streamed(self.config, self.directory)
             self.decided.append(line)
