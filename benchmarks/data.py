@@ -204,7 +204,7 @@ def write_results(output, results):
     for found in results["rows"]:
         line = [f"{found['rows']:,}"]
         for start in ("few steps", "first start", "second start"):
-            line.append(f"{found[start]['first_step']:.1f} s")
+            line.append(f"{found[start]['first_step']:.1f} s" if start in found else "")
         line.append(f"{found['second start']['RssAnon']:.0f} MiB")
         line.append(f"{found['second start']['VmRSS']:.0f} MiB")
         if "datasets" in found:
