@@ -1,4 +1,4 @@
-"""Rows that are read when they are asked for, so that memory does not grow with their number."""
+"""Rows that are read when they are asked for, so that they need not fit into memory."""
 
 import hashlib
 import json
